@@ -22,7 +22,7 @@ use crate::{
     kube, scaler,
     sim::{self, SimArgs, SimError},
     telemetry,
-    terminal::print,
+    terminal::{self, print},
 };
 
 /// A waiting room in front of LLM serving that scales to zero without losing a request.
@@ -73,7 +73,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Subcommands::Serve(args) => run(serve(args)),
         Subcommands::Check(args) => {
-            match config::check(&args.config, &args.overrides, MemoryLimit::current().as_ref()) {
+            let memory = MemoryLimit::current();
+            match config::check(&args.config, &args.overrides, memory.as_ref(), terminal::width()) {
                 Ok(text) => {
                     print(&text);
                     ExitCode::SUCCESS

@@ -38,7 +38,7 @@ pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
 };
 use schemars::JsonSchema;
-pub use secrets::mask_secrets;
+pub use secrets::{mask_command, mask_secrets};
 use serde::{Deserialize, Serialize};
 pub use units::{ByteCount, Period, Ratio};
 pub use web_origin::{WebOrigin, is_local_host};

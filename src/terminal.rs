@@ -44,6 +44,11 @@ pub(crate) fn is_live() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Returns the columns of the terminal; `None` if standard output is not one.
+pub(crate) fn width() -> Option<usize> {
+    io::stdout().is_terminal().then(|| size().0)
+}
+
 /// Returns columns and rows of the terminal.
 pub(crate) fn size() -> (usize, usize) {
     match rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {

@@ -94,3 +94,26 @@ fn variables_in_errors_are_not_shown() {
         assert!(text.contains(part), "{part} in {text}");
     }
 }
+
+#[test]
+fn process_settings_are_shown_without_secrets() {
+    let output = check(
+        "routes:\n  - name: a\n    target:\n      process:\n        \
+         command: [sh, \"{port}\", --api-key, hunter2 hunter2, --token=hunter2]\n        \
+         env: { HF_TOKEN: hunter2, MODE: hunter2 }\n        directory: /\n        idleTimeout: 7m\n    \
+         readiness: { path: /ready, activationTimeout: 9m }\n",
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.contains("hunter2"), "{text}");
+    for part in [
+        "process of a\n",
+        "command    sh {port} --api-key … --token=…\n",
+        "idle       after 7m: stop; killed 30s after SIGTERM\n",
+        "readiness  GET /ready every ",
+        "ready within 9m\n",
+        "directory  /\n",
+        "env        HF_TOKEN, MODE\n",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}

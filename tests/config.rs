@@ -76,10 +76,13 @@ fn bad_files_get_place_and_way_out() {
 fn good_files_are_described() {
     for (name, text, expected) in fixtures("tests/config/good") {
         let path = expected.with_extension("yaml");
-        let report = config::check(&path, &Overrides::default(), None).expect(&name);
+        let report = config::check(&path, &Overrides::default(), None, None).expect(&name);
         assert!(report.lines().last().unwrap().starts_with("ok: "), "{name}");
         let description = Config::parse(&text, &name).unwrap().describe();
         assert!(description.lines().all(|line| line.chars().count() <= 110), "{name}: {description}");
+        let narrow = config::check(&path, &Overrides::default(), None, Some(80)).expect(&name);
+        let table = narrow.split("\nwarning: ").next().unwrap();
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{name}: {table}");
         same_as_file(&expected, &report.replace(path.to_str().unwrap(), &name));
     }
 }
@@ -107,7 +110,7 @@ fn limits_follow_the_memory_unless_they_are_set() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.yaml");
     fs::write(&path, ROUTE).unwrap();
-    let report = config::check(&path, &Overrides::default(), Some(&memory)).unwrap();
+    let report = config::check(&path, &Overrides::default(), Some(&memory), None).unwrap();
     let told = "all bodies 256MiB, head 64KiB, 6553 connections\n\
                 memory     clients take at most 913 MiB, of 1024 MiB (the memory limit of the cgroup)\n           \
                 6553 connections 256 MiB, bodies 256 MiB, requests 64 MiB, answers 96 MiB, all else 241 MiB\n";
@@ -208,7 +211,7 @@ fn every_override_has_help_and_a_variable() {
 
 #[test]
 fn files_that_cannot_be_read_say_so() {
-    let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default(), None).unwrap_err();
+    let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default(), None, None).unwrap_err();
     let message = "/nowhere/a.yaml: cannot be read: No such file or directory (os error 2); \
                    name another file with --config";
     assert_eq!(missing.to_string(), message);

@@ -4,13 +4,22 @@ use std::{cmp::Reverse, fmt::Display};
 
 use super::{Config, LogFormat, MemoryLimit, budget::WorstCase};
 use crate::{
-    domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets},
+    domain::{KeepaliveMode, Matcher, ProcessTarget, Route, Target, WhenIdle, mask_command},
     text_table::{Align, TextTable},
 };
 
-/// Columns with their maximum widths; together with the gaps, below 110 characters.
+/// Width of the summary if it is not written to a narrower terminal.
+pub(super) const MAX_REPORT_CHARS: usize = 110;
+
+/// Columns with their maximum widths; together with the gaps, about [`MAX_REPORT_CHARS`].
 const COLUMNS: [(&str, usize); 6] =
     [("NAME", 18), ("MATCH", 26), ("TARGET", 26), ("HOLD", 12), ("KEEPALIVE", 10), ("AT A TIME", 9)];
+
+/// Width below which the table would be unreadable, and is wrapped by the terminal instead.
+const MIN_REPORT_CHARS: usize = 72;
+
+/// Width of the names before the values.
+const NAME_CHARS: usize = 11;
 
 /// Headers whose values are usually credentials.
 const SECRET_HEADERS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
@@ -18,7 +27,7 @@ const SECRET_HEADERS: [&str; 4] = ["authorization", "proxy-authorization", "cook
 impl Config {
     /// Summarizes addresses, limits, and routes in the order of matching.
     pub fn describe(&self) -> String {
-        body(self, None) + &verdict(self, 0)
+        body(self, None, MAX_REPORT_CHARS) + &verdict(self, 0)
     }
 }
 
@@ -32,8 +41,9 @@ pub(super) fn verdict(config: &Config, warnings: usize) -> String {
     }
 }
 
-/// Formats the summary; `memory` is the available memory, if known.
-pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>) -> String {
+/// Formats the summary for a terminal of this width; `memory` is the available memory, if known.
+pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>, width: usize) -> String {
+    let width = width.clamp(MIN_REPORT_CHARS, MAX_REPORT_CHARS);
     let limits = &config.limits;
     let workers = config.workers.map_or("one per core".to_owned(), |workers| workers.to_string());
     let log = match config.log {
@@ -71,11 +81,53 @@ pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>) -> String {
             ),
         ),
     ];
-    let mut text = lines.map(|(name, value)| format!("{name:<11}{value}\n")).concat();
+    let routes = in_matching_order(&config.routes);
+    let mut text = lines.map(|(name, value)| entry(name, &value, width)).concat();
     text.push('\n');
-    text.push_str(&table(&in_matching_order(&config.routes)));
+    text.push_str(&table(&routes, width));
     text.push('\n');
+    for route in routes {
+        if let Target::Process(process) = &route.target {
+            text.push_str(&process_lines(route, process, width));
+        }
+    }
     text
+}
+
+/// Formats a name with its value, wrapped behind it.
+fn entry(name: &str, value: &str, width: usize) -> String {
+    let lines = wrapped(value, width - NAME_CHARS);
+    let names = std::iter::once(name).chain(std::iter::repeat(""));
+    lines.iter().zip(names).map(|(line, name)| format!("{name:<NAME_CHARS$}{line}\n")).collect()
+}
+
+/// Formats the settings of a process that the table has no room for. Values of variables may be secrets.
+fn process_lines(route: &Route, process: &ProcessTarget, width: usize) -> String {
+    let ProcessTarget {
+        env, directory, idle_timeout, when_idle, sleep_level, stop_after, stop_timeout, ..
+    } = process;
+    let readiness = &route.readiness;
+    let idle = match (when_idle, stop_after) {
+        (WhenIdle::Stop, _) => "stop".to_owned(),
+        (WhenIdle::Sleep, None) => format!("sleep at level {sleep_level}"),
+        (WhenIdle::Sleep, Some(after)) => format!("sleep at level {sleep_level}, stop after {after}"),
+    };
+    let names = env.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let lines = [
+        ("command", Some(mask_command(&process.command))),
+        ("idle", Some(format!("after {idle_timeout}: {idle}; killed {stop_timeout} after SIGTERM"))),
+        (
+            "readiness",
+            Some(format!(
+                "GET {} every {}, each within {}; ready within {}",
+                readiness.path, readiness.interval, readiness.timeout, readiness.activation_timeout
+            )),
+        ),
+        ("directory", directory.clone()),
+        ("env", (!names.is_empty()).then_some(names)),
+    ];
+    let lines = lines.into_iter().filter_map(|(name, value)| Some(entry(name, &value?, width)));
+    format!("process of {}\n{}\n", route.name, lines.collect::<String>())
 }
 
 /// Sorts routes by specificity as the router does: host, then path, then headers, then model.
@@ -94,22 +146,35 @@ fn in_matching_order(routes: &[Route]) -> Vec<&Route> {
     routes
 }
 
-fn table(routes: &[&Route]) -> String {
+fn table(routes: &[&Route], width: usize) -> String {
+    let widths = column_widths(width);
     let mut table = TextTable::new([Align::Left; 6]);
     let titles = COLUMNS.map(|(title, _)| vec![title.to_owned()]);
     for row in std::iter::once(titles).chain(routes.iter().map(|route| cells(route))) {
-        let wrap = |(lines, (_, width)): (Vec<String>, (&str, usize))| {
+        let wrap = |(lines, width): (Vec<String>, usize)| {
             lines.iter().flat_map(|line| wrapped(line, width)).collect::<Vec<_>>().join("\n")
         };
-        table.row(row.into_iter().zip(COLUMNS).map(wrap));
+        table.row(row.into_iter().zip(widths).map(wrap));
     }
     table.to_string()
+}
+
+/// Returns the maximum widths of the columns. In a narrow terminal the first three share what the others leave.
+fn column_widths(width: usize) -> [usize; 6] {
+    let mut widths = COLUMNS.map(|(_, width)| width);
+    if width < MAX_REPORT_CHARS {
+        let gaps = 2 * (widths.len() - 1);
+        let room = width - gaps - widths[3..].iter().sum::<usize>();
+        let all = widths[..3].iter().sum::<usize>();
+        widths[..3].iter_mut().for_each(|column| *column = *column * room / all);
+    }
+    widths
 }
 
 fn cells(route: &Route) -> [Vec<String>; 6] {
     let Route { name, matcher, target, hold, keepalive, concurrency, .. } = route;
     let target = match target {
-        Target::Process(process) => mask_secrets(&process.command.join(" ")).into_owned(),
+        Target::Process(process) => mask_command(&process.command),
         Target::Url(url) => url.clone(),
         Target::Cluster(target) => target.to_string(),
     };

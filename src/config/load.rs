@@ -31,16 +31,17 @@ pub struct Loaded {
     has_connections: bool,
 }
 
-/// Loads a configuration for this much memory and summarizes it, for the `check` command.
+/// Loads a configuration for this much memory and summarizes it, for the `check` command on a terminal of this width.
 pub fn check(
     path: &Path,
     overrides: &Overrides,
     memory: Option<&MemoryLimit>,
+    width: Option<usize>,
 ) -> Result<String, ConfigError> {
     let Loaded { config, warnings, masked, .. } = Loaded::load(path, overrides)?.fit(memory);
     // Limits may have been fitted to the memory.
     let config = masked.map_or(config.clone(), |masked| Config { limits: config.limits, ..*masked });
-    let mut report = describe::body(&config, memory);
+    let mut report = describe::body(&config, memory, width.unwrap_or(describe::MAX_REPORT_CHARS));
     report.extend(warnings.iter().map(|warning| warning.report("warning")));
     if !warnings.is_empty() {
         report.push('\n');

@@ -65,6 +65,34 @@ pub fn mask_secrets(text: &str) -> Cow<'_, str> {
     Cow::Owned(masked)
 }
 
+/// Masks secrets in a command line, as [`mask_secrets`] does in a text. A secret may contain spaces here, and a flag may
+/// have several.
+pub fn mask_command(words: &[String]) -> String {
+    let mut follows_name = false;
+    let masked = words.iter().map(|word| {
+        if follows_name && !word.starts_with('-') {
+            return Cow::Borrowed(MASK);
+        }
+        let (name, value) = word.split_once('=').map_or((&**word, None), |(name, value)| (name, Some(value)));
+        let is_secret = secret_name(name.as_bytes()).is_some();
+        follows_name = is_secret && value.is_none() && word.starts_with("--");
+        if is_secret && value.is_some() { format!("{name}={MASK}").into() } else { mask_secrets(word) }
+    });
+    masked.collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the suffix that marks the name of a secret.
+fn secret_name(word: &[u8]) -> Option<&'static str> {
+    let name = word.to_ascii_lowercase();
+    let Some(known) = NAMES.iter().find(|known| name.ends_with(known.as_bytes())) else {
+        // In lower case, keys of caches and databases are more common.
+        let is_variable = word.iter().all(|byte| !byte.is_ascii_lowercase());
+        return (is_variable && (word == b"KEY" || word.ends_with(b"_KEY"))).then_some("key");
+    };
+    let before = name[..name.len() - known.len()].strip_suffix(b"_").unwrap_or_default();
+    (!VOCABULARY.iter().any(|of| before.ends_with(of.as_bytes()))).then_some(*known)
+}
+
 /// Returns the range of the secret that the word at `at` is or introduces.
 fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     let end = run(bytes, at, is_of_word);
@@ -83,15 +111,10 @@ fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
         let user = bytes[from..to].iter().rposition(|byte| *byte == b'@')?;
         return Some((from, from + user));
     }
-    let name = word.to_ascii_lowercase();
-    if name == b"bearer" {
+    if word.eq_ignore_ascii_case(b"bearer") {
         return value(bytes, run(bytes, end, |byte| byte == b' '), 8).filter(|(from, _)| *from > end);
     }
-    let known = *NAMES.iter().find(|known| name.ends_with(known.as_bytes()))?;
-    let before = name[..name.len() - known.len()].strip_suffix(b"_").unwrap_or_default();
-    if VOCABULARY.iter().any(|of| before.ends_with(of.as_bytes())) {
-        return None;
-    }
+    let known = secret_name(word)?;
     // A closing quote, then the separator between name and value.
     let quoted = matches!(bytes.get(end), Some(b'"' | b'\''));
     let after = end + usize::from(quoted);
@@ -162,6 +185,8 @@ mod tests {
             ("HF_TOKEN=letmein HF_HOME=/x", "HF_TOKEN=… HF_HOME=/x"),
             ("HUGGING_FACE_HUB_TOKEN: letmein", "HUGGING_FACE_HUB_TOKEN: …"),
             ("password: letmein", "password: …"),
+            ("KEY=letmein OPENAI_KEY=letmein", "KEY=… OPENAI_KEY=…"),
+            ("vllm serve m --hf-token letmein --token=letmein", "vllm serve m --hf-token … --token=…"),
             ("AWS_SECRET_ACCESS_KEY=a/b+c", "AWS_SECRET_ACCESS_KEY=…"),
             ("https://user:letmein@host/x", "https://…@host/x"),
             ("ü token=ü ü", "ü token=… ü"),
@@ -172,6 +197,24 @@ mod tests {
     }
 
     #[test]
+    fn secrets_with_spaces_in_commands_are_masked() {
+        let words = [
+            "a",
+            "--api-key",
+            "let me",
+            "in",
+            "--port",
+            "1",
+            "--token=let me",
+            "KEY=let me",
+            "-x",
+            "sk-012345678",
+        ];
+        let masked = mask_command(&words.map(str::to_owned));
+        assert_eq!(masked, "a --api-key … … --port 1 --token=… KEY=… -x sk-…");
+    }
+
+    #[test]
     fn other_words_stay() {
         for text in [
             "hf_transfer and hf_hub_download, hf_overrides={}",
@@ -179,6 +222,7 @@ mod tests {
             "unexpected token: '<'",
             "eos_token='</s>', pad_token_id=0, max_tokens=16, tokens: 5",
             "api_key=None, token=null",
+            "cache_key=7",
             "--api-key --port 8000",
             "the bearer of news",
             "https://huggingface.co/org/name",

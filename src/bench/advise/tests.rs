@@ -162,7 +162,7 @@ async fn printed_configuration_is_valid() {
     let yaml = yaml.replace("      process:\n", "      process:\n        command: [\"true\", \"{port}\"]\n");
     let (_keep, path) = file(&format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\n{yaml}"));
     let checked =
-        crate::config::check(std::path::Path::new(&path), &crate::config::Overrides::default(), None);
+        crate::config::check(std::path::Path::new(&path), &crate::config::Overrides::default(), None, None);
     let checked = checked.unwrap_or_else(|error| panic!("{}\n{yaml}", error.report()));
     assert!(checked.contains("tiny"), "{checked}");
 }
