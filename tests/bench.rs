@@ -361,6 +361,16 @@ fn a_comparison_tells_ci_whether_it_became_slower() {
     assert!(slower.stdout.contains("Regression: slower in load, t_e2e."), "{}", slower.stdout);
     assert_eq!(compare("slower.json", &["--threshold", "50%"]).code, Some(0));
     assert_eq!(compare("slower.json", &["--floor", "10s"]).code, Some(0));
+    // Five cycles of each cannot show it.
+    for (from, to) in [("before.json", "five-before.json"), ("slower.json", "five-slower.json")] {
+        let mut run: Value = serde_json::from_slice(&fs::read(path(from)).unwrap()).unwrap();
+        run["cycles"].as_array_mut().unwrap().truncate(5);
+        fs::write(path(to), run.to_string()).unwrap();
+    }
+    let five = ["five-before.json", "five-slower.json"].map(|name| path(name).to_str().unwrap().to_owned());
+    let untold = bench(&["compare", &five[0], &five[1]]);
+    assert_eq!(untold.code, Some(3), "{}{}", untold.stdout, untold.stderr);
+    assert!(untold.stdout.contains("Cannot tell: with 5 and 5 cycles"), "{}", untold.stdout);
     let told: Value = serde_json::from_str(&compare("slower.json", &["--json"]).stdout).unwrap();
     assert_eq!(
         (&told["schema"], &told["regression"]),

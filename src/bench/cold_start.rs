@@ -41,6 +41,8 @@ use crate::{
     terminal::{Paint, say},
 };
 pub use args::ColdStartArgs;
+#[cfg(test)]
+pub(super) use args::DEFAULT_CYCLES;
 
 /// Everything needed to run cycles.
 struct Bench {

@@ -18,7 +18,8 @@ use crate::{
 ///
 /// A phase has changed if a two-sided Mann-Whitney test is significant at --alpha, with Holm's correction over all
 /// comparisons, and its median differs by at least --threshold and --floor. Exits 1 if a phase became slower or cold starts
-/// fail more often, 2 if there is nothing to compare, and 0 otherwise.
+/// fail more often, 3 if the runs have too few cycles to show a slowdown of --threshold, 2 if there is nothing to compare, and
+/// 0 otherwise.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompareArgs {
     /// Baseline run, from `bench cold-start --json`
@@ -45,6 +46,9 @@ pub struct CompareArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+/// Exit code if a regression cannot be ruled out. Clap exits with 2.
+const INCONCLUSIVE_CODE: u8 = 3;
 
 fn alpha(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -87,5 +91,9 @@ pub fn run(args: &CompareArgs) -> ExitCode {
     } else {
         text::lines(&comparison, Paint::for_stdout()).iter().for_each(|line| say(line));
     }
-    if comparison.regression { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    match (comparison.regression, comparison.inconclusive) {
+        (true, _) => ExitCode::FAILURE,
+        (false, Some(_)) => ExitCode::from(INCONCLUSIVE_CODE),
+        (false, None) => ExitCode::SUCCESS,
+    }
 }

@@ -6,7 +6,7 @@ mod rank;
 mod tests;
 
 pub(super) use fisher::fisher_exact;
-pub(super) use rank::{mann_whitney, smallest_p};
+pub(super) use rank::mann_whitney;
 
 /// Bootstrap of confidence intervals.
 #[derive(Clone, Copy, Debug, PartialEq)]

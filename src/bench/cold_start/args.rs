@@ -7,6 +7,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::{arrivals::Arrivals, prompts::Endpoint};
 use crate::{bench::http::BaseUrl, domain::Period};
 
+/// Cycles that show a slowdown of 20 % in `bench compare`.
+///
+/// The stand-in has 16 metrics, so with the failures Holm's correction multiplies the smallest p-value by 17; alpha is
+/// 0.05. Runs of 5 cycles never reach it: 17 × 2/C(10, 5) = 0.13. Runs of 6 do only if every time of one is below every
+/// time of the other: 17 × 2/C(12, 6) = 0.04. Of the 64 pairs of two runs of 8, 4 may be in the wrong order (12 ways to
+/// have at most 4): 17 × 2 × 12/C(16, 8) = 0.03. A normal spread has one pair in 16 in the wrong order if the slowdown is
+/// 2.2 standard deviations, so 20 % shows with a standard deviation of up to 9 %.
+pub(in crate::bench) const DEFAULT_CYCLES: u16 = 8;
+
 /// Measures cold starts: repeatedly waits for zero, sends a burst of requests and reports the time of each phase.
 ///
 /// Without --config and --url, measures the real proxy with an embedded stand-in for vLLM. Exits 0 if every cycle was a cold
@@ -15,7 +24,7 @@ use crate::{bench::http::BaseUrl, domain::Period};
 #[derive(Clone, Debug, clap::Args)]
 pub struct ColdStartArgs {
     /// Number of cold starts to measure
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CYCLES, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub cycles: u16,
 
     /// Start a proxy with this configuration on this machine and measure it

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::bench::{
     results::{Run, Verdict},
     samples::{Metric, Sample},
-    stats::{Bootstrap, fisher_exact, holm, mann_whitney, median, smallest_p},
+    stats::{Bootstrap, fisher_exact, holm, mann_whitney, median, quantile},
 };
 
 /// Thresholds of a reported change.
@@ -39,6 +39,17 @@ pub(super) struct Comparison {
     pub(super) warnings: Vec<String>,
     /// Set if a metric became slower or cold starts fail more often.
     pub(super) regression: bool,
+    /// Set if there is no regression, and one of the smallest size reported would not have been significant.
+    pub(super) inconclusive: Option<Inconclusive>,
+}
+
+/// Why a comparison cannot rule out a regression.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Inconclusive {
+    /// Smallest slowdown that is reported, in milliseconds of `t_e2e`.
+    pub(super) slowdown_ms: f64,
+    /// Cycles per run that would show it, with the spread of the run before; `None` if more than 100.
+    pub(super) cycles_needed: Option<usize>,
 }
 
 /// Identification of a run.
@@ -131,6 +142,7 @@ impl Comparison {
             only_after: only(&samples[1], &samples[0]),
             warnings: Vec::new(),
             regression: false,
+            inconclusive: None,
             rows: Vec::new(),
             failures,
         };
@@ -146,7 +158,11 @@ impl Comparison {
         comparison.regression =
             failures.change == Change::Worse || rows.iter().any(|row| row.change == Change::Worse);
         comparison.rows = rows;
-        comparison.warnings = warnings(before, after, counted, thresholds, corrected.len());
+        let whole = samples[0].iter().find(|sample| sample.metric == Metric::EndToEnd).map(Sample::by_cycle);
+        if let Some(whole) = whole.filter(|_| !comparison.regression) {
+            comparison.inconclusive = Inconclusive::of(&whole, counted, thresholds, corrected.len());
+        }
+        comparison.warnings = warnings(before, after);
         Ok(comparison)
     }
 }
@@ -160,24 +176,8 @@ fn only(these: &[Sample], those: &[Sample]) -> Vec<String> {
         .collect()
 }
 
-fn warnings(
-    before: &Run,
-    after: &Run,
-    counted: [usize; 2],
-    thresholds: Thresholds,
-    tests: usize,
-) -> Vec<String> {
+fn warnings(before: &Run, after: &Run) -> Vec<String> {
     let mut warnings = setting_differences(before, after);
-    // Holm multiplies the smallest p-value by the number of tests.
-    let reachable = |n: [usize; 2]| smallest_p(n[0], n[1]) * tests as f64 <= thresholds.alpha;
-    if counted[1] > 0 && !reachable(counted) {
-        let enough = (2..200).find(|n| reachable([*n; 2])).unwrap_or(200);
-        warnings.push(format!(
-            "{} and {} cycles are too few for a significant difference at alpha {} over {tests} tests; measure at least \
-             {enough} cycles per run",
-            counted[0], counted[1], thresholds.alpha
-        ));
-    }
     for (run, name) in [(before, "before"), (after, "after")] {
         let not_cold = run.cycles.iter().filter(|cycle| cycle.verdict == Verdict::NotCold).count();
         if not_cold > 0 {
@@ -234,6 +234,37 @@ impl RunHeader {
     }
 }
 
+// === impl Inconclusive ===
+
+impl Inconclusive {
+    /// Plants the smallest reported slowdown into the times of the run before, and tests if it would be significant with
+    /// these numbers of cycles. Returns `None` if so.
+    fn of(whole: &[f64], counted: [usize; 2], thresholds: Thresholds, tests: usize) -> Option<Self> {
+        const MAX_CYCLES: usize = 100;
+        let slowdown_ms = thresholds.least_ms(median(whole)?);
+        // Values spread over the quantiles of the run before.
+        let spread = |count: usize, shift: f64| {
+            let at = |place: usize| quantile(whole, (place as f64 + 0.5) / count as f64);
+            (0..count).filter_map(at).map(|value| value + shift).collect::<Vec<_>>()
+        };
+        // Holm multiplies the smallest p-value by the number of tests.
+        let shows = |n: [usize; 2]| {
+            mann_whitney(&spread(n[0], 0.0), &spread(n[1], slowdown_ms)) * tests as f64 <= thresholds.alpha
+        };
+        let cycles_needed = || (2..=MAX_CYCLES).find(|n| shows([*n; 2]));
+        (!shows(counted)).then(|| Self { slowdown_ms, cycles_needed: cycles_needed() })
+    }
+}
+
+// === impl Thresholds ===
+
+impl Thresholds {
+    /// Returns the smallest change of a median that is reported.
+    fn least_ms(&self, median_ms: f64) -> f64 {
+        self.floor_ms.max(self.threshold * median_ms)
+    }
+}
+
 // === impl MetricComparison ===
 
 impl MetricComparison {
@@ -255,7 +286,7 @@ impl MetricComparison {
     }
 
     fn classify(&self, thresholds: Thresholds) -> Change {
-        let least = thresholds.floor_ms.max(thresholds.threshold * self.median_ms[0]);
+        let least = thresholds.least_ms(self.median_ms[0]);
         match self.difference_ms {
             _ if self.p_corrected > thresholds.alpha => Change::Noise,
             difference if difference.abs() < least => Change::Small,

@@ -4,8 +4,10 @@ use super::{
 };
 use crate::{
     bench::{
+        cold_start::DEFAULT_CYCLES,
         fixture::{failed, loads, run},
         results::{Run, Verdict},
+        stats::mann_whitney,
     },
     terminal::Paint,
 };
@@ -69,6 +71,7 @@ fn equal_runs_are_noise() {
     let comparison = compare(&by(1.0), &by(1.0));
     assert!(!comparison.regression);
     assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
+    assert_eq!(comparison.inconclusive, None);
     assert!(lines(&comparison, Paint::plain()).join("\n").contains("No regression: no significant change"));
 }
 
@@ -86,14 +89,43 @@ fn change_below_a_threshold_is_small() {
 }
 
 #[test]
-fn too_few_cycles_warn_with_the_number_needed() {
-    let (before, after) = (loads(&USUAL[..5]), loads(&USUAL.map(|load| load * 2.0)[..5]));
+fn too_few_cycles_cannot_rule_out_a_regression() {
+    let (before, after) = (loads(&USUAL[..5]), loads(&USUAL.map(|load| load * 1.34)[..5]));
     let comparison = compare(&before, &after);
     assert!(!comparison.regression);
     // 11 tests × 2/C(10, 5) = 0.087; 11 × 2/C(12, 6) = 0.024.
-    let expected = "5 and 5 cycles are too few for a significant difference at alpha 0.05 over 11 tests; measure at least \
-                    6 cycles per run";
-    assert_eq!(comparison.warnings, [expected]);
+    assert_eq!(comparison.inconclusive.unwrap().cycles_needed, Some(6));
+    let text = lines(&comparison, Paint::plain()).join("\n");
+    assert!(text.contains("Cannot tell: with 5 and 5 cycles, a slowdown of t_e2e by 15"), "{text}");
+    assert!(text.ends_with("(5 %) would not be significant; measure at least 6 cycles per run."), "{text}");
+}
+
+#[test]
+fn wide_spread_cannot_rule_out_a_regression() {
+    let spread = loads(&[2000.0, 2400.0, 2800.0, 3200.0, 3600.0, 4000.0]);
+    let needed = compare(&spread, &spread).inconclusive.unwrap().cycles_needed;
+    assert!(needed.is_none_or(|cycles| cycles > 20), "{needed:?}");
+    let thresholds = Thresholds { threshold: 0.8, ..THRESHOLDS };
+    assert_eq!(Comparison::of(&spread, &spread, thresholds).unwrap().inconclusive, None);
+}
+
+/// The arithmetic is in the comment of `DEFAULT_CYCLES`. 17 tests are those of the stand-in.
+#[test]
+fn default_cycles_show_a_slowdown_of_20_percent() {
+    let count = usize::from(DEFAULT_CYCLES);
+    // From 0.9 to 1.1 times the median.
+    let usual: Vec<_> = (0..count).map(|place| 2700.0 + 600.0 * place as f64 / (count - 1) as f64).collect();
+    let slower: Vec<_> = usual.iter().map(|load| load * 1.2).collect();
+    assert!(mann_whitney(&usual, &slower) * 17.0 <= 0.05);
+    assert!(compare(&loads(&usual), &loads(&slower)).regression);
+    // Four of the 64 pairs in the wrong order are significant, five are not.
+    let ranks = |late: f64| {
+        mann_whitney(
+            &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, late],
+            &[8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0],
+        )
+    };
+    assert!(ranks(11.5) * 17.0 <= 0.05 && ranks(12.5) * 17.0 > 0.05);
 }
 
 #[test]

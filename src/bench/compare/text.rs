@@ -2,7 +2,7 @@
 
 use owo_colors::Style;
 
-use super::comparison::{Change, Comparison, MetricComparison, RunHeader};
+use super::comparison::{Change, Comparison, Inconclusive, MetricComparison, RunHeader};
 use crate::{
     terminal::{Paint, duration},
     text_table::{
@@ -99,9 +99,26 @@ fn conclusion(comparison: &Comparison, paint: Paint) -> String {
     match (comparison.regression, better.is_empty()) {
         (true, _) if worse.is_empty() => paint.bad("Regression: cold starts fail more often."),
         (true, _) => paint.bad(&format!("Regression: slower in {worse}.")),
+        (false, _) if comparison.inconclusive.is_some() => cannot_tell(comparison, paint),
         (false, true) => "No regression: no significant change above the thresholds.".to_owned(),
         (false, false) => paint.good(&format!("No regression: faster in {better}.")),
     }
+}
+
+fn cannot_tell(comparison: &Comparison, paint: Paint) -> String {
+    let Some(Inconclusive { slowdown_ms, cycles_needed }) = comparison.inconclusive else {
+        return String::new();
+    };
+    let way_out = match cycles_needed {
+        Some(cycles) => format!("measure at least {cycles} cycles per run"),
+        None => "raise --threshold".to_owned(),
+    };
+    let (before, after) = (comparison.before.counted, comparison.after.counted);
+    paint.bad(&format!(
+        "Cannot tell: with {before} and {after} cycles, a slowdown of t_e2e by {} ({} %) would not be significant; {way_out}.",
+        duration(slowdown_ms),
+        comparison.limits.threshold * 100.0
+    ))
 }
 
 fn signed(ms: f64) -> String {

@@ -19,13 +19,6 @@ pub(in crate::bench) fn mann_whitney(one: &[f64], other: &[f64]) -> f64 {
     }
 }
 
-/// Returns the smallest p-value that samples of these sizes can reach.
-pub(in crate::bench) fn smallest_p(one: usize, other: usize) -> f64 {
-    // Two of the C(one + other, one) divisions of the ranks.
-    let ways = (1..=one).map(|place| (other + place) as f64 / place as f64).product::<f64>();
-    (2.0 / ways).min(1.0)
-}
-
 /// Returns the doubled ranks of all values, ties sharing their mean rank, and the rank sum of `one`. Doubling keeps them
 /// integers.
 fn doubled_ranks(one: &[f64], other: &[f64]) -> (Vec<usize>, usize) {

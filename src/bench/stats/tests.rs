@@ -56,16 +56,6 @@ fn mann_whitney_of_indistinct_samples_is_one() {
 }
 
 #[test]
-fn smallest_p_is_reached_by_disjoint_samples() {
-    // 2 / C(12, 6), 2 / C(10, 5), 2 / C(6, 2)
-    close(smallest_p(6, 6), 2.0 / 924.0, 1e-12);
-    close(smallest_p(5, 5), 2.0 / 252.0, 1e-12);
-    close(smallest_p(2, 4), 2.0 / 15.0, 1e-12);
-    assert_eq!((smallest_p(1, 1), smallest_p(0, 4)), (1.0, 1.0));
-    close(mann_whitney(&BEFORE, &AFTER), smallest_p(6, 6), 1e-12);
-}
-
-#[test]
 fn fisher_exact_matches_scipy() {
     // scipy.stats.fisher_exact([[1, 9], [11, 3]]).pvalue and so on: [[failed, ok], ...]
     close(fisher_exact([1, 11], [10, 14]), 0.002_759_456_185_220_083_6, 1e-9);
@@ -142,7 +132,6 @@ proptest! {
     fn mann_whitney_ignores_order_side_and_scale(one in sample(1..40), other in sample(1..40)) {
         let p = mann_whitney(&one, &other);
         prop_assert!(p > 0.0 && p <= 1.0);
-        prop_assert!(p + 1e-9 >= smallest_p(one.len(), other.len()) || one.len() + other.len() > 60);
         prop_assert!((p - mann_whitney(&other, &one)).abs() < 1e-9);
         let warped = |values: &[f64]| values.iter().rev().map(|value| (value / 3.0).exp()).collect::<Vec<_>>();
         prop_assert!((p - mann_whitney(&warped(&one), &warped(&other))).abs() < 1e-9);
