@@ -149,9 +149,7 @@ fn introduce(proxy: &DemoProxy, args: &DemoArgs, paint: Paint) {
         format!("  proxy  http://{address}  OpenAI API with one model, demo"),
         format!("  admin  http://{admin_address}  dashboard, metrics, API"),
         "  model  anteroom sim           simulated vLLM server without a model:".to_owned(),
-        format!(
-            "                                load time {load_time}, stopped after {idle_timeout} without a request"
-        ),
+        format!("         load time {load_time}, stopped after {idle_timeout} without a request"),
         String::new(),
         format!("No model server is running. {ask}."),
         String::new(),

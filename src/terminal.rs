@@ -34,9 +34,41 @@ pub(crate) fn print(text: &str) {
     }
 }
 
-/// Writes a line to standard output with [`print`].
+/// Writes a line to standard output with [`print`]. Wraps it at spaces on a narrower terminal.
 pub(crate) fn say(line: &str) {
-    print(&format!("{line}\n"));
+    match width() {
+        Some(width) => print(&format!("{}\n", wrap(line, width))),
+        None => print(&format!("{line}\n")),
+    }
+}
+
+/// Wraps a line at spaces to a width, and indents the rest as the line. Escape sequences have no width.
+fn wrap(line: &str, width: usize) -> String {
+    let text = line.trim_start_matches(' ');
+    let indent = if line.len() - text.len() < width / 2 { &line[..line.len() - text.len()] } else { "" };
+    let mut wrapped = line[..line.len() - text.len()].to_owned();
+    let mut column = wrapped.len();
+    for (number, word) in text.split(' ').enumerate() {
+        let length = visible_chars(word);
+        if number > 0 && column + 1 + length > width && column > indent.len() {
+            wrapped.truncate(wrapped.trim_end_matches(' ').len());
+            wrapped.extend(["\n", indent]);
+            column = indent.len();
+        } else if number > 0 {
+            wrapped.push(' ');
+            column += 1;
+        }
+        wrapped.push_str(word);
+        column += length;
+    }
+    wrapped
+}
+
+/// Counts the characters of a text without the sequences that set colours.
+fn visible_chars(text: &str) -> usize {
+    let mut parts = text.split("\u{1b}[");
+    let first = parts.next().map_or(0, |part| part.chars().count());
+    first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| rest.chars().count())).sum::<usize>()
 }
 
 /// Returns whether standard output is a terminal that can update lines in place.
@@ -138,6 +170,15 @@ mod tests {
         ] {
             assert_eq!(duration(ms), text);
         }
+    }
+
+    #[test]
+    fn lines_are_wrapped_with_their_indent() {
+        assert_eq!(wrap("  one two  three", 9), "  one two\n   three");
+        assert_eq!(wrap("one two", 7), "one two");
+        assert_eq!(wrap("\u{1b}[2mone two\u{1b}[0m four", 7), "\u{1b}[2mone two\u{1b}[0m\nfour");
+        assert_eq!(wrap("a-very-long-word b", 5), "a-very-long-word\nb");
+        assert_eq!(wrap("        far right", 9), "        far\nright");
     }
 
     #[test]

@@ -31,13 +31,13 @@ use error::AdviseError;
 use inputs::AdviseInputs;
 use replay::ReplaySettings;
 
-use crate::terminal::print;
+use crate::terminal::{print, say};
 
 /// Runs `bench advise`.
 pub async fn run(args: AdviseArgs) -> ExitCode {
     match advise(&args).await {
         Ok((text, reached)) => {
-            print(&text);
+            text.lines().for_each(say);
             if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {

@@ -11,7 +11,7 @@ use self::comparison::{Comparison, Thresholds};
 use super::results::Run;
 use crate::{
     domain::Period,
-    terminal::{Paint, say},
+    terminal::{Paint, print, say, width},
 };
 
 /// Compares two runs and reports significant changes of each phase.
@@ -82,14 +82,14 @@ pub fn run(args: &CompareArgs) -> ExitCode {
     };
     if args.json {
         match serde_json::to_string_pretty(&comparison) {
-            Ok(text) => say(&text),
+            Ok(text) => print(&format!("{text}\n")),
             Err(error) => {
                 eprintln!("error: {error}");
                 return ExitCode::from(2);
             }
         }
     } else {
-        text::lines(&comparison, Paint::for_stdout()).iter().for_each(|line| say(line));
+        text::lines(&comparison, Paint::for_stdout(), width()).iter().for_each(|line| say(line));
     }
     match (comparison.regression, comparison.inconclusive) {
         (true, _) => ExitCode::FAILURE,

@@ -142,8 +142,18 @@ pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usiz
         paint.bold(&duration(cold_start.total_ms)),
         request_count(cold_start.held_peak),
     )];
-    lines.extend(cold_start.reason.iter().map(|reason| format!("  {}", paint.bad(&fit(reason, width)))));
-    lines.extend(cold_start.last_lines.iter().map(|line| paint.dim(&format!("  │ {}", fit(line, width)))));
+    lines.extend(
+        cold_start
+            .reason
+            .iter()
+            .map(|reason| format!("  {}", paint.bad(&fit(reason, width.saturating_sub(2))))),
+    );
+    lines.extend(
+        cold_start
+            .last_lines
+            .iter()
+            .map(|line| paint.dim(&format!("  │ {}", fit(line, width.saturating_sub(4))))),
+    );
     lines.extend(waterfall(cold_start, paint));
     lines
 }

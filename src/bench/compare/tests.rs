@@ -49,7 +49,7 @@ fn slower_phase_is_a_regression() {
     let [low, high] = load.ci_ms.unwrap();
     assert!(low < 601.0 && 601.0 < high && low > 550.0 && high < 650.0, "{low} {high}");
     assert_eq!(comparison.warnings, [""; 0]);
-    let text = lines(&comparison, Paint::plain()).join("\n");
+    let text = lines(&comparison, Paint::plain(), None).join("\n");
     assert!(text.contains("+601 ms (+20.0 %)"), "{text}");
     assert!(
         text.ends_with("Regression: slower in load, load.weights, t_actuation, t_e2e, ttft, total."),
@@ -58,11 +58,20 @@ fn slower_phase_is_a_regression() {
 }
 
 #[test]
+fn narrow_table_has_no_intervals() {
+    let comparison = compare(&by(1.0), &by(1.2));
+    let text = lines(&comparison, Paint::plain(), Some(80));
+    let rows = || text.iter().filter(|line| line.starts_with("  "));
+    assert!(rows().all(|line| line.chars().count() <= 80), "{text:#?}");
+    assert!(rows().any(|line| line.contains("+601 ms (+20.0 %)") && line.ends_with("slower")), "{text:#?}");
+}
+
+#[test]
 fn faster_phase_is_no_regression() {
     let comparison = compare(&by(1.0), &by(0.8));
     assert!(!comparison.regression);
     assert_eq!(change(&comparison, "load"), Change::Better);
-    let text = lines(&comparison, Paint::plain()).join("\n");
+    let text = lines(&comparison, Paint::plain(), None).join("\n");
     assert!(text.contains("No regression: faster in load"), "{text}");
 }
 
@@ -72,7 +81,9 @@ fn equal_runs_are_noise() {
     assert!(!comparison.regression);
     assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
     assert_eq!(comparison.inconclusive, None);
-    assert!(lines(&comparison, Paint::plain()).join("\n").contains("No regression: no significant change"));
+    assert!(
+        lines(&comparison, Paint::plain(), None).join("\n").contains("No regression: no significant change")
+    );
 }
 
 #[test]
@@ -95,7 +106,7 @@ fn too_few_cycles_cannot_rule_out_a_regression() {
     assert!(!comparison.regression);
     // 11 tests × 2/C(10, 5) = 0.087; 11 × 2/C(12, 6) = 0.024.
     assert_eq!(comparison.inconclusive.unwrap().cycles_needed, Some(6));
-    let text = lines(&comparison, Paint::plain()).join("\n");
+    let text = lines(&comparison, Paint::plain(), None).join("\n");
     assert!(text.contains("Cannot tell: with 5 and 5 cycles, a slowdown of t_e2e by 15"), "{text}");
     assert!(text.ends_with("(5 %) would not be significant; measure at least 6 cycles per run."), "{text}");
 }
@@ -158,7 +169,7 @@ fn more_failed_cycles_are_a_regression() {
     assert_eq!((comparison.failures.failed, comparison.failures.of), ([0, 20], [6, 26]));
     assert_eq!(comparison.failures.change, Change::Worse);
     assert!(comparison.regression);
-    assert!(lines(&comparison, Paint::plain()).join("\n").contains("cold starts fail more often"));
+    assert!(lines(&comparison, Paint::plain(), None).join("\n").contains("cold starts fail more often"));
     assert_eq!(compare(&with_failures(20), &by(1.0)).failures.change, Change::Better);
     assert!(!compare(&by(1.0), &with_failures(1)).regression);
     // No cycle succeeds.

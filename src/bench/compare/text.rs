@@ -11,8 +11,14 @@ use crate::{
     },
 };
 
-/// Renders the comparison for a terminal.
-pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
+/// Column of the intervals.
+const INTERVALS: usize = 4;
+
+/// Width of the longest verdict.
+const MAX_VERDICT_CHARS: usize = 15;
+
+/// Renders the comparison, for a terminal of this width. In a narrow one the table has no intervals.
+pub(super) fn lines(comparison: &Comparison, paint: Paint, max_width: Option<usize>) -> Vec<String> {
     let mut lines: Vec<_> = comparison
         .warnings
         .iter()
@@ -51,6 +57,10 @@ pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
     };
     let (none, p) = (String::new(), p_value(failures.p_corrected));
     table.row(["failed cycles".into(), of(0), of(1), none.clone(), none, p, words]);
+    let width: usize = table.widths()[..6].iter().map(|width| width + 2).sum();
+    if max_width.is_some_and(|max_width| 2 + width + MAX_VERDICT_CHARS > max_width) {
+        table.remove_column(INTERVALS);
+    }
     let mut drawn = table.lines().into_iter().map(|line| format!("  {line}"));
     lines.extend(drawn.next().map(|head| paint.dim(&head)));
     lines.extend(drawn);
