@@ -32,7 +32,7 @@ use crate::{
     admission::Directory,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal},
     config::Config,
-    domain::Route,
+    domain::{Phase, Route},
     drain::{Drain, DrainTimes, Request},
     kube::{Cluster, Endpoints, Pods},
     proxy::{self, Shared},
@@ -377,9 +377,13 @@ fn warn_of_restart(running: &Config, new: &Config) {
 }
 
 fn log_cold_start(cold_start: &ColdStart) {
-    let phases =
-        cold_start.finished_phases().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
-    let phases = phases.collect::<Vec<_>>().join(" ");
+    // One field each, so that they are numbers in JSON.
+    let ms = |name: Phase| {
+        cold_start
+            .finished_phases()
+            .find(|span| span.name == name)
+            .map(|span| span.duration_ms.round() as u64)
+    };
     let outcome = cold_start.outcome.map_or("", ColdStartOutcome::name);
     tracing::info!(
         route = %cold_start.route,
@@ -387,7 +391,17 @@ fn log_cold_start(cold_start: &ColdStart) {
         kind = cold_start.kind.name(),
         outcome,
         total_ms = cold_start.total_ms.round(),
-        phases,
+        phases.signal_ms = ms(Phase::Signal),
+        phases.scale_ms = ms(Phase::Scale),
+        phases.create_ms = ms(Phase::Create),
+        phases.schedule_ms = ms(Phase::Schedule),
+        phases.pull_ms = ms(Phase::Pull),
+        phases.start_ms = ms(Phase::Start),
+        phases.load_ms = ms(Phase::Load),
+        phases.propagate_ms = ms(Phase::Propagate),
+        phases.dispatch_ms = ms(Phase::Dispatch),
+        phases.first_byte_ms = ms(Phase::FirstByte),
+        phases.first_token_ms = ms(Phase::FirstToken),
         held_peak = cold_start.held_peak,
         reason = cold_start.reason.as_deref().map(tracing::field::display),
         "cold start"

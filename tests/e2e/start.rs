@@ -241,3 +241,21 @@ async fn killing_the_proxy_leaves_no_model_server_behind() {
     soon("the proxy's end", served.child.wait()).await.unwrap();
     until("the model server and its child to end", async || !pids.iter().any(lives)).await;
 }
+
+/// The log from a cold start to the end of its server.
+#[tokio::test]
+async fn cold_start_and_end_of_a_server_are_logged() {
+    let route = |more: &str| {
+        let command = serde_json::json!([env!("CARGO_BIN_EXE_anteroom"), "sim", "--port", "{port}"]);
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nroutes: [{{ name: tiny, \
+             target: {{ process: {{ command: {command}, {more} }} }} }}]"
+        )
+    };
+    let mut served = Served::start(&route("idleTimeout: 100ms")).await;
+    let body = r#"{"model":"tiny","messages":[{"role":"user","content":"x"}]}"#;
+    assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
+    let record = served.logged("cold start").await;
+    assert!(record["phases.load_ms"].as_u64().is_some_and(|load| load > 0), "{record}");
+    assert_eq!(record["phases.pull_ms"], Value::Null);
+}
