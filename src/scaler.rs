@@ -53,7 +53,7 @@ pub async fn supervise(
             biased;
             () = &mut running => {
                 while leaving.next().await.is_some() {}
-                let reason = "the proxy was stopped before the target was up";
+                let reason = format!("{} before the target was up", shutdown.reason());
                 return gate.cold_starts().failed(reason.into(), Vec::new());
             }
             () = async { while leaving.next().await.is_some() {} std::future::pending().await } => {}

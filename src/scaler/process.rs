@@ -90,7 +90,7 @@ impl Launcher {
 
     /// Runs until shutdown.
     pub(super) async fn run(mut self) {
-        let Shutdown { drain, kill } = self.shutdown.clone();
+        let Shutdown { drain, kill, .. } = self.shutdown.clone();
         loop {
             tokio::select! {
                 // The end first: nothing is started any more.

@@ -9,6 +9,8 @@ pub struct Shutdown {
     pub(super) drain: CancellationToken,
     /// Stop now. Implies `drain`.
     pub(super) kill: CancellationToken,
+    /// The route is removed, rather than its target replaced. Implies `drain`.
+    removed: CancellationToken,
 }
 
 // === impl Shutdown ===
@@ -16,7 +18,8 @@ pub struct Shutdown {
 impl Default for Shutdown {
     fn default() -> Self {
         let kill = CancellationToken::new();
-        Self { drain: kill.child_token(), kill }
+        let drain = kill.child_token();
+        Self { removed: drain.clone(), drain, kill }
     }
 }
 
@@ -33,7 +36,16 @@ impl Shutdown {
 
     /// Returns a handle whose `drain` leaves the other targets alone.
     pub(super) fn for_one_target(&self) -> Self {
-        Self { drain: self.drain.child_token(), kill: self.kill.clone() }
+        Self { drain: self.drain.child_token(), kill: self.kill.clone(), removed: self.removed.clone() }
+    }
+
+    /// Returns why a draining target ends.
+    pub(super) fn reason(&self) -> &'static str {
+        match () {
+            () if self.kill.is_cancelled() => "the proxy was stopped",
+            () if self.removed.is_cancelled() => "the route was removed",
+            () => "the target was replaced",
+        }
     }
 }
 
@@ -47,8 +59,13 @@ mod tests {
         let ours = shutdown.for_one_target();
         ours.drain();
         assert!(!shutdown.drain.is_cancelled());
+        assert_eq!(ours.reason(), "the target was replaced");
+        let removed = Shutdown::default();
+        removed.drain();
+        assert_eq!(removed.for_one_target().reason(), "the route was removed");
         let ours = shutdown.for_one_target();
         shutdown.kill();
         assert!(shutdown.drain.is_cancelled() && ours.drain.is_cancelled() && ours.kill.is_cancelled());
+        assert_eq!((shutdown.reason(), ours.reason()), ("the proxy was stopped", "the proxy was stopped"));
     }
 }

@@ -304,7 +304,9 @@ async fn a_server_on_its_way_up_is_stopped_with_the_route() {
     route.end().await;
     assert!(!alive(pids.all()[0]));
     assert_eq!(gate.held(), 1, "what becomes of it is not the launcher's business");
-    assert_eq!(store.recent(None, 10)[0].outcome, Some(ColdStartOutcome::Failed));
+    let record = &store.recent(None, 10)[0];
+    assert_eq!(record.outcome, Some(ColdStartOutcome::Failed));
+    assert_eq!(record.reason.as_deref(), Some("the route was removed before the target was up"));
     drop(ticket);
 }
 
