@@ -143,7 +143,7 @@ impl Bound {
             }
             None => None,
         };
-        let shared = Shared::new(files::fit(config.limits));
+        let shared = Shared::new(files::fit(config.limits, None));
         shared.cross_site.set(&config, address);
         shared.history.set_max(config.history.requests);
         let mut export = None;
@@ -246,7 +246,7 @@ impl Bound {
                     if let Some(cluster) = &cluster {
                         cluster.set_file(&config.routes);
                     }
-                    self.shared.set_limits(files::fit(config.limits));
+                    self.shared.set_limits(files::fit(config.limits, Some(running.limits)));
                     self.shared.cross_site.set(&config, self.address);
                     self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);

@@ -17,20 +17,22 @@ pub fn raise_file_limit() -> Option<u64> {
 }
 
 /// Lowers the maximum number of connections to the limit of open files, less a reserve for endpoints, the cluster and
-/// the admin listener.
-pub(super) fn fit(limits: Limits) -> Limits {
+/// the admin listener. Warns unless it did so for the same maximum `before`.
+pub(super) fn fit(limits: Limits, before: Option<Limits>) -> Limits {
     let Some(files) = getrlimit(Resource::Nofile).current else { return limits };
     let room = room(usize::try_from(files).unwrap_or(usize::MAX));
     if room >= limits.max_connections {
         return limits;
     }
-    tracing::warn!(
-        files,
-        max_connections = limits.max_connections,
-        connections = room,
-        "limits.maxConnections exceeds the limit of open files: raise the latter (ulimit -n, LimitNOFILE=) or lower \
-         the former"
-    );
+    if before.is_none_or(|before| before.max_connections != limits.max_connections) {
+        tracing::warn!(
+            files,
+            max_connections = limits.max_connections,
+            connections = room,
+            "limits.maxConnections exceeds the limit of open files: raise the latter (ulimit -n, LimitNOFILE=) or lower \
+             the former"
+        );
+    }
     Limits { max_connections: room, ..limits }
 }
 
@@ -56,7 +58,8 @@ mod tests {
     fn connections_fit_the_file_limit() {
         let Some(files) = getrlimit(Resource::Nofile).current else { return };
         let files = usize::try_from(files).unwrap();
-        let fitted = |max_connections| fit(Limits { max_connections, ..Limits::default() }).max_connections;
+        let fitted =
+            |max_connections| fit(Limits { max_connections, ..Limits::default() }, None).max_connections;
         assert_eq!(fitted(1), 1);
         assert_eq!(fitted(usize::MAX), room(files));
     }

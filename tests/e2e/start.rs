@@ -34,8 +34,13 @@ struct Served {
 impl Served {
     async fn start(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let command = command(&folder, &[]);
+        Self::spawn(folder, config, command).await
+    }
+
+    async fn spawn(folder: tempfile::TempDir, config: &str, mut command: Command) -> Self {
         fs::write(folder.path().join("anteroom.yaml"), config).unwrap();
-        let mut child = command(&folder, &[]).spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut served = Self { child, log, address: SocketAddr::from(([0; 4], 0)), folder };
         let listening = served.logged("listening").await;
@@ -258,4 +263,39 @@ async fn cold_start_and_end_of_a_server_are_logged() {
     let record = served.logged("cold start").await;
     assert!(record["phases.load_ms"].as_u64().is_some_and(|load| load > 0), "{record}");
     assert_eq!(record["phases.pull_ms"], Value::Null);
+}
+
+#[tokio::test]
+async fn limit_of_open_files_is_reported_once_per_value() {
+    const SUBJECT: &str = "exceeds the limit of open files";
+    let config = |connections: usize| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nlimits: {{ maxConnections: {connections} }}\n{ROUTES}\n"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let direct = command(&folder, &[]);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -n 256; exec \"$@\"", "-"])
+        .arg(direct.as_std().get_program())
+        .args(direct.as_std().get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut served = Served::spawn(folder, &config(1000), limited).await;
+    for (connections, is_reported) in [(1000, false), (2000, true), (2000, false)] {
+        served.write(&config(connections));
+        served.signal(Signal::HUP);
+        let mut reported = false;
+        loop {
+            let line = soon("a reload", served.log.next_line()).await.unwrap().unwrap();
+            reported |= line.contains(SUBJECT);
+            if line.contains("configuration reloaded") {
+                break;
+            }
+        }
+        assert_eq!(reported, is_reported, "{connections}");
+    }
 }
