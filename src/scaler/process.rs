@@ -72,8 +72,8 @@ enum ServeOutcome {
 pub(super) enum SleepOutcome {
     /// The server takes requests again.
     Awake,
-    /// The server is to be stopped: it cannot sleep, `stopAfter` has passed, or on shutdown.
-    Over,
+    /// The server is to be stopped, for this reason.
+    Over(&'static str),
     /// The server exited or does not wake.
     Lost(ServerExit),
 }
@@ -136,7 +136,7 @@ impl Launcher {
         tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
         match self.load(&mut server).await {
             LoadOutcome::Ready => self.serve(server).await,
-            LoadOutcome::Draining => self.stop(server).await,
+            LoadOutcome::Draining => self.stop(server, self.shutdown.reason()).await,
             LoadOutcome::Exited(status) => {
                 let ServerExit { reason, last_lines } = server.exit(status, "loading").await;
                 self.failed(reason, last_lines, Cause::Lasting);
@@ -187,9 +187,9 @@ impl Launcher {
             }
             match self.sleep_until_wanted(&mut server, &endpoint).await {
                 SleepOutcome::Awake => up = Instant::now(),
-                SleepOutcome::Over => {
+                SleepOutcome::Over(reason) => {
                     self.leave(endpoint);
-                    return self.stop(server).await;
+                    return self.stop(server, reason).await;
                 }
                 SleepOutcome::Lost(exit) => return self.lost(endpoint, server, exit).await,
             }
@@ -207,7 +207,9 @@ impl Launcher {
                 self.backoff.reset();
                 self.gate().cold_starts().abandoned();
                 self.leave(endpoint);
-                self.stop(server).await;
+                let reason =
+                    if matches!(ended, ServeOutcome::Idle) { "idle" } else { self.shutdown.reason() };
+                self.stop(server, reason).await;
             }
             ServeOutcome::Exited(status) => {
                 let exit = server.exit(status, "serving").await;
@@ -303,7 +305,9 @@ impl Launcher {
         });
     }
 
-    async fn stop(&mut self, server: Server) {
+    /// Stops the server and logs the reason.
+    async fn stop(&mut self, server: Server, reason: &'static str) {
+        let started = server.started();
         tracing::info!(route = %self.gate().key(), "stopping");
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         self.gate().target().set_status(Status::Stopping);
@@ -313,6 +317,8 @@ impl Launcher {
         } else {
             self.activator.run_accepting_demand(server.stop()).await;
         }
+        // Not "stopped", the last line of the proxy.
+        tracing::info!(route = %self.gate().key(), reason, ran_s = started.elapsed().as_secs(), "model server ended");
         self.gate().target().set_status(Status::Idle);
     }
 }

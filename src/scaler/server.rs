@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::unix::pipe,
     process::{Child, ChildStdin, Command},
+    time::Instant,
 };
 
 use super::{
@@ -32,6 +33,7 @@ pub(super) struct Server {
     lifeline: Option<ChildStdin>,
     output: Output,
     address: String,
+    started: Instant,
 }
 
 /// Arguments of every guardian of a route.
@@ -121,7 +123,13 @@ impl Server {
         let tracked = gate.clone();
         let output =
             Output::read(output, gate.key().clone(), move |part| tracked.cold_starts().record_part(part));
-        Ok(Self { guardian, lifeline, output, address: format!("{}:{port}", Ipv4Addr::LOCALHOST) })
+        let address = format!("{}:{port}", Ipv4Addr::LOCALHOST);
+        Ok(Self { guardian, lifeline, output, address, started: Instant::now() })
+    }
+
+    /// Returns the time of the start.
+    pub(super) const fn started(&self) -> Instant {
+        self.started
     }
 
     /// Returns the address that the server will listen on.

@@ -263,6 +263,23 @@ async fn cold_start_and_end_of_a_server_are_logged() {
     let record = served.logged("cold start").await;
     assert!(record["phases.load_ms"].as_u64().is_some_and(|load| load > 0), "{record}");
     assert_eq!(record["phases.pull_ms"], Value::Null);
+    let end = served.logged("model server ended").await;
+    assert_eq!((&end["route"], &end["reason"]), (&"tiny".into(), &"idle".into()));
+    assert!(end["ran_s"].is_u64(), "{end}");
+    // A running one ends with its route, with its target and with the proxy.
+    served.write(&route("idleTimeout: 10m"));
+    served.logged("configuration reloaded").await;
+    for (file, reason) in [
+        (route("idleTimeout: 9m"), "the target was replaced"),
+        (route("idleTimeout: 9m").replace("name: tiny", "name: other"), "the route was removed"),
+    ] {
+        assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
+        served.write(&file);
+        assert_eq!(served.logged("model server ended").await["reason"], reason);
+    }
+    assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
+    served.signal(Signal::INT);
+    assert_eq!(served.logged("model server ended").await["reason"], "the proxy was stopped");
 }
 
 #[tokio::test]

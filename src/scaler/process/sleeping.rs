@@ -37,7 +37,7 @@ impl Launcher {
             // Waits for quiet requests in flight, but not if the server is wanted.
             biased;
             status = server.exited() => return lost(server, status, "serving").await,
-            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over,
+            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over(self.shutdown.reason()),
             () = until_vacant(endpoint) => self.activator.is_wanted(),
             () = self.activator.wanted() => true,
         };
@@ -54,7 +54,7 @@ impl Launcher {
             // An exit first: it explains a failing call.
             biased;
             status = server.exited() => return lost(server, status, "falling asleep").await,
-            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over,
+            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over(self.shutdown.reason()),
             asleep = self.activator.run_accepting_demand(fall_asleep(endpoint.address(), level)) => asleep,
         };
         if let Err(error) = asleep {
@@ -63,7 +63,7 @@ impl Launcher {
             }
             tracing::error!(route = %gate.key(), %error, "the target cannot sleep; stopping it instead");
             self.turn_into_cold_start(format!("the target did not fall asleep: {error}").into());
-            return SleepOutcome::Over;
+            return SleepOutcome::Over("it cannot sleep");
         }
         gate.target().set_status(Status::Sleeping);
         tracing::info!(route = %gate.key(), address = endpoint.address(), level, "asleep");
@@ -72,9 +72,9 @@ impl Launcher {
             // Demand before `stopAfter`: at the same moment the server wakes.
             biased;
             status = server.exited() => return lost(server, status, "asleep").await,
-            () = self.shutdown.drain.cancelled() => SleepOutcome::Over,
+            () = self.shutdown.drain.cancelled() => SleepOutcome::Over(self.shutdown.reason()),
             () = self.activator.wanted() => self.wake_up(server, endpoint).await,
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => SleepOutcome::Over,
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => SleepOutcome::Over("idle, asleep for stopAfter"),
         }
     }
 
@@ -95,7 +95,7 @@ impl Launcher {
             // An exit first, as above.
             biased;
             status = server.exited() => return lost(server, status, "waking").await,
-            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over,
+            () = self.shutdown.drain.cancelled() => return SleepOutcome::Over(self.shutdown.reason()),
             awake = timeout(limit, waking) => awake,
         };
         let reason = match awake {
@@ -120,7 +120,7 @@ impl Launcher {
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target was lost while it slept");
         self.turn_into_cold_start(reason.full().clone());
         self.leave(endpoint);
-        self.stop(server).await;
+        self.stop(server, "lost while it slept").await;
     }
 
     /// Turns a wake into a cold start, with the reason as its obstacle.
