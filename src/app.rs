@@ -146,6 +146,7 @@ impl Bound {
         let shared = Shared::new(files::fit(config.limits, None));
         shared.cross_site.set(&config, address);
         shared.history.set_max(config.history.requests);
+        shared.access_log.store(config.log.access, Ordering::Relaxed);
         let mut export = None;
         if let Some(config) = &config.traces {
             let (traces, exporting) = Traces::to(config)?;
@@ -249,6 +250,7 @@ impl Bound {
                     self.shared.set_limits(files::fit(config.limits, Some(running.limits)));
                     self.shared.cross_site.set(&config, self.address);
                     self.shared.history.set_max(config.history.requests);
+                    self.shared.access_log.store(config.log.access, Ordering::Relaxed);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");
@@ -366,7 +368,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("report", running.report != new.report),
         ("traces", running.traces != new.traces),
         ("workers", running.workers != new.workers),
-        ("log", running.log != new.log),
+        ("log.format", running.log.format != new.log.format),
         ("drainDelay", running.drain_delay != new.drain_delay),
         ("drainTimeout", running.drain_timeout != new.drain_timeout),
     ] {

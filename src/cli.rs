@@ -126,7 +126,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
         Ok(loaded) => loaded.fit(MemoryLimit::current().as_ref()),
         Err(error) => return fail(error.report()),
     };
-    let _logs = match telemetry::init_logs(config.log == LogFormat::Json) {
+    let _logs = match telemetry::init_logs(config.log.format == LogFormat::Json) {
         Ok(logs) => logs,
         Err(error) => return fail(format!("error: cannot start the thread that writes the log: {error}")),
     };

@@ -8,6 +8,7 @@ mod describe;
 mod env;
 mod error;
 mod load;
+mod log;
 mod memory_limit;
 mod overlay;
 mod overrides;
@@ -27,6 +28,7 @@ pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use cors::Cors;
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
+pub use log::{LogFormat, LogSettings};
 pub use memory_limit::MemoryLimit;
 pub use overrides::Overrides;
 pub use report::Report;
@@ -86,25 +88,15 @@ pub struct Config {
     /// Time that requests then have to finish. Keep the sum with `drainDelay` below Kubernetes'
     /// `terminationGracePeriodSeconds`.
     pub drain_timeout: Period,
-    /// Format of the log.
-    pub log: LogFormat,
+    /// The log: its format alone, `text` or `json`, or a mapping.
+    #[schemars(schema_with = "LogSettings::either_form")]
+    pub log: LogSettings,
     /// Requests remembered for the admin API.
     pub history: History,
     /// Resource limits for clients.
     pub limits: Limits,
     /// Routes, in any order: the most specific match wins.
     pub routes: Vec<Route>,
-}
-
-/// Format of the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "camelCase")]
-pub enum LogFormat {
-    /// Human-readable lines.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 /// Requests that were held, failed or were rejected, remembered for `GET /api/v1/requests`.
@@ -186,7 +178,7 @@ impl Default for Config {
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),
-            log: LogFormat::default(),
+            log: LogSettings::default(),
             history: History::default(),
             limits: Limits::default(),
             routes: Vec::new(),

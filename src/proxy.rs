@@ -1,5 +1,6 @@
 //! The request path: listener, route, admission, hold, pick, upstream, body, report.
 
+mod access_log;
 mod answering;
 mod answers;
 mod body;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anteroom::{
-    config::{self, Config, ConfigError, Loaded, LogFormat, MemoryLimit, Overrides},
+    config::{self, Config, ConfigError, Loaded, LogFormat, LogSettings, MemoryLimit, Overrides},
     domain::{Period, Target},
 };
 use clap::{Parser, error::ErrorKind};
@@ -185,7 +185,7 @@ fn flags_beat_the_file_and_are_validated_with_it() {
     assert_eq!(config.admin, "127.0.0.1:0".parse().unwrap());
     assert_eq!(config.workers.unwrap().get(), 3);
     assert_eq!((config.drain_delay, config.drain_timeout), (Period::from_secs(0), Period::from_secs(60)));
-    assert_eq!(config.log, LogFormat::Text);
+    assert_eq!(config.log.format, LogFormat::Text);
 
     // The address in the file is valid, so the error does not point at it.
     let error = Loaded::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
@@ -196,6 +196,21 @@ fn flags_beat_the_file_and_are_validated_with_it() {
     let error = Arguments::try_parse_from(["anteroom", "--drain-delay=5"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ValueValidation);
     assert!(error.to_string().contains("100ms, 20s or 15m"), "{error}");
+}
+
+#[test]
+fn log_may_be_its_format_alone() {
+    let log =
+        |value: &str| Config::parse(&format!("log: {value}\n{ROUTE}"), "a.yaml").map(|config| config.log);
+    let json = LogSettings { format: LogFormat::Json, access: false };
+    assert_eq!(log("json").unwrap(), json);
+    assert_eq!(log("{ format: json }").unwrap(), json);
+    assert_eq!(log("{ format: json, access: true }").unwrap(), LogSettings { access: true, ..json });
+    assert_eq!(log("{ access: true }").unwrap().format, LogFormat::Text);
+    let error = log("{ format: xml, acess: true }").unwrap_err().to_string();
+    let messages = "a.yaml:1:16: log.format: unknown value \"xml\"; expected one of \"text\", \"json\"\n\
+                    a.yaml:1:21: log: unknown key \"acess\", did you mean \"access\"?";
+    assert_eq!(error, messages);
 }
 
 #[test]

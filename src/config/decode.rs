@@ -280,7 +280,10 @@ fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Secti
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             let way_out = match nearest(variant, expected.iter().copied()) {
                 Some(near) => format!(", did you mean \"{near}\"?"),
-                None => kind_at(path, sections).map(|kind| format!("; expected {kind}")).unwrap_or_default(),
+                None => {
+                    let words = expected.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>();
+                    format!("; expected one of {}", words.join(", "))
+                }
             };
             (source.position(path), format!("unknown value \"{variant}\"{way_out}"))
         }

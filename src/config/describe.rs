@@ -46,17 +46,19 @@ pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>, width: usize) 
     let width = width.clamp(MIN_REPORT_CHARS, MAX_REPORT_CHARS);
     let limits = &config.limits;
     let workers = config.workers.map_or("one per core".to_owned(), |workers| workers.to_string());
-    let log = match config.log {
+    let format = match config.log.format {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
+    let log =
+        if config.log.access { format!("{format}, with a line for each request") } else { format.to_owned() };
     let worst = WorstCase::of(limits);
     let of_memory = memory.map_or(String::new(), |memory| format!(", of {memory}"));
     let lines = [
         ("listen", config.listen.to_string()),
         ("admin", config.admin.to_string()),
         ("workers", workers),
-        ("log", log.to_owned()),
+        ("log", log),
         (
             "draining",
             format!("accepts for {}, then ends within {}", config.drain_delay, config.drain_timeout),

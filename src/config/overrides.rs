@@ -45,7 +45,7 @@ impl Overrides {
             ("workers", set(&mut config.workers, workers.map(Some))),
             ("drainDelay", set(&mut config.drain_delay, drain_delay)),
             ("drainTimeout", set(&mut config.drain_timeout, drain_timeout)),
-            ("log", set(&mut config.log, log_format)),
+            ("log", set(&mut config.log.format, log_format)),
         ];
         given.into_iter().filter_map(|(key, given)| given.then_some(key)).collect()
     }

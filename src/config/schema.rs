@@ -181,10 +181,10 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns the schema of a present value: optional ones are `anyOf` with null.
+/// Returns the schema of a present value: optional ones are `anyOf` with null, mappings with a short form `anyOf` with it.
 fn given(schema: &Value) -> &Value {
     match schema["anyOf"].as_array().map(Vec::as_slice) {
-        Some([this, null]) if null["type"] == "null" => this,
+        Some([this, other]) if other["type"] == "null" || other["$ref"].is_string() => this,
         _ => schema,
     }
 }

@@ -113,6 +113,21 @@ impl RequestInfo {
         }
     }
 
+    /// Returns the method; GET in place of a very long one.
+    pub const fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Returns the path, possibly truncated.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns the model, possibly truncated.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
     fn bytes(&self) -> usize {
         let texts = [Some(&self.path), self.model.as_ref(), self.trace_id.as_ref()];
         texts.into_iter().flatten().map(|text| text.len()).sum()

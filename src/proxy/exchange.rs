@@ -9,7 +9,7 @@ use http::{HeaderValue, request};
 use tokio::time::Instant;
 
 use super::{
-    connection_state::UnderWay, forward, request_trace::TraceSlot, shared::Shared,
+    access_log::AccessLine, connection_state::UnderWay, forward, request_trace::TraceSlot, shared::Shared,
     upstream_request::RetryableFailure,
 };
 use crate::{
@@ -43,6 +43,8 @@ pub struct Exchange {
     story: Option<Arc<Story>>,
     /// Present if the request is sampled.
     trace: TraceSlot,
+    /// Present if the access log is on.
+    access: Option<Box<RequestInfo>>,
 }
 
 struct CurrentHold {
@@ -81,6 +83,7 @@ impl Exchange {
             cold: false,
             story: None,
             trace,
+            access: None,
         }
     }
 
@@ -136,6 +139,11 @@ impl Exchange {
         if let Some(story) = &self.story {
             story.record(at, event);
         }
+    }
+
+    /// Adds the request to the access log when it ends.
+    pub fn log_access(&mut self, info: RequestInfo) {
+        self.access = Some(Box::new(info));
     }
 
     /// Records the start of a hold.
@@ -292,6 +300,18 @@ impl Drop for Exchange {
         // Before the counter, so that the history is complete when the counter changes.
         self.record_end(outcome);
         self.gate.counters().end(outcome, self.status, self.cold);
+        if let Some(info) = &self.access {
+            let line = AccessLine {
+                request_id: &self.request_id,
+                route: Some(self.gate.key()),
+                info,
+                status: self.status,
+                outcome: outcome.name(),
+                waited: self.waited,
+                total: self.started.elapsed(),
+            };
+            line.log();
+        }
         tracing::debug!(
             route = %self.gate.key(),
             outcome = outcome.name(),

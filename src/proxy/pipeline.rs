@@ -1,6 +1,9 @@
 //! The request path: find the route, admit, then dispatch or hold.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -14,7 +17,7 @@ use super::{
     body::Body,
     client::Client,
     connection_state::UnderWay,
-    exchange::Exchange,
+    exchange::{self, Exchange},
     find::Destination,
     forward,
     heartbeat::HeartbeatPreference,
@@ -274,7 +277,10 @@ impl Proxy {
         if let Some(trace) = &mut trace {
             trace.record_scan(&scan);
         }
-        let exchange = Exchange::new(gate, under_way, shared, request_id, dialect, started, trace);
+        let mut exchange = Exchange::new(gate, under_way, shared, request_id, dialect, started, trace);
+        if self.shared.access_log.load(Ordering::Relaxed) {
+            exchange.log_access(exchange::summarize(&head, scan.model.as_deref()));
+        }
         (exchange, UpstreamRequest::new(head, body, intercepted, heartbeats, affinity), scan)
     }
 

@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroU32,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -10,8 +11,9 @@ use http::{HeaderValue, Method, Response, StatusCode, Version, header::CONNECTIO
 use tokio::time::Instant;
 
 use super::{
-    answering::NextStep, answers::error_response, body::Body, connection_state::ConnectionState, exchange,
-    forward, preflight::allow_reading, request_trace::TraceSlot, shared::Proxy,
+    access_log::AccessLine, answering::NextStep, answers::error_response, body::Body,
+    connection_state::ConnectionState, exchange, forward, preflight::allow_reading, request_trace::TraceSlot,
+    shared::Proxy,
 };
 use crate::{admission::Gate, error::ProxyError, history::RequestInfo, openai::Dialect};
 
@@ -29,6 +31,8 @@ pub(super) struct ReplyContext {
     /// HEAD: the response has no body.
     is_head: bool,
     started: Instant,
+    /// Present if the access log is on.
+    access: Option<Box<RequestInfo>>,
 }
 
 // === impl ReplyContext ===
@@ -55,6 +59,11 @@ impl ReplyContext {
             allowed_origin: allowed_origin.map(Box::new),
             is_head: head.method == Method::HEAD,
             started,
+            access: proxy
+                .shared
+                .access_log
+                .load(Ordering::Relaxed)
+                .then(|| Box::new(exchange::summarize(head, None))),
         }
     }
 }
@@ -76,6 +85,18 @@ impl Proxy {
         }
         let detail = gate.as_ref().map(|(gate, _)| gate.policy().failure.detail).unwrap_or_default();
         if let Err(refusal) = error.ending() {
+            if let Some(info) = &reply.access {
+                let line = AccessLine {
+                    request_id: &id,
+                    route: gate.as_ref().map(|(gate, _)| gate.key()),
+                    info: gate.as_ref().map_or(info, |(_, asked)| asked),
+                    status: error.answer().status.as_u16(),
+                    outcome: refusal.answer().code,
+                    waited: Duration::ZERO,
+                    total: reply.started.elapsed(),
+                };
+                line.log();
+            }
             match gate {
                 Some((gate, asked)) => {
                     exchange::record_rejection(&self.shared, &gate, &id, reply.started, *asked, error);

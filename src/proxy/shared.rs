@@ -39,6 +39,8 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Set when the drain timeout has aborted the remaining requests; their outcome is `draining`.
     pub cut: AtomicBool,
+    /// Log a line for each request.
+    pub access_log: AtomicBool,
     /// Set until the routes of the cluster have been read.
     pub awaits_routes: AtomicBool,
     /// Rejects requests from pages of other sites.
@@ -78,6 +80,7 @@ impl Shared {
             history: History::new(config::History::default().requests),
             draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
+            access_log: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
             cross_site: CrossSiteGuard::default(),
             traces: OnceLock::new(),

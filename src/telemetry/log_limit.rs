@@ -18,6 +18,8 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
+use super::logs::ACCESS_TARGET;
+
 /// Fields that identify the source of a line; the first one found counts.
 const SOURCE_FIELDS: [&str; 8] =
     ["route", "object", "workload", "scaled_object", "address", "peer", "replica", "watch"];
@@ -98,7 +100,7 @@ impl LogLimit {
 
     fn allows(&self, event: &Event<'_>) -> bool {
         let metadata = event.metadata();
-        if *metadata.level() > Level::INFO {
+        if *metadata.level() > Level::INFO || metadata.target() == ACCESS_TARGET {
             return true;
         }
         let mut source = SourceHash { hasher: &self.hasher, hash: None };

@@ -316,3 +316,40 @@ async fn limit_of_open_files_is_reported_once_per_value() {
         assert_eq!(reported, is_reported, "{connections}");
     }
 }
+
+#[tokio::test]
+async fn requests_are_in_the_access_log_if_it_is_on() {
+    let mut upstream = Upstream::warm().await;
+    let config = format!("log: {{ access: true }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
+    let mut served = Served::start(&config).await;
+    let mut client = Wire::connect(served.address).await;
+    client.send(chat("one")).await;
+    upstream.call().await.echo().await;
+    let response = client.response().await;
+    let line = served.logged("access").await;
+    assert_eq!(line["request_id"], response.get("x-request-id").unwrap());
+    for (field, value) in
+        [("route", "tiny"), ("model", "tiny"), ("method", "POST"), ("path", CHAT), ("outcome", "completed")]
+    {
+        assert_eq!(line[field], value, "{line}");
+    }
+    assert_eq!(line["status"], 200);
+    assert!(line["waited_ms"].is_u64() && line["total_ms"].is_u64(), "{line}");
+    // A refused one, without its query.
+    assert_eq!(served.ask(get("/v1/nothing?key=secret")).await.status(), 404);
+    let line = served.logged("access").await;
+    assert_eq!((&line["path"], &line["status"]), (&"/v1/nothing".into(), &404.into()));
+    assert_eq!((&line["outcome"], &line["route"]), (&"unknown_path".into(), &Value::Null));
+    // Off after a reload.
+    served.write(&routes(&[route("tiny", &upstream.url(), "")]));
+    served.logged("configuration reloaded").await;
+    assert_eq!(served.ask(get("/v1/nothing")).await.status(), 404);
+    served.signal(Signal::INT);
+    loop {
+        let line = soon("the log", served.log.next_line()).await.unwrap().unwrap();
+        assert!(!line.contains(r#""access""#), "{line}");
+        if line.contains(r#""stopped""#) {
+            break;
+        }
+    }
+}
