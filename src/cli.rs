@@ -62,7 +62,7 @@ enum Subcommands {
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
     /// Configuration file (YAML). Flags take precedence over environment variables, and those over the file.
-    #[arg(long, value_name = "FILE", env = "ANTEROOM_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "ANTEROOM_CONFIG")]
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,

@@ -12,7 +12,7 @@ const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 /// Every command that prints without a cluster or a model server.
 fn printing_commands() -> [Vec<&'static str>; 5] {
     [
-        vec!["check", "--config", "docs/example.yaml"],
+        vec!["check", "-c", "docs/example.yaml"],
         vec!["schema"],
         vec!["crds"],
         vec!["bench", "compare", "docs/bench/vllm-cpu.json", "docs/bench/vllm-cpu.json"],

@@ -79,7 +79,7 @@ impl Served {
 fn command(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
     command
-        .args(["serve", "--log-format", "json", "--config"])
+        .args(["serve", "--log-format", "json", "-c"])
         .arg(folder.path().join("anteroom.yaml"))
         .args(arguments)
         .env_remove("RUST_LOG")
