@@ -10,7 +10,7 @@ use serde::{
 
 /// Format of the log, and the lines that are off by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LogSettings {
     /// Format of the log.
     pub format: LogFormat,
