@@ -185,11 +185,11 @@ where
     ///
     /// If there is no response head. After [`SendError::Reset`] and [`SendError::ResponseTimeout`], a server may have
     /// seen the request.
-    pub fn send(
-        &self,
-        endpoint: &Endpoint,
-        head: &request::Parts,
-        body: impl FnMut() -> Option<B>,
+    pub fn send<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        head: &'a request::Parts,
+        body: impl FnMut() -> Option<B> + 'a,
         timeouts: UpstreamTimeouts,
         reuse: Reuse,
     ) -> impl Future<Output = Result<(Response<Incoming>, Connection<B>), SendError>> {

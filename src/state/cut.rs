@@ -127,7 +127,6 @@ impl Connections {
 mod tests {
     use futures_util::FutureExt as _;
 
-    use super::*;
     use crate::state::{Endpoint, TargetState};
 
     #[test]
