@@ -10,8 +10,9 @@ pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
+pub use log_limit::ACCESS_TARGET;
 pub use log_queue::LogGuard;
-pub use logs::{ACCESS_TARGET, dropped_log_lines, init_logs, limited_log_lines, report_missing_lines};
+pub use logs::{dropped_log_lines, init_logs, limited_log_lines, report_missing_lines};
 pub use pulse::Pulse;
 
 use std::cell::Cell;

@@ -18,7 +18,8 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::logs::ACCESS_TARGET;
+/// Target of the access log, whose lines are not rate-limited.
+pub const ACCESS_TARGET: &str = "anteroom::access";
 
 /// Fields that identify the source of a line; the first one found counts.
 const SOURCE_FIELDS: [&str; 8] =

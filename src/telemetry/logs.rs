@@ -22,9 +22,6 @@ use super::{
 const DEFAULT_FILTER: &str =
     "info,kube_client=off,kube_runtime=off,opentelemetry-otlp=off,opentelemetry_sdk=off";
 
-/// Target of the access log, whose lines are not rate-limited.
-pub const ACCESS_TARGET: &str = "anteroom::access";
-
 /// Interval between reports of missing lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
