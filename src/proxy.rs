@@ -13,6 +13,7 @@ mod connections;
 mod cross_site;
 mod decoder;
 mod dispatch;
+mod dispatch_error;
 mod exchange;
 mod find;
 mod first_token;

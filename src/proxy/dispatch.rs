@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     answers::set_wait_headers,
     body::{Body, Relay},
+    dispatch_error::{DispatchError, RetryableFailure},
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
@@ -17,7 +18,7 @@ use super::{
     responses::watch::ResponseIdWatch,
     shared::Proxy,
     tunnel::Tunnel,
-    upstream_request::{DispatchError, RetryableFailure, UpstreamBody, UpstreamRequest, UpstreamResponse},
+    upstream_request::{UpstreamBody, UpstreamRequest, UpstreamResponse},
 };
 use crate::{
     admission::Permit,

@@ -9,8 +9,8 @@ use http::{HeaderValue, request};
 use tokio::time::Instant;
 
 use super::{
-    access_log::AccessLine, connection_state::UnderWay, forward, request_trace::TraceSlot, shared::Shared,
-    upstream_request::RetryableFailure,
+    access_log::AccessLine, connection_state::UnderWay, dispatch_error::RetryableFailure, forward,
+    request_trace::TraceSlot, shared::Shared,
 };
 use crate::{
     admission::{Gate, Permit},

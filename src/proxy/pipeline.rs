@@ -17,6 +17,7 @@ use super::{
     body::Body,
     client::Client,
     connection_state::UnderWay,
+    dispatch_error::DispatchError,
     exchange::{self, Exchange},
     find::Destination,
     forward,
@@ -29,7 +30,7 @@ use super::{
     responses::ResponseAffinity,
     scan::encoding,
     shared::Proxy,
-    upstream_request::{DispatchError, UpstreamRequest},
+    upstream_request::UpstreamRequest,
 };
 use crate::{
     error::ProxyError,

@@ -14,8 +14,8 @@ use http::{
 };
 
 use super::{
-    answers::fail, body::Body, client::Client, request::ReceivedRequest, request_trace::TraceSlot,
-    shared::Proxy, table::RouteTable, upstream_request::DispatchError,
+    answers::fail, body::Body, client::Client, dispatch_error::DispatchError, request::ReceivedRequest,
+    request_trace::TraceSlot, shared::Proxy, table::RouteTable,
 };
 use crate::{
     admission::{Gate, Permit},

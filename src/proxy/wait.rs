@@ -9,11 +9,12 @@ use super::{
     answering::HeldRequest,
     answers::fail,
     body::Body,
+    dispatch_error::DispatchError,
     exchange::Exchange,
     heartbeat::heartbeat_period,
     keepalive::{EarlyResponse, PendingResponse, WaitStatus},
     shared::Proxy,
-    upstream_request::{DispatchError, UpstreamRequest, UpstreamResponse},
+    upstream_request::{UpstreamRequest, UpstreamResponse},
 };
 use crate::{
     admission::Permit,

@@ -8,11 +8,12 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::super::{
+    dispatch_error::{DispatchError, RetryableFailure},
     first_token::TokenWatch,
     intake::timeout_if_pending,
     lease::Lease,
     shared::Proxy,
-    upstream_request::{DispatchError, RetryableFailure, UpstreamRequest, UpstreamResponse},
+    upstream_request::{UpstreamRequest, UpstreamResponse},
 };
 use crate::{
     admission::Permit,

@@ -17,6 +17,7 @@ use crate::{
         answers::fail,
         body::Body,
         client::Client,
+        dispatch_error::{DispatchError, RetryableFailure},
         exchange::Exchange,
         forward,
         heartbeat::HeartbeatPreference,
@@ -24,7 +25,7 @@ use crate::{
         request_trace::TraceSlot,
         shared::Proxy,
         tunnel::Upgrade,
-        upstream_request::{DispatchError, RetryableFailure, UpstreamRequest},
+        upstream_request::UpstreamRequest,
     },
     telemetry::StaticKind,
 };
