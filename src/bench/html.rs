@@ -222,7 +222,7 @@ fn sections(run: &Run) -> Markup {
                     "{cost}. Cold: from the allocation of the GPU (pod assigned to a node, process started) until ready. \
                      Serving: until the end of the last answer. Idle: until at zero again."
                 ),
-                html! {},
+                PreEscaped(String::new()),
             ))
         }
     }
