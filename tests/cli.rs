@@ -107,7 +107,8 @@ fn process_settings_are_shown_without_secrets() {
     assert!(!text.contains("hunter2"), "{text}");
     for part in [
         "process of a\n",
-        "command    sh {port} --api-key … --token=…\n",
+        "sh {port} --api-key …",
+        "--token=…",
         "idle       after 7m: stop; killed 30s after SIGTERM\n",
         "readiness  GET /ready every ",
         "ready within 9m\n",

@@ -116,7 +116,6 @@ fn process_lines(route: &Route, process: &ProcessTarget, width: usize) -> String
     };
     let names = env.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let lines = [
-        ("command", Some(mask_command(&process.command))),
         ("idle", Some(format!("after {idle_timeout}: {idle}; killed {stop_timeout} after SIGTERM"))),
         (
             "readiness",
