@@ -4,9 +4,9 @@ use parking_lot::Mutex as Global;
 
 /// Implementation of the orders in the source.
 ///
-/// loom takes a sequentially consistent access for one that acquires and releases, but knows the fence. A fence before
-/// each such access makes them sequentially consistent, as does one after each; compilers use either. If an access is
-/// too weak, one of the two fails where the other may not.
+/// loom has no total order of sequentially consistent accesses, but of fences. Accesses that acquire and release are
+/// sequentially consistent with a fence before each, or with one after each; compilers use either. If an access is too
+/// weak, one of the two fails where the other may not.
 #[derive(Clone, Copy, Debug)]
 pub enum Orders {
     FenceBefore,
@@ -31,19 +31,21 @@ pub mod atomic {
 
     use super::{ORDERS, Orders};
 
-    fn ordered<T>(order: Ordering, access: impl FnOnce(Ordering) -> T) -> T {
+    /// Runs an access with its order; with `weaker`, and perhaps a fence, in place of a sequentially consistent one.
+    fn ordered<T>(order: Ordering, weaker: Ordering, access: impl FnOnce(Ordering) -> T) -> T {
         let orders = *ORDERS.lock();
         match (orders, order) {
             (Orders::Relaxed, _) => access(Ordering::Relaxed),
             (Orders::FenceBefore, Ordering::SeqCst) => {
                 fence(Ordering::SeqCst);
-                access(order)
+                access(weaker)
             }
             (Orders::FenceAfter, Ordering::SeqCst) => {
-                let result = access(order);
+                let result = access(weaker);
                 fence(Ordering::SeqCst);
                 result
             }
+            (Orders::AcquireRelease, Ordering::SeqCst) => access(weaker),
             _ => access(order),
         }
     }
@@ -65,15 +67,15 @@ pub mod atomic {
                 }
 
                 pub fn load(&self, order: Ordering) -> $value {
-                    ordered(order, |order| self.0.load(order))
+                    ordered(order, Ordering::Acquire, |order| self.0.load(order))
                 }
 
                 pub fn store(&self, value: $value, order: Ordering) {
-                    ordered(order, |order| self.0.store(value, order));
+                    ordered(order, Ordering::Release, |order| self.0.store(value, order));
                 }
 
                 pub fn swap(&self, value: $value, order: Ordering) -> $value {
-                    ordered(order, |order| self.0.swap(value, order))
+                    ordered(order, Ordering::AcqRel, |order| self.0.swap(value, order))
                 }
             }
         )*};
@@ -83,11 +85,11 @@ pub mod atomic {
         ($($name:ident: $value:ty),*) => {$(
             impl $name {
                 pub fn fetch_add(&self, value: $value, order: Ordering) -> $value {
-                    ordered(order, |order| self.0.fetch_add(value, order))
+                    ordered(order, Ordering::AcqRel, |order| self.0.fetch_add(value, order))
                 }
 
                 pub fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
-                    ordered(order, |order| self.0.fetch_sub(value, order))
+                    ordered(order, Ordering::AcqRel, |order| self.0.fetch_sub(value, order))
                 }
 
                 /// Both orders must be equal.
@@ -98,7 +100,9 @@ pub mod atomic {
                     order: Ordering,
                     _: Ordering,
                 ) -> Result<$value, $value> {
-                    ordered(order, |order| self.0.compare_exchange_weak(current, new, order, order))
+                    ordered(order, Ordering::AcqRel, |order| {
+                        self.0.compare_exchange_weak(current, new, order, order)
+                    })
                 }
             }
         )*};
