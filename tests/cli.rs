@@ -88,7 +88,7 @@ fn variables_in_errors_are_not_shown() {
         "found \"${env:SECRET}\", whose value is not shown",
         "a.yaml:2:13: drainDelay: the environment variable UNSET is not set; set it, or write $${env: for the text",
         "target.url: ",
-        "hold.maxRequests: expected a whole number, found \"${env:TIMEOUT}\", whose value is not shown",
+        "hold.maxRequests: expected a whole number, at least 1, found \"${env:TIMEOUT}\", whose value is not shown",
         "hold.timeout: expected a number and a unit",
     ] {
         assert!(text.contains(part), "{part} in {text}");
