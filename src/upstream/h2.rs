@@ -30,8 +30,10 @@ use tokio::{
 };
 
 use super::{
-    Dialed, Dialer, InUse, MAX_IDLE, Reuse, SendError, Severable,
-    send::{Addressed, Connector},
+    dial::{Dialed, Dialer},
+    send::{Addressed, Connector, MAX_IDLE, Reuse},
+    send_error::SendError,
+    severable::Severable,
 };
 use crate::{config::budget::UPSTREAM_BUFFER_BYTES, domain::UpstreamTimeouts, state::Endpoint};
 
@@ -195,6 +197,7 @@ where
 {
     type Body = RecordedBody<B>;
     type Connection = (SendRequest<RecordedBody<B>>, Stream);
+    type Answered = Stream;
 
     fn take(&mut self, _: &Addressed<'_>) -> Option<Self::Connection> {
         self.connections.take(None)
@@ -243,10 +246,10 @@ where
         _: &Addressed<'_>,
         (_, stream): Self::Connection,
         response: &mut Response<Incoming>,
-    ) -> InUse<B> {
+    ) -> Stream {
         // The client's connection determines the version of its response.
         *response.version_mut() = Version::HTTP_11;
-        InUse::Http2 { _stream: stream }
+        stream
     }
 
     /// Streams in flight may still succeed, but new requests avoid this connection.

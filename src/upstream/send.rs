@@ -1,12 +1,12 @@
 //! Sending of one request: which connection it takes, and when it is sent again.
 
-use std::io;
+use std::{io, time::Duration};
 
 use http::{Request, Response, request};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout};
 
-use super::{Connection, InUse, Reuse, SendError};
+use super::send_error::SendError;
 use crate::{domain::UpstreamTimeouts, state::Endpoint};
 
 /// Head of a request, and its endpoint.
@@ -16,12 +16,26 @@ pub(super) struct Addressed<'a> {
     pub(super) timeouts: UpstreamTimeouts,
 }
 
+/// Connections that a request may take, and the handling of one that breaks before the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// A pooled connection. If it is stale, it is replaced by a new one, never by another pooled one: the server has
+    /// probably closed them all.
+    Pooled,
+    /// A pooled connection, replaced only if nothing was written, for requests that must not run twice.
+    Once,
+    /// A new connection.
+    Never,
+}
+
 /// Connections of one HTTP version, as one request uses them.
 pub(super) trait Connector<B> {
     /// Body as sent.
     type Body;
     /// A connection, or a stream of one.
     type Connection;
+    /// The part of it that is kept until the response has been read.
+    type Answered;
 
     /// Takes a pooled connection.
     fn take(&mut self, to: &Addressed<'_>) -> Option<Self::Connection>;
@@ -51,7 +65,7 @@ pub(super) trait Connector<B> {
         to: &Addressed<'_>,
         connection: Self::Connection,
         response: &mut Response<Incoming>,
-    ) -> InUse<B>;
+    ) -> Self::Answered;
 
     /// Drops a connection that broke. Returns `true` if it was severed.
     fn discard(&mut self, connection: Self::Connection) -> bool;
@@ -60,13 +74,21 @@ pub(super) trait Connector<B> {
     fn explain(&self, to: &Addressed<'_>, error: &hyper::Error) -> Option<SendError>;
 }
 
-/// Implements [`super::Upstream::send`].
-pub(super) async fn send<B, C: Connector<B>>(
+/// Maximum idle time of a pooled connection. Servers close idle connections after 5 s (default of uvicorn, which vLLM
+/// uses), and a request sent into a closing one fails.
+pub(super) const MAX_IDLE: Duration = Duration::from_secs(4);
+
+/// A pooled connection that breaks within this time after a write was closed before the server processed the request. A
+/// later break is the server's failure.
+const STALE_WINDOW: Duration = Duration::from_secs(1);
+
+/// Sends a request as [`super::Upstream::send`] describes.
+pub(super) async fn send<B, C: Connector<B>, A: From<C::Answered>>(
     mut connector: C,
     to: Addressed<'_>,
     mut body: impl FnMut() -> Option<B>,
     reuse: Reuse,
-) -> Result<(Response<Incoming>, Connection<B>), SendError> {
+) -> Result<(Response<Incoming>, A), SendError> {
     let mut pooled = (reuse != Reuse::Never).then(|| connector.take(&to)).flatten();
     let mut unsent = None;
     loop {
@@ -90,8 +112,8 @@ pub(super) async fn send<B, C: Connector<B>>(
         };
         let mut error = match sent {
             Ok(Ok(mut response)) => {
-                let in_use = connector.answered(&to, connection, &mut response);
-                return Ok((response, Connection(in_use)));
+                let answered = connector.answered(&to, connection, &mut response);
+                return Ok((response, answered.into()));
             }
             Ok(Err(error)) => error,
             Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
@@ -116,5 +138,16 @@ pub(super) async fn send<B, C: Connector<B>>(
                 }
             }
         }
+    }
+}
+
+// === impl Reuse ===
+
+impl Reuse {
+    /// Returns whether a connection that broke before the response was already closed when the request was written, at
+    /// `pooled` if it came from the pool.
+    fn is_stale(self, pooled: Option<Instant>, error: &hyper::Error) -> bool {
+        // A parse error proves that the server is alive.
+        self == Self::Pooled && pooled.is_some_and(|at| at.elapsed() < STALE_WINDOW) && !error.is_parse()
     }
 }
