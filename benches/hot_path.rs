@@ -7,7 +7,7 @@ use anteroom::{
     coldstart::ColdStarts,
     domain::{Policy, Route},
     openai::{scan_json, scan_multipart},
-    proxy::{Model, RouteTable},
+    proxy::{RequestModel, RouteTable},
 };
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount};
@@ -54,7 +54,7 @@ fn find(bencher: Bencher<'_, '_>, host: &str, matching: impl ExactSizeIterator<I
     }));
     let headers = HeaderMap::new();
     bencher.bench_local(|| {
-        let model = Model::Read(Some(black_box(&model)));
+        let model = RequestModel::Read(Some(black_box(&model)));
         let found = table.find(black_box(host), black_box("/v1/chat/completions"), &headers, model);
         black_box(found);
     });

@@ -48,13 +48,13 @@ fn event(number: usize) -> String {
 /// A warm request with a small JSON response.
 #[divan::bench]
 fn warm_request(bencher: Bencher<'_, '_>) {
-    const ANSWER: &[u8] =
+    const SMALL_RESPONSE: &[u8] =
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n{\"choices\":[{}]}";
     let (request, body) = request(false);
     let mut between = Harness::new();
     bencher.bench_local(|| {
         between.request(&request, &body);
-        between.answer(&ANSWER[..ANSWER.len() - 1], b"[{}]");
+        between.answer(&SMALL_RESPONSE[..SMALL_RESPONSE.len() - 1], b"[{}]");
     });
 }
 

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{coldstart::ColdStarts, error::ProxyError};
 pub use api::RouteStatus;
-use connections::{Bounded, LargeAnswer};
+use connections::{BoundedListener, LargeAnswer};
 pub use dashboard::THEME_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
@@ -71,7 +71,7 @@ impl Admin {
         // It accepts until it is dropped.
         let router = self.router().layer(middleware::from_fn(bound_large_answers));
         let service = router.into_make_service_with_connect_info::<LargeAnswer>();
-        let _ = axum::serve(Bounded::new(listener), service).await;
+        let _ = axum::serve(BoundedListener::new(listener), service).await;
     }
 
     fn router(self) -> Router {

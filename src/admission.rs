@@ -15,7 +15,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
-use gate::Kind;
+use gate::PermitKind;
 pub use gate::{Gate, Permit};
 use quiet::QuietRequests;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use crate::{
     demand::{Demand, DemandEvent},
     domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
     error::{MAX_RETRY_AFTER, ProxyError},
-    hold::{Bounds, Full, Place, Released, Ticket},
+    hold::{Bounds, Full, QueuePosition, ReleaseOutcome, Ticket},
     pick::{Load as _, pick},
     state::{Change, Endpoint, Obstacle, TargetState},
     telemetry::RouteCounters,
@@ -135,13 +135,13 @@ impl Gate {
     }
 
     /// Admits a request to an endpoint with room, unless others wait. The place is for [`Self::readmit`].
-    pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
+    pub fn enter(self: &Arc<Self>) -> Option<(Permit, QueuePosition)> {
         self.enter_for(None)
     }
 
     /// Like [`Self::enter`], for a request bound to endpoint `pin`. If the target no longer has that endpoint, any other is
     /// used, so that a server reports the missing state.
-    pub fn enter_for(self: &Arc<Self>, pin: Option<u64>) -> Option<(Permit, Place)> {
+    pub fn enter_for(self: &Arc<Self>, pin: Option<u64>) -> Option<(Permit, QueuePosition)> {
         if !self.queue.is_empty() {
             return None;
         }
@@ -155,7 +155,7 @@ impl Gate {
     /// Admits a request that is not demand to an endpoint with room. It neither wakes the target nor keeps it up.
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.acquire(None)?;
-        let permit = Permit::new(self, endpoint, Kind::Quiet);
+        let permit = Permit::new(self, endpoint, PermitKind::Quiet);
         self.counters.admit_quietly();
         Some(permit)
     }
@@ -163,7 +163,7 @@ impl Gate {
     /// Returns a permit on the fallback, if the route has one, for a request whose wait has failed.
     pub fn fall_back(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.fallback.load_full().filter(|fallback| fallback.acquire())?;
-        Some(Permit::new(self, endpoint, Kind::Fallback))
+        Some(Permit::new(self, endpoint, PermitKind::Fallback))
     }
 
     /// Wakes the target for a request that does not wait for it.
@@ -231,12 +231,17 @@ impl Gate {
     }
 
     /// Enqueues a request again whose dispatch failed before its first byte, ahead of all requests admitted after it.
-    pub fn readmit(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<Permit> {
+    pub fn readmit(self: &Arc<Self>, place: QueuePosition, bytes: usize) -> Ticket<Permit> {
         self.readmit_for(None, place, bytes)
     }
 
     /// Like [`Self::readmit`], for a request bound to endpoint `pin`.
-    pub fn readmit_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<Permit> {
+    pub fn readmit_for(
+        self: &Arc<Self>,
+        pin: Option<u64>,
+        place: QueuePosition,
+        bytes: usize,
+    ) -> Ticket<Permit> {
         let ticket = self.queue.rejoin_for(pin, place, bytes);
         self.after_enqueue(&self.policy.load());
         ticket
@@ -256,7 +261,7 @@ impl Gate {
     /// Fails the held requests near the end of draining, and returns their number.
     pub fn evict(&self) -> usize {
         self.evicted.cancel();
-        self.queue.release_all(|| Released::Draining)
+        self.queue.release_all(|| ReleaseOutcome::Draining)
     }
 
     /// Waits for [`Self::evict`]. Endless work must stop then. Cancel-safe.
@@ -302,13 +307,13 @@ impl Gate {
         // The record first: a client may read it as soon as its request has failed.
         self.cold_starts.failed(obstacle.message.full().clone(), Vec::new());
         self.demand.end_activation();
-        self.queue.release_all(|| Released::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
+        self.queue.release_all(|| ReleaseOutcome::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
     }
 
     fn try_permit(self: &Arc<Self>, pin: Option<u64>) -> Option<Permit> {
         let endpoint = self.acquire(pin)?;
         self.cold_starts.dispatched();
-        Some(Permit::new(self, endpoint, Kind::Demand))
+        Some(Permit::new(self, endpoint, PermitKind::Demand))
     }
 
     fn acquire(&self, pin: Option<u64>) -> Option<Arc<Endpoint>> {
@@ -357,7 +362,7 @@ impl Gate {
                 self.fail_held_if_paused();
             }
             Change::Failed(reason, retry_after) => {
-                self.queue.release_all(|| Released::Failed(reason.clone(), retry_after));
+                self.queue.release_all(|| ReleaseOutcome::Failed(reason.clone(), retry_after));
             }
         }
     }

@@ -33,25 +33,25 @@ use crate::{
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal},
     config::Config,
     domain::{Phase, Route},
-    drain::{Drain, DrainTimes, Request},
-    kube::{Cluster, Endpoints, Pods},
+    drain::{Drain, DrainTimes, StopSignal},
+    kube::{Cluster, Endpoints, PodWatches},
     proxy::{self, Shared},
     scaler,
-    telemetry::traces::{Export, Traces},
+    telemetry::traces::{Export, SpanQueue},
 };
 pub use account::Account;
-use background::Background;
-use cluster::Watching;
+use background::BackgroundRuntime;
+use cluster::ClusterWatch;
 use control::Control;
 use exporting::Exporting;
 pub use files::raise_file_limit;
-use obstacles::Obstacles;
+use obstacles::ObstacleSources;
 use routes::Routes;
 pub use start_error::StartError;
 use workers::Workers;
 
 /// The proxy with all ports bound, not running yet.
-pub struct Bound {
+pub struct BoundProxy {
     /// Address of the API.
     pub address: SocketAddr,
     /// Address of the admin API and metrics.
@@ -71,10 +71,10 @@ pub struct Bound {
     journal: Option<Journal>,
     options: scaler::Options,
     /// Runtime for the cluster, if one is configured.
-    background: Option<Background>,
+    background: Option<BackgroundRuntime>,
     cluster: Option<Cluster>,
     export: Option<Export>,
-    obstacles: Option<Obstacles>,
+    obstacles: Option<ObstacleSources>,
     /// All routes, of the file and the cluster.
     routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
 }
@@ -88,12 +88,12 @@ pub enum Command {
     /// file.
     ClusterRoutes(Arc<Vec<Arc<Route>>>),
     /// Drain and stop; a second one stops immediately.
-    Stop(Request),
+    Stop(StopSignal),
 }
 
-// === impl Bound ===
+// === impl BoundProxy ===
 
-impl Bound {
+impl BoundProxy {
     /// Binds all ports.
     ///
     /// # Errors
@@ -111,19 +111,19 @@ impl Bound {
         let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
         let background = match &config.kubernetes {
-            Some(_) => Some(Background::new().map_err(StartError::Background)?),
+            Some(_) => Some(BackgroundRuntime::new().map_err(StartError::Background)?),
             None => None,
         };
-        let handle = background.as_ref().and_then(Background::handle);
+        let handle = background.as_ref().and_then(BackgroundRuntime::handle);
         let cluster = match &config.kubernetes {
             Some(kubernetes) => Some(Cluster::new(kubernetes, handle).await?),
             None => None,
         };
         let routes = watch::Sender::default();
         let obstacles = cluster.as_ref().map(|cluster| {
-            let pods = Pods::new(cluster.clone());
+            let pods = PodWatches::new(cluster.clone());
             options.discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
-            Obstacles::new(cluster, pods, routes.subscribe(), &mut options)
+            ObstacleSources::new(cluster, pods, routes.subscribe(), &mut options)
         });
         let metrics = cold_start_metrics.clone();
         let notifier = obstacles.as_ref().map(|obstacles| obstacles.notifier().clone());
@@ -149,7 +149,7 @@ impl Bound {
         shared.access_log.store(config.log.access, Ordering::Relaxed);
         let mut export = None;
         if let Some(config) = &config.traces {
-            let (traces, exporting) = Traces::to(config)?;
+            let (traces, exporting) = SpanQueue::to(config)?;
             // Cannot fail: `shared` is new.
             let _ = shared.traces.set(traces);
             export = Some(exporting);
@@ -208,12 +208,12 @@ impl Bound {
             self.routes,
             self.directory.clone(),
             self.scaler_address.is_some(),
-            self.background.as_ref().and_then(Background::handle).cloned(),
+            self.background.as_ref().and_then(BackgroundRuntime::handle).cloned(),
         );
         routes.apply(&cluster::merged(&self.config.routes, &[])).await;
         let notifier = self.obstacles.as_ref().map(|obstacles| obstacles.notifier().clone());
         let mut cluster =
-            Watching::start(self.cluster, notifier, &self.config, &self.shared, &self.cold_starts);
+            ClusterWatch::start(self.cluster, notifier, &self.config, &self.shared, &self.cold_starts);
         if let Some(obstacles) = self.obstacles {
             obstacles.start(self.shared.clone());
         }
@@ -222,7 +222,11 @@ impl Bound {
         let exporting = self.export.map(Exporting::start);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            Arc::new(control.view(self.address, self.shared.clone(), cluster.as_ref().map(Watching::view))),
+            Arc::new(control.view(
+                self.address,
+                self.shared.clone(),
+                cluster.as_ref().map(ClusterWatch::view),
+            )),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
@@ -239,7 +243,7 @@ impl Bound {
                 // Commands take precedence over changes in the cluster.
                 biased;
                 command = commands.recv() => command,
-                found = Watching::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
+                found = ClusterWatch::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
             };
             match command {
                 Some(Command::Reload(config)) => {
@@ -266,7 +270,7 @@ impl Bound {
                     );
                 }
                 Some(Command::Stop(stop)) => break stop,
-                None => break Request::Terminate,
+                None => break StopSignal::Terminate,
             }
         };
 
@@ -326,11 +330,11 @@ async fn second_stop(commands: &mut mpsc::Receiver<Command>) {
 async fn drain_in_order(
     drain: &Drain,
     times: DrainTimes,
-    stop: Request,
+    stop: StopSignal,
     routes: &Routes,
     tasks: &TaskTracker,
 ) {
-    let delay = if stop == Request::Terminate { times.delay } else { Duration::ZERO };
+    let delay = if stop == StopSignal::Terminate { times.delay } else { Duration::ZERO };
     tracing::info!(delay_s = delay.as_secs_f64(), timeout_s = times.timeout.as_secs_f64(), "draining");
     drain.unready.store(true, Ordering::Relaxed);
     routes.drain();

@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use fail::fail;
 
 use crate::{
-    app::{self, Bound, Command},
-    config::{self, ConfigWatcher, Loaded, LogFormat, MemoryLimit, Overrides},
+    app::{self, BoundProxy, Command},
+    config::{self, ConfigWatcher, LoadedConfig, LogFormat, MemoryLimit, Overrides},
     demo::{self, DemoArgs},
-    drain::{Request, Signals},
+    drain::{Signals, StopSignal},
     guardian::{self, GuardianArgs},
     kube, scaler,
     sim::{self, SimArgs, SimError},
@@ -122,7 +122,7 @@ fn run(future: impl Future<Output = ExitCode>) -> ExitCode {
 async fn serve(args: ConfigArgs) -> ExitCode {
     // Created before reading the file, so that no change in between is missed.
     let watcher = ConfigWatcher::new(&args.config);
-    let Loaded { config, warnings, .. } = match Loaded::load(&args.config, &args.overrides) {
+    let LoadedConfig { config, warnings, .. } = match LoadedConfig::load(&args.config, &args.overrides) {
         Ok(loaded) => loaded.fit(MemoryLimit::current().as_ref()),
         Err(error) => return fail(error.report()),
     };
@@ -135,7 +135,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
         tracing::warn!("{warning}");
     }
     let options = scaler::Options { open_files: app::raise_file_limit(), ..scaler::Options::default() };
-    let bound = match Bound::new(config, options).await {
+    let bound = match BoundProxy::new(config, options).await {
         Ok(bound) => bound,
         Err(error) => return fail(format!("error: {error}")),
     };
@@ -160,7 +160,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
 
 async fn forward_signals(mut signals: Signals, commands: mpsc::Sender<Command>) {
     loop {
-        let request: Request = signals.next().await;
+        let request: StopSignal = signals.next().await;
         if commands.send(Command::Stop(request)).await.is_err() {
             return;
         }
@@ -170,11 +170,11 @@ async fn forward_signals(mut signals: Signals, commands: mpsc::Sender<Command>) 
 async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Sender<Command>) {
     loop {
         let loaded = match watcher.changed().await {
-            Some(content) => Loaded::from_content(content, &args.config, &args.overrides),
-            None => Loaded::load(&args.config, &args.overrides),
+            Some(content) => LoadedConfig::from_content(content, &args.config, &args.overrides),
+            None => LoadedConfig::load(&args.config, &args.overrides),
         };
         match loaded.map(|loaded| loaded.fit(MemoryLimit::current().as_ref())) {
-            Ok(Loaded { config, warnings, .. }) => {
+            Ok(LoadedConfig { config, warnings, .. }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }

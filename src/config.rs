@@ -27,12 +27,12 @@ use std::{
 pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use cors::Cors;
 pub use error::{ConfigError, Position, Problem};
-pub use load::{Loaded, check};
+pub use load::{LoadedConfig, check};
 pub use log::{LogFormat, LogSettings};
 pub use memory_limit::MemoryLimit;
 pub use overrides::Overrides;
 pub use report::Report;
-pub use schema::{Key, Kind, Section, schema, sections};
+pub use schema::{ConfigKey, Section, ValueKind, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use traces::{Traces, TracesProtocol};

@@ -16,15 +16,15 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use crate::{
     app::Account,
     domain::Period,
-    drain::{Request, Signals},
+    drain::{Signals, StopSignal},
     output::OutputFile,
     terminal::{Paint, say, size},
 };
-use client::Clients;
+use client::DemoClients;
 use error::DemoError;
 use proxy::DemoProxy;
-use report::{Report, request_count};
-use show::Show;
+use report::{DemoReport, request_count};
+use show::BurstDisplay;
 use view::RouteView;
 use watch::RouteWatch;
 
@@ -50,8 +50,8 @@ pub struct DemoArgs {
 
 /// Result of the first burst.
 enum BurstResult {
-    Finished(Box<Report>, Account),
-    Interrupted(Request),
+    Finished(Box<DemoReport>, Account),
+    Interrupted(StopSignal),
 }
 
 fn load_time(text: &str) -> Result<Period, String> {
@@ -81,8 +81,8 @@ async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
     introduce(&proxy, &args, paint);
 
     let count = usize::from(args.requests);
-    let mut clients = Clients::send(proxy.address, count).await?;
-    let mut show = Show::new(count);
+    let mut clients = DemoClients::send(proxy.address, count).await?;
+    let mut show = BurstDisplay::new(count);
     let began = clients.began;
     let result = tokio::select! {
         // Biased: a signal ends the demo without a report.
@@ -90,7 +90,7 @@ async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
         request = signals.next() => BurstResult::Interrupted(request),
         () = clients.watch(show.interval(), |clients, elapsed| show.update(&RouteView::of(&proxy), clients, elapsed)) => {
             let account = proxy.settled().await;
-            let report = Report::new(args.load_time, proxy.last_cold_start(), clients.snapshot(), &account);
+            let report = DemoReport::new(args.load_time, proxy.last_cold_start(), clients.snapshot(), &account);
             BurstResult::Finished(Box::new(report), account)
         }
     };
@@ -169,9 +169,9 @@ async fn shut_down(proxy: DemoProxy, signals: &mut Signals) -> Account {
 }
 
 /// Returns the exit code for a signal: 128 plus its number.
-fn signal_exit_code(request: Request) -> ExitCode {
+fn signal_exit_code(request: StopSignal) -> ExitCode {
     ExitCode::from(match request {
-        Request::Interrupt => 130,
-        Request::Terminate => 143,
+        StopSignal::Interrupt => 130,
+        StopSignal::Terminate => 143,
     })
 }

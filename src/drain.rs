@@ -33,7 +33,7 @@ pub struct DrainTimes {
 
 /// The signal that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum StopSignal {
     /// SIGTERM, as from an orchestrator whose load balancers need time to notice.
     Terminate,
     /// SIGINT, as from a terminal; skips `delay`.
@@ -77,12 +77,12 @@ impl Signals {
     }
 
     /// Waits for the next signal.
-    pub async fn next(&mut self) -> Request {
+    pub async fn next(&mut self) -> StopSignal {
         tokio::select! {
             // Any order will do.
             biased;
-            _ = self.terminate.recv() => Request::Terminate,
-            _ = self.interrupt.recv() => Request::Interrupt,
+            _ = self.terminate.recv() => StopSignal::Terminate,
+            _ = self.interrupt.recv() => StopSignal::Interrupt,
         }
     }
 }

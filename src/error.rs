@@ -93,7 +93,7 @@ pub enum ProxyError {
         echo(.0)
     )]
     ForeignHost(String),
-    #[error("{}", Cut(.0, MAX_MESSAGE_CHARS))]
+    #[error("{}", Truncated(.0, MAX_MESSAGE_CHARS))]
     InvalidRequest(String),
     /// The request could be parsed in two ways, so nothing after it on the connection is read.
     #[error("{0}")]
@@ -153,7 +153,7 @@ pub enum ProxyError {
 
 /// Response to an error. `docs/errors.md` is checked against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ErrorResponse {
     /// HTTP status.
     pub status: StatusCode,
     /// `error.type` of the OpenAI API.
@@ -171,7 +171,7 @@ pub struct Answer {
 }
 
 /// Text truncated to a number of characters. An error must not take more memory than its request.
-struct Cut<'a>(&'a str, usize);
+struct Truncated<'a>(&'a str, usize);
 
 /// Maximum number of characters that an error repeats from a client's text.
 const MAX_ECHO_CHARS: usize = 128;
@@ -186,9 +186,9 @@ const MAX_MESSAGE_CHARS: usize = 1000;
 /// Maximum `Retry-After`: openai-python up to 2.8 ignores more than 60 s.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-// === impl Cut ===
+// === impl Truncated ===
 
-impl fmt::Display for Cut<'_> {
+impl fmt::Display for Truncated<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(text, max_chars) = self;
         match text.char_indices().nth(*max_chars) {
@@ -199,7 +199,7 @@ impl fmt::Display for Cut<'_> {
 }
 
 fn echo(text: &str) -> impl fmt::Display {
-    Cut(text, MAX_ECHO_CHARS)
+    Truncated(text, MAX_ECHO_CHARS)
 }
 
 // === impl Outcome ===
@@ -221,56 +221,107 @@ impl Refusal {
     pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns the response. Its code is also the name in metrics and logs.
-    pub const fn answer(self) -> Answer {
+    pub const fn answer(self) -> ErrorResponse {
         use Blame::{Client, Us};
         use Code::{
             FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable,
             Unimplemented,
         };
         // Error types of OpenAI and Anthropic. gRPC clients retry `Unavailable`.
-        const REQUEST: &str = "invalid_request_error";
-        const SERVER: &str = "server_error";
-        const RATE: &str = "rate_limit_error";
-        const NONE: &str = "not_found_error";
-        const FORBIDDEN: &str = "permission_error";
-        const LARGE: &str = "request_too_large";
-        const BUSY: &str = "overloaded_error";
-        const API: &str = "api_error";
+        const INVALID_REQUEST_ERROR: &str = "invalid_request_error";
+        const SERVER_ERROR: &str = "server_error";
+        const RATE_LIMIT_ERROR: &str = "rate_limit_error";
+        const NOT_FOUND_ERROR: &str = "not_found_error";
+        const PERMISSION_ERROR: &str = "permission_error";
+        const REQUEST_TOO_LARGE: &str = "request_too_large";
+        const OVERLOADED_ERROR: &str = "overloaded_error";
+        const API_ERROR: &str = "api_error";
         match self {
-            Self::UnknownPath => {
-                answer(404, "unknown_path", [REQUEST, NONE], Unimplemented, Some(false), Client)
-            }
-            Self::MethodNotAllowed => {
-                answer(405, "method_not_allowed", [REQUEST, REQUEST], Unimplemented, Some(false), Client)
-            }
-            Self::ModelNotFound => {
-                answer(404, "model_not_found", [REQUEST, NONE], NotFound, Some(false), Client)
-            }
-            Self::CrossSite => {
-                answer(403, "cross_site", [REQUEST, FORBIDDEN], PermissionDenied, Some(false), Client)
-            }
-            Self::InvalidRequest => {
-                answer(400, "invalid_request", [REQUEST, REQUEST], InvalidArgument, Some(false), Client)
-            }
-            Self::UnsupportedEncoding => {
-                answer(415, "unsupported_encoding", [REQUEST, REQUEST], InvalidArgument, Some(false), Client)
-            }
-            Self::RequestTooLarge => {
-                answer(413, "request_too_large", [REQUEST, LARGE], ResourceExhausted, Some(false), Client)
-            }
-            Self::RequestTimeout => {
-                answer(408, "request_timeout", [REQUEST, REQUEST], InvalidArgument, None, Client)
-            }
+            Self::UnknownPath => answer(
+                404,
+                "unknown_path",
+                [INVALID_REQUEST_ERROR, NOT_FOUND_ERROR],
+                Unimplemented,
+                Some(false),
+                Client,
+            ),
+            Self::MethodNotAllowed => answer(
+                405,
+                "method_not_allowed",
+                [INVALID_REQUEST_ERROR, INVALID_REQUEST_ERROR],
+                Unimplemented,
+                Some(false),
+                Client,
+            ),
+            Self::ModelNotFound => answer(
+                404,
+                "model_not_found",
+                [INVALID_REQUEST_ERROR, NOT_FOUND_ERROR],
+                NotFound,
+                Some(false),
+                Client,
+            ),
+            Self::CrossSite => answer(
+                403,
+                "cross_site",
+                [INVALID_REQUEST_ERROR, PERMISSION_ERROR],
+                PermissionDenied,
+                Some(false),
+                Client,
+            ),
+            Self::InvalidRequest => answer(
+                400,
+                "invalid_request",
+                [INVALID_REQUEST_ERROR, INVALID_REQUEST_ERROR],
+                InvalidArgument,
+                Some(false),
+                Client,
+            ),
+            Self::UnsupportedEncoding => answer(
+                415,
+                "unsupported_encoding",
+                [INVALID_REQUEST_ERROR, INVALID_REQUEST_ERROR],
+                InvalidArgument,
+                Some(false),
+                Client,
+            ),
+            Self::RequestTooLarge => answer(
+                413,
+                "request_too_large",
+                [INVALID_REQUEST_ERROR, REQUEST_TOO_LARGE],
+                ResourceExhausted,
+                Some(false),
+                Client,
+            ),
+            Self::RequestTimeout => answer(
+                408,
+                "request_timeout",
+                [INVALID_REQUEST_ERROR, INVALID_REQUEST_ERROR],
+                InvalidArgument,
+                None,
+                Client,
+            ),
             Self::HoldQueueFull => {
-                answer(503, "hold_queue_full", [SERVER, BUSY], Unavailable, Some(true), Us)
+                answer(503, "hold_queue_full", [SERVER_ERROR, OVERLOADED_ERROR], Unavailable, Some(true), Us)
             }
-            Self::Saturated => answer(429, "saturated", [RATE, RATE], Unavailable, Some(true), Us),
-            Self::NoWait => answer(503, "no_wait", [SERVER, BUSY], Unavailable, Some(true), Client),
+            Self::Saturated => {
+                answer(429, "saturated", [RATE_LIMIT_ERROR, RATE_LIMIT_ERROR], Unavailable, Some(true), Us)
+            }
+            Self::NoWait => {
+                answer(503, "no_wait", [SERVER_ERROR, OVERLOADED_ERROR], Unavailable, Some(true), Client)
+            }
             // Retries fail until an operator resumes autoscaling.
-            Self::AutoscalingPaused => {
-                answer(503, "autoscaling_paused", [SERVER, API], FailedPrecondition, Some(false), Us)
+            Self::AutoscalingPaused => answer(
+                503,
+                "autoscaling_paused",
+                [SERVER_ERROR, API_ERROR],
+                FailedPrecondition,
+                Some(false),
+                Us,
+            ),
+            Self::Draining => {
+                answer(503, "draining", [SERVER_ERROR, OVERLOADED_ERROR], Unavailable, Some(true), Us)
             }
-            Self::Draining => answer(503, "draining", [SERVER, BUSY], Unavailable, Some(true), Us),
         }
     }
 }
@@ -325,7 +376,7 @@ impl ProxyError {
     }
 
     /// Maps the error to its response.
-    pub const fn answer(&self) -> Answer {
+    pub const fn answer(&self) -> ErrorResponse {
         use Blame::{Upstream, Us};
         use Code::{DeadlineExceeded, FailedPrecondition, Internal, Unavailable};
         const API: [&str; 2] = ["server_error", "api_error"];
@@ -436,7 +487,7 @@ const fn answer(
     grpc: Code,
     should_retry: Option<bool>,
     blame: Blame,
-) -> Answer {
+) -> ErrorResponse {
     let Ok(status) = StatusCode::from_u16(status) else { panic!("invalid HTTP status") };
-    Answer { status, kind, anthropic, grpc, code, should_retry, blame }
+    ErrorResponse { status, kind, anthropic, grpc, code, should_retry, blame }
 }

@@ -31,7 +31,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::{
     config::budget::{GRPC_CONNECTIONS, GRPC_HEAD_BYTES, GRPC_LEAVING_CONNECTIONS},
-    h2_frames::{Frames, PREFACE, TOO_MANY},
+    h2_frames::{H2FrameParser, PREFACE, TOO_MANY_FRAMES},
     places::{Place, Places, Source},
 };
 
@@ -51,15 +51,15 @@ pub struct GrpcListener {
 }
 
 /// A client's connection.
-pub struct Connection {
-    io: Box<dyn Io>,
+pub struct GrpcConnection {
+    io: Box<dyn GrpcIo>,
     caller: Caller,
-    frames: Frames,
+    frames: H2FrameParser,
     /// Present until the client speaks HTTP/2.
-    beginning: Option<Beginning>,
+    beginning: Option<PrefaceDeadline>,
     /// Present from then on, until the connection has been idle for too long.
-    idle: Option<Idle>,
-    /// Rest of [`GOODBYE`] that h2 has yet to read.
+    idle: Option<IdleTimer>,
+    /// Rest of [`GOAWAY_FRAME`] that h2 has yet to read.
     goodbye: &'static [u8],
     /// The last write did not complete, as the client does not read.
     is_write_blocked: bool,
@@ -69,24 +69,24 @@ pub struct Connection {
 }
 
 /// Bytes of the preface that a client must still send, and the deadline. Afterwards pings detect dead clients.
-struct Beginning {
+struct PrefaceDeadline {
     missing: usize,
     end: Pin<Box<Sleep>>,
 }
 
 /// Timer of a connection without calls and streams.
-struct Idle {
+struct IdleTimer {
     /// Newest call when the timer was set.
     newest: u32,
     timer: Pin<Box<Sleep>>,
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+trait GrpcIo: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GrpcIo for T {}
 
 /// Maximum number of connections per listener. KEDA has one or a few, and so has each replica.
-const CONNECTIONS: usize = GRPC_CONNECTIONS;
+const MAX_GRPC_CONNECTIONS: usize = GRPC_CONNECTIONS;
 
 /// Maximum number of connections per source. A further one evicts the oldest of its source, of those without a stream
 /// if there are any.
@@ -102,17 +102,17 @@ const MAX_READ_BYTES: usize = 1 << 10;
 const STREAM_WINDOW_BYTES: u32 = 16 << 10;
 
 /// Time from accepting a connection until the client speaks HTTP/2, including the TLS handshake. A silent client would
-/// otherwise keep its place among [`CONNECTIONS`] forever.
+/// otherwise keep its place among [`MAX_GRPC_CONNECTIONS`] forever.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Time a connection may have no call and no stream. It ends after that, or after twice that if a stream has ended
 /// meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
-const IDLE: Duration = Duration::from_secs(300);
+const GRPC_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Bytes that h2 reads once a connection has been idle for too long: the GOAWAY of a client that needs nothing further
 /// (RFC 9113, section 6.8). h2 responds with its own as soon as no stream is open, and closes. So a call that crosses
 /// it is known to be unprocessed, and gRPC clients send it again over the next connection.
-const GOODBYE: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const GOAWAY_FRAME: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Frames that are no part of a call, per second and in a burst: far above those of KEDA when it drops all of its
 /// streams.
@@ -120,18 +120,18 @@ const MAX_CONTROL_FRAMES: u32 = 10_000;
 
 /// Interval of pings to a silent client, and timeout of the response. KEDA sends none, so a connection through a
 /// firewall that has forgotten it would otherwise be silent forever.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+const PING_INTERVAL_AND_TIMEOUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
 /// Pause after the system failed to accept a connection for lack of a resource.
-const REFUSED: Duration = Duration::from_millis(100);
+const ACCEPT_FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns a server with these bounds, and at most `max_calls` calls under way per connection.
 fn server(max_calls: u32) -> Server<Stack<CallLayer, Identity>> {
     Server::builder()
         .max_concurrent_streams(max_calls)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(PING.0))
-        .http2_keepalive_timeout(Some(PING.1))
+        .http2_keepalive_interval(Some(PING_INTERVAL_AND_TIMEOUT.0))
+        .http2_keepalive_timeout(Some(PING_INTERVAL_AND_TIMEOUT.1))
         .http2_max_header_list_size(GRPC_HEAD_BYTES)
         .layer(CallLayer)
 }
@@ -147,8 +147,8 @@ impl GrpcListener {
         Ok(Self {
             listener: Arc::new(TcpListener::bind(address).await?),
             tls: tls.map(Arc::new),
-            connections: Places::new(CONNECTIONS, CONNECTIONS_PER_SOURCE),
-            open: Arc::new(Semaphore::new(CONNECTIONS + GRPC_LEAVING_CONNECTIONS)),
+            connections: Places::new(MAX_GRPC_CONNECTIONS, CONNECTIONS_PER_SOURCE),
+            open: Arc::new(Semaphore::new(MAX_GRPC_CONNECTIONS + GRPC_LEAVING_CONNECTIONS)),
             calls: Arc::new(CallPlaces::new()),
         })
     }
@@ -184,7 +184,7 @@ impl GrpcListener {
     }
 
     /// Accepts connections. Never returns; cancel-safe, except for handshakes under way.
-    async fn accept(&self, sender: mpsc::Sender<Connection>) {
+    async fn accept(&self, sender: mpsc::Sender<GrpcConnection>) {
         let mut handshakes = JoinSet::new();
         loop {
             // The semaphore is never closed.
@@ -204,7 +204,7 @@ impl GrpcListener {
                     handshakes.spawn(async move {
                         // Pushes are small and must not wait for more data.
                         let opened = match stream.set_nodelay(true) {
-                            Ok(()) => Connection::open(stream, caller, tls, place, open).await,
+                            Ok(()) => GrpcConnection::open(stream, caller, tls, place, open).await,
                             Err(error) => Err(error),
                         };
                         match opened {
@@ -215,18 +215,18 @@ impl GrpcListener {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a gRPC connection was not accepted");
-                    sleep(REFUSED).await;
+                    sleep(ACCEPT_FAILURE_PAUSE).await;
                 }
             }
         }
     }
 }
 
-// === impl Connection ===
+// === impl GrpcConnection ===
 
-impl Connection {
+impl GrpcConnection {
     async fn open(
-        stream: impl Io + 'static,
+        stream: impl GrpcIo + 'static,
         caller: Caller,
         tls: Option<Arc<Tls>>,
         place: Place,
@@ -234,7 +234,7 @@ impl Connection {
     ) -> io::Result<Self> {
         let end = Instant::now() + HANDSHAKE;
         let evicted = || place.evicted().clone();
-        let io: Box<dyn Io> = match tls {
+        let io: Box<dyn GrpcIo> = match tls {
             None => Box::new(stream),
             Some(tls) => {
                 let acceptor = tls.acceptor().await;
@@ -243,9 +243,9 @@ impl Connection {
                 Box::new(stream?)
             }
         };
-        let beginning = Beginning { missing: PREFACE.len(), end: Box::pin(sleep_until(end)) };
+        let beginning = PrefaceDeadline { missing: PREFACE.len(), end: Box::pin(sleep_until(end)) };
         let evicted = Box::pin(evicted().cancelled_owned());
-        let frames = Frames::new(MAX_CONTROL_FRAMES);
+        let frames = H2FrameParser::new(MAX_CONTROL_FRAMES);
         let beginning = Some(beginning);
         Ok(Self {
             io,
@@ -272,7 +272,7 @@ impl Connection {
                 return Poll::Ready(());
             }
             idle.newest = newest;
-            idle.timer.as_mut().reset(Instant::now() + IDLE);
+            idle.timer.as_mut().reset(Instant::now() + GRPC_IDLE_TIMEOUT);
         }
         Poll::Pending
     }
@@ -317,7 +317,7 @@ impl Connection {
     }
 }
 
-impl Connected for Connection {
+impl Connected for GrpcConnection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
@@ -325,7 +325,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for GrpcConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -346,7 +346,7 @@ impl AsyncRead for Connection {
             beginning.missing = beginning.missing.saturating_sub(buffer.filled().len() - before);
             if beginning.missing == 0 {
                 self.beginning = None;
-                self.idle = Some(Idle { newest: 0, timer: Box::pin(sleep(IDLE)) });
+                self.idle = Some(IdleTimer { newest: 0, timer: Box::pin(sleep(GRPC_IDLE_TIMEOUT)) });
             } else if read.is_pending() && beginning.end.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -354,18 +354,18 @@ impl AsyncRead for Connection {
         // A client that stops within a frame or a head answers no PING, which ends its connection.
         if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
             tracing::debug!(peer = %self.caller.source, "a gRPC connection was idle for too long");
-            self.goodbye = GOODBYE;
+            self.goodbye = GOAWAY_FRAME;
             return self.poll_read(context, buffer);
         }
         if !self.frames.came(&buffer.filled()[before..]) {
-            tracing::debug!(peer = %self.caller.source, "a gRPC connection ends: {TOO_MANY}");
-            return Poll::Ready(Err(io::Error::other(TOO_MANY)));
+            tracing::debug!(peer = %self.caller.source, "a gRPC connection ends: {TOO_MANY_FRAMES}");
+            return Poll::Ready(Err(io::Error::other(TOO_MANY_FRAMES)));
         }
         read
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for GrpcConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

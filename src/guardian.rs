@@ -68,7 +68,7 @@ enum CommandExit {
 }
 
 /// The command and its descendants.
-struct Family {
+struct ProcessTree {
     /// Pid of the command, and id of its process group.
     leader: Pid,
     /// Set once the leader has been reaped.
@@ -107,7 +107,7 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     // Held until all processes of the command are gone.
     let _lock = match &args.lock {
         Some(name) => tokio::select! {
-            lock = Lock::acquire(name, stop_timeout + Family::KILL_TIMEOUT) => lock,
+            lock = Lock::acquire(name, stop_timeout + ProcessTree::KILL_TIMEOUT) => lock,
             () = closed(&mut lifeline) => return Ok(CommandExit::Code(0)),
         },
         None => None,
@@ -116,7 +116,7 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
         let limit = Rlimit { current: Some(files), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit).map_err(|error| GuardianError::Setup(error.into()))?;
     }
-    let mut family = Family::start(&args.command)?;
+    let mut family = ProcessTree::start(&args.command)?;
     tokio::select! {
         // The command's own exit first: its status is worth more than a stop.
         biased;
@@ -188,9 +188,9 @@ fn log(line: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{LOG_PREFIX}{line}");
 }
 
-// === impl Family ===
+// === impl ProcessTree ===
 
-impl Family {
+impl ProcessTree {
     /// Interval of checks for processes that are not our children, whose end sends no SIGCHLD.
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     /// Time for killed processes to exit. One that hangs in a driver may never do so.

@@ -10,14 +10,14 @@ use tokio::time::Instant;
 /// Parser of the headers of frames that a client sends (RFC 9113, section 4.1). Counts frames that are no part of a
 /// request.
 #[derive(Debug)]
-pub(crate) struct Frames {
+pub(crate) struct H2FrameParser {
     /// Header of the next frame, as far as it has arrived.
     head: [u8; 9],
     have: usize,
     /// Bytes still to come of the frame before it, or of the preface.
     skip: usize,
     /// State of a request head that takes more than one frame.
-    block: Block,
+    block: HeaderBlock,
     /// Newest stream that the client has begun.
     newest: u32,
     /// Frames allowed per second, and in a burst.
@@ -30,7 +30,7 @@ pub(crate) struct Frames {
 
 /// Progress of a request head that takes more than one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Block {
+enum HeaderBlock {
     Whole,
     /// The next frame belongs to the head.
     Open,
@@ -40,13 +40,13 @@ enum Block {
 
 /// Bytes sent to a client that allow it one more frame: the faster a client reads, the more often it sends
 /// WINDOW_UPDATE.
-const BYTES: usize = 1 << 10;
+const BYTES_PER_FRAME_CREDIT: usize = 1 << 10;
 
 /// Connection preface of HTTP/2 (RFC 9113, section 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Error of a connection with too many such frames.
-pub(crate) const TOO_MANY: &str = "too many frames that are no part of a request";
+pub(crate) const TOO_MANY_FRAMES: &str = "too many frames that are no part of a request";
 
 /// Part of a request. h2 bounds empty ones.
 const DATA: u8 = 0x0;
@@ -57,16 +57,16 @@ const CONTINUATION: u8 = 0x9;
 /// Flag of both: the head ends with this frame.
 const END_HEADERS: u8 = 0x4;
 
-const SECOND: Duration = Duration::from_secs(1);
+const REFILL_PERIOD: Duration = Duration::from_secs(1);
 
-impl Frames {
+impl H2FrameParser {
     /// Starts before the preface. `most`: frames allowed per second, and in a burst.
     pub(crate) fn new(most: u32) -> Self {
         Self {
             head: [0; 9],
             have: 0,
             skip: PREFACE.len(),
-            block: Block::Whole,
+            block: HeaderBlock::Whole,
             newest: 0,
             most,
             left: most,
@@ -82,7 +82,7 @@ impl Frames {
 
     /// Returns `true` while a head of several frames is incomplete; h2 stores its fields.
     pub(crate) fn is_in_head(&self) -> bool {
-        self.block != Block::Whole
+        self.block != HeaderBlock::Whole
     }
 
     /// Returns the newest stream that the client has begun; 0 before the first.
@@ -102,8 +102,8 @@ impl Frames {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            if self.skip == 0 && self.block == Block::Last {
-                self.block = Block::Whole;
+            if self.skip == 0 && self.block == HeaderBlock::Last {
+                self.block = HeaderBlock::Whole;
             }
             let taken = (self.head.len() - self.have).min(bytes.len());
             self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
@@ -118,8 +118,8 @@ impl Frames {
             let stream = u32::from_be_bytes(stream);
             if matches!(kind, HEADERS | CONTINUATION) {
                 self.block = match (self.block, flags & END_HEADERS != 0) {
-                    (_, false) => Block::Open,
-                    (Block::Open, true) => Block::Last,
+                    (_, false) => HeaderBlock::Open,
+                    (HeaderBlock::Open, true) => HeaderBlock::Last,
                     (block, true) => block,
                 };
             }
@@ -135,9 +135,10 @@ impl Frames {
     /// Counts a frame. Reads the clock only when the allowance is used up.
     fn count(&mut self) -> bool {
         if self.left == 0 {
-            let passed = self.since.elapsed().min(SECOND);
-            let earned = u128::from(self.most) * passed.as_millis() / SECOND.as_millis();
-            let answered = u32::try_from(self.written / BYTES).unwrap_or(self.most).min(self.most);
+            let passed = self.since.elapsed().min(REFILL_PERIOD);
+            let earned = u128::from(self.most) * passed.as_millis() / REFILL_PERIOD.as_millis();
+            let answered =
+                u32::try_from(self.written / BYTES_PER_FRAME_CREDIT).unwrap_or(self.most).min(self.most);
             self.left = u32::try_from(earned).unwrap_or(self.most).saturating_add(answered);
             if self.left == 0 {
                 return false;
@@ -155,8 +156,8 @@ mod tests {
     use super::*;
 
     /// Returns a parser that has read the preface.
-    fn behind_preface(most: u32) -> Frames {
-        let mut frames = Frames::new(most);
+    fn behind_preface(most: u32) -> H2FrameParser {
+        let mut frames = H2FrameParser::new(most);
         assert!(frames.came(PREFACE));
         frames
     }
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn frames_are_told_apart_however_they_are_cut() {
+    async fn frames_are_parsed_at_any_split() {
         let mut bytes = PREFACE.to_vec();
         let request = [(1, 1, 70_000), (0, 1, 300), (0, 1, 3), (1, 3, 0)];
         let counted = [(4, 0, 6), (6, 0, 8), (9, 3, 3), (2, 0, 5), (1, 3, 0), (1, 1, 0)];
@@ -177,7 +178,7 @@ mod tests {
             bytes.extend(frame(kind, stream, length));
         }
         for cut in [1, 2, 7, 9, 10, 1000, bytes.len()] {
-            let mut frames = Frames::new(7);
+            let mut frames = H2FrameParser::new(7);
             assert!(bytes.chunks(cut).all(|part| frames.came(part)), "{cut}");
             assert_eq!(frames.left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
         }

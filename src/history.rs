@@ -20,29 +20,29 @@ use serde::Serialize;
 
 pub use event::{Event, HoldReason};
 pub use query::Query;
-pub use sequence::{Heartbeats, Moment, Sequence};
-pub use story::{Arrival, Ending, RequestInfo, Story};
+pub use sequence::{Heartbeats, Sequence, TimedEvent};
+pub use story::{ArrivedRequest, Ending, RequestInfo, Story};
 
 /// Stories of running requests, and of the last ones that ended. Two rings keep a flood of refusals from evicting requests
 /// that waited.
-pub struct History {
+pub struct RequestHistory {
     since: SystemTime,
     /// Capacity of each ring.
     max: AtomicUsize,
     next: AtomicU64,
-    inner: Mutex<Inner>,
+    inner: Mutex<RequestHistoryState>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct RequestHistoryState {
     running: HashMap<u64, Arc<Story>>,
-    waited: Ring,
-    at_once: Ring,
+    waited: StoryRing,
+    at_once: StoryRing,
 }
 
 /// The last requests that ended, oldest first.
 #[derive(Default)]
-struct Ring {
+struct StoryRing {
     ended: VecDeque<Arc<Story>>,
     bytes: usize,
     /// A request has been evicted.
@@ -71,9 +71,9 @@ pub struct RingExtent {
     pub since: String,
 }
 
-// === impl History ===
+// === impl RequestHistory ===
 
-impl History {
+impl RequestHistory {
     /// Bytes per ended request on average: a ring of `max` requests is bounded by `max` times that. A request with a few
     /// events takes about a third of it, the largest possible about four times as much.
     pub const MEAN_STORY_BYTES: usize = 2 << 10;
@@ -92,7 +92,7 @@ impl History {
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
         let mut inner = self.inner.lock();
-        let Inner { running, waited, at_once } = &mut *inner;
+        let RequestHistoryState { running, waited, at_once } = &mut *inner;
         let dropped = [waited.shrink(max), at_once.shrink(max)];
         if max == 0 {
             running.clear();
@@ -102,7 +102,7 @@ impl History {
     }
 
     /// Begins the story of a request that waits or has failed; [`Self::end`] ends it.
-    pub fn begin(&self, arrival: Arrival<'_>, info: Option<RequestInfo>) -> Arc<Story> {
+    pub fn begin(&self, arrival: ArrivedRequest<'_>, info: Option<RequestInfo>) -> Arc<Story> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let story = Arc::new(Story::new(number, arrival, info));
         if self.max.load(Ordering::Relaxed) > 0 {
@@ -147,7 +147,7 @@ impl History {
     pub fn kept(&self) -> HistoryExtent {
         let inner = self.inner.lock();
         let max = self.max.load(Ordering::Relaxed);
-        let kept = |ring: &Ring| {
+        let kept = |ring: &StoryRing| {
             let oldest = ring.ended.front().filter(|_| ring.is_full).and_then(|story| story.ended_at());
             let since = humantime::format_rfc3339_millis(oldest.unwrap_or(self.since)).to_string();
             RingExtent { count: ring.ended.len(), max, since }
@@ -177,19 +177,19 @@ impl History {
     }
 }
 
-impl std::fmt::Debug for History {
+impl std::fmt::Debug for RequestHistory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("History").field("kept", &self.kept()).finish_non_exhaustive()
     }
 }
 
-// === impl Ring ===
+// === impl StoryRing ===
 
-impl Ring {
+impl StoryRing {
     /// Evicts the oldest requests beyond the bounds. The caller drops them after releasing the lock.
     fn shrink(&mut self, max: usize) -> Vec<Arc<Story>> {
         let mut dropped = Vec::new();
-        while self.ended.len() > max || self.bytes > max.saturating_mul(History::MEAN_STORY_BYTES) {
+        while self.ended.len() > max || self.bytes > max.saturating_mul(RequestHistory::MEAN_STORY_BYTES) {
             let Some(oldest) = self.ended.pop_front() else { break };
             self.bytes -= oldest.bytes();
             self.is_full = true;

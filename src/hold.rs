@@ -17,7 +17,7 @@ use crate::{
 /// The order is that of admission. A request that returns after a failed dispatch takes its old place, ahead of every
 /// request admitted after it.
 pub struct HoldQueue<P> {
-    inner: Mutex<Inner<P>>,
+    inner: Mutex<HoldQueueState<P>>,
     /// Number of waiters, readable without the lock. An arrival is counted, then looks for a free slot; a release frees a
     /// slot, then reads the count. All sequentially consistent, so at least one side sees the other. Otherwise a request
     /// could wait beside a free slot. A waiter is counted until after it has got a permit, so a reader of this count and
@@ -29,15 +29,15 @@ pub struct HoldQueue<P> {
     snapshot: Mutex<KeySnapshot>,
 }
 
-struct Inner<P> {
-    waiting: BTreeMap<Key, Waiter<P>>,
+struct HoldQueueState<P> {
+    waiting: BTreeMap<QueueKey, Waiter<P>>,
     /// Requests that have returned to a place so far.
     returned: u64,
     bytes: usize,
 }
 
 /// Number of the place, then the number of the return; `FIRST_JOIN`, the largest, for a request that has not returned.
-type Key = (u64, u64);
+type QueueKey = (u64, u64);
 
 const FIRST_JOIN: u64 = u64::MAX;
 
@@ -46,18 +46,18 @@ struct Waiter<P> {
     since: Instant,
     /// Id of the endpoint that the request is bound to.
     pin: Option<u64>,
-    released: oneshot::Sender<Released<P>>,
+    released: oneshot::Sender<ReleaseOutcome<P>>,
 }
 
 #[derive(Default)]
 struct KeySnapshot {
     taken: Option<Instant>,
-    keys: Vec<Key>,
+    keys: Vec<QueueKey>,
 }
 
 /// Result of a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Released<P> {
+pub enum ReleaseOutcome<P> {
     /// The request may be dispatched.
     Dispatch(P),
     /// The wait has failed; with the time after which a retry may succeed, `None` if it would fail in the same way.
@@ -69,21 +69,21 @@ pub enum Released<P> {
 /// A held request. Dropping it leaves the queue, and gives back a permit that was not taken.
 pub struct Ticket<P> {
     queue: Arc<HoldQueue<P>>,
-    key: Key,
+    key: QueueKey,
     ahead: usize,
     since: Instant,
-    released: oneshot::Receiver<Released<P>>,
+    released: oneshot::Receiver<ReleaseOutcome<P>>,
 }
 
 /// Handle for reading the position of a ticket.
-pub struct Spot<P> {
+pub struct PositionHandle<P> {
     queue: Arc<HoldQueue<P>>,
-    key: Key,
+    key: QueueKey,
 }
 
 /// Place of a request in the order of admission, for [`HoldQueue::rejoin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place(u64);
+pub struct QueuePosition(u64);
 
 /// The bound that was hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub struct Bounds {
 
 impl<P> Default for HoldQueue<P> {
     fn default() -> Self {
-        let inner = Inner { waiting: BTreeMap::new(), returned: 0, bytes: 0 };
+        let inner = HoldQueueState { waiting: BTreeMap::new(), returned: 0, bytes: 0 };
         Self {
             inner: Mutex::new(inner),
             len: AtomicUsize::new(0),
@@ -173,12 +173,12 @@ impl<P> HoldQueue<P> {
     }
 
     /// Takes an old place again. Not bounded, as the request has been admitted.
-    pub fn rejoin(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<P> {
+    pub fn rejoin(self: &Arc<Self>, place: QueuePosition, bytes: usize) -> Ticket<P> {
         self.rejoin_for(None, place, bytes)
     }
 
     /// Like [`Self::rejoin`], for a request bound to endpoint `pin`.
-    pub fn rejoin_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<P> {
+    pub fn rejoin_for(self: &Arc<Self>, pin: Option<u64>, place: QueuePosition, bytes: usize) -> Ticket<P> {
         let mut inner = self.inner.lock();
         let returned = inner.returned;
         inner.returned += 1;
@@ -189,14 +189,14 @@ impl<P> HoldQueue<P> {
     }
 
     /// Returns the place for a request that is dispatched without waiting: just ahead of the next one to join.
-    pub fn place(&self) -> Place {
-        Place(self.next.load(Ordering::Relaxed))
+    pub fn place(&self) -> QueuePosition {
+        QueuePosition(self.next.load(Ordering::Relaxed))
     }
 
     fn enter(
         self: &Arc<Self>,
-        inner: &mut Inner<P>,
-        key: Key,
+        inner: &mut HoldQueueState<P>,
+        key: QueueKey,
         ahead: usize,
         bytes: usize,
         pin: Option<u64>,
@@ -241,10 +241,10 @@ impl<P> HoldQueue<P> {
             let Some(waiter) = inner.waiting.remove(&key) else { break };
             self.account_leave(&mut inner, waiter.bytes);
             drop(inner);
-            match waiter.released.send(Released::Dispatch(permit)) {
+            match waiter.released.send(ReleaseOutcome::Dispatch(permit)) {
                 Ok(()) => count += 1,
                 // The permit of a bound waiter does not fit the next one.
-                Err(Released::Dispatch(permit)) if waiter.pin.is_none() => unclaimed = Some(permit),
+                Err(ReleaseOutcome::Dispatch(permit)) if waiter.pin.is_none() => unclaimed = Some(permit),
                 Err(_) => {}
             }
         }
@@ -252,7 +252,7 @@ impl<P> HoldQueue<P> {
     }
 
     /// Ends all waits with the same result. Returns their number.
-    pub fn release_all(&self, why: impl Fn() -> Released<P>) -> usize {
+    pub fn release_all(&self, why: impl Fn() -> ReleaseOutcome<P>) -> usize {
         let waiting = {
             let mut inner = self.inner.lock();
             inner.bytes = 0;
@@ -264,7 +264,7 @@ impl<P> HoldQueue<P> {
     }
 
     /// Lists the keys in parts, so that the lock is not held for the whole walk. May miss a request that returns meanwhile.
-    fn list(&self, keys: &mut Vec<Key>) {
+    fn list(&self, keys: &mut Vec<QueueKey>) {
         const KEYS_PER_LOCK: usize = 1000;
         keys.clear();
         let mut after = Bound::Unbounded;
@@ -285,7 +285,7 @@ impl<P> HoldQueue<P> {
         }
     }
 
-    fn account_leave(&self, inner: &mut Inner<P>, bytes: usize) {
+    fn account_leave(&self, inner: &mut HoldQueueState<P>, bytes: usize) {
         inner.bytes -= bytes;
         self.len.store(inner.waiting.len(), Ordering::SeqCst);
     }
@@ -295,14 +295,14 @@ impl<P> HoldQueue<P> {
 
 impl<P> Ticket<P> {
     /// Waits for the release. Cancel-safe: a permit that was not taken is given back when the ticket is dropped.
-    pub async fn released(&mut self) -> Released<P> {
+    pub async fn released(&mut self) -> ReleaseOutcome<P> {
         // Cannot fail: the queue, which we hold, has the sender until it is used.
-        (&mut self.released).await.unwrap_or(Released::Draining)
+        (&mut self.released).await.unwrap_or(ReleaseOutcome::Draining)
     }
 
     /// Returns a handle for reading the position.
-    pub fn spot(&self) -> Spot<P> {
-        Spot { queue: self.queue.clone(), key: self.key }
+    pub fn spot(&self) -> PositionHandle<P> {
+        PositionHandle { queue: self.queue.clone(), key: self.key }
     }
 
     /// Returns the number of requests ahead at the start of the wait.
@@ -316,8 +316,8 @@ impl<P> Ticket<P> {
     }
 
     /// Returns the place, for [`HoldQueue::rejoin`].
-    pub const fn place(&self) -> Place {
-        Place(self.key.0)
+    pub const fn place(&self) -> QueuePosition {
+        QueuePosition(self.key.0)
     }
 }
 
@@ -335,9 +335,9 @@ impl<P> Drop for Ticket<P> {
     }
 }
 
-// === impl Spot ===
+// === impl PositionHandle ===
 
-impl<P> Spot<P> {
+impl<P> PositionHandle<P> {
     /// Returns the number of requests ahead, at most a second ago.
     pub fn ahead(&self) -> usize {
         let now = Instant::now();
@@ -374,7 +374,7 @@ mod tests {
         let mut permits = 0..;
         assert_eq!(queue.release(|| permits.next().filter(|permit| *permit < 3)), 3);
         for (ticket, permit) in [(&mut c, 0), (&mut a, 1), (&mut b, 2)] {
-            assert_eq!(ticket.released().await, Released::Dispatch(permit));
+            assert_eq!(ticket.released().await, ReleaseOutcome::Dispatch(permit));
         }
         let again = queue.rejoin(a.place(), 1);
         drop(a);
@@ -411,7 +411,7 @@ mod tests {
         let (a, mut b) = (queue.join(1, BOUNDS).unwrap(), queue.join(1, BOUNDS).unwrap());
         drop(a);
         assert_eq!(queue.release(|| Some(7)), 1);
-        assert_eq!(b.released().await, Released::Dispatch(7));
+        assert_eq!(b.released().await, ReleaseOutcome::Dispatch(7));
     }
 
     #[tokio::test]
@@ -427,10 +427,10 @@ mod tests {
             has_room.then_some(2)
         };
         assert_eq!(queue.release_for(&mut next), 1);
-        assert_eq!(any.released().await, Released::Dispatch(2), "the first waiter that fits");
+        assert_eq!(any.released().await, ReleaseOutcome::Dispatch(2), "the first waiter that fits");
         assert_eq!(queue.release_for(|pin| pin.map(|pin| pin as u32)), 2);
-        assert_eq!(pinned.released().await, Released::Dispatch(1));
-        assert_eq!(other.released().await, Released::Dispatch(2));
+        assert_eq!(pinned.released().await, ReleaseOutcome::Dispatch(1));
+        assert_eq!(other.released().await, ReleaseOutcome::Dispatch(2));
     }
 
     proptest! {
@@ -470,7 +470,7 @@ mod tests {
                         });
                         prop_assert_eq!(released, expected);
                         for (mut ticket, _) in waiting.drain(..expected) {
-                            prop_assert_eq!(ticket.released.try_recv().ok(), Some(Released::Dispatch(0)));
+                            prop_assert_eq!(ticket.released.try_recv().ok(), Some(ReleaseOutcome::Dispatch(0)));
                         }
                     }
                 }

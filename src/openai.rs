@@ -12,13 +12,13 @@ mod scan;
 mod token;
 mod wire;
 
-pub use api::{Api, Shape};
+pub use api::{Api, ApiFormat};
 pub use dialect::Dialect;
 pub use empty::{empty_event, empty_event_before, has_empty_event};
 pub use open_event::OpenEvent;
 pub use origin::{is_model_error, may_have_run, says_no_endpoint};
-pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
+pub use patience::{ClientTimeouts, InvalidMaxWait, MAX_WAIT};
 pub use response::{ResponseRequest, is_response_id, is_running, makes_response, response_id};
-pub use scan::{MAX_MODEL_BYTES, Scan, ScanError, boundary, scan_json, scan_multipart};
+pub use scan::{MAX_MODEL_BYTES, RoutingFields, ScanError, boundary, scan_json, scan_multipart};
 pub use token::{FirstToken, is_event_stream, is_json};
 pub use wire::{DONE, MADE_UP_OWNER, model_entry, model_list, sse_comment, sse_data};

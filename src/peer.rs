@@ -19,29 +19,29 @@ use crate::{admission::Directory, config, grpc::GrpcListener};
 use board::Board;
 pub use board::PeerState;
 use follow::Following;
-use network::Dns;
-use token::Token;
+use network::DnsNetwork;
+use token::TokenFile;
 
 /// This replica and its peers.
-pub struct Peers {
+pub struct PeerGroup {
     board: Arc<Board>,
     routes: Arc<Directory>,
     config: config::Peers,
-    token: Option<Arc<Token>>,
+    token: Option<Arc<TokenFile>>,
 }
 
 /// Time for connections to end gracefully.
-const GRACE: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-// === impl Peers ===
+// === impl PeerGroup ===
 
-impl Peers {
+impl PeerGroup {
     /// Creates a replica with these routes, and a unique id.
     pub fn new(routes: Arc<Directory>, config: config::Peers) -> Self {
         let id = format!("{:016x}", fastrand::u64(..));
         let unreachable_timeout = config.unreachable_timeout.get();
         let board = Board::new(id, routes.clone(), config.timeout.get(), unreachable_timeout);
-        let token = config.token_file.as_ref().map(|path| Arc::new(Token::new(path)));
+        let token = config.token_file.as_ref().map(|path| Arc::new(TokenFile::new(path)));
         Self { board: Arc::new(board), routes, config, token }
     }
 
@@ -53,7 +53,7 @@ impl Peers {
     /// Serves and follows other replicas until `stopping`, then ends its streams cleanly.
     pub async fn run(&self, listener: GrpcListener, stopping: CancellationToken) {
         let (service, id) = (self.config.service.clone(), self.board.id());
-        let network = Arc::new(Dns::new(service, id.to_owned(), self.token.clone()));
+        let network = Arc::new(DnsNetwork::new(service, id.to_owned(), self.token.clone()));
         let (routes, token) = (self.routes.clone(), self.token.clone());
         let answering = report::serve(listener, id, routes, token, stopping.clone());
         let following = async {
@@ -66,7 +66,7 @@ impl Peers {
         };
         let cut = async {
             stopping.cancelled().await;
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(SHUTDOWN_GRACE).await;
         };
         tokio::select! {
             // A graceful end takes precedence, if in time.

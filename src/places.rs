@@ -26,7 +26,7 @@ pub struct Source(IpAddr);
 pub struct Places {
     max: usize,
     max_per_source: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<PlacesState>,
 }
 
 /// A place, held until dropped or evicted.
@@ -39,20 +39,20 @@ pub struct Place {
 }
 
 /// Marks a connection as in use, until dropped. Of a source's connections, those not in use are evicted first.
-pub struct InUse(Arc<AtomicUsize>);
+pub struct InUseGuard(Arc<AtomicUsize>);
 
 #[derive(Default)]
-struct Taken {
+struct PlacesState {
     next: u64,
     count: usize,
     /// Members by number, so that the oldest comes first. Holds no source without a member.
-    by_source: HashMap<Source, BTreeMap<u64, Member>>,
+    by_source: HashMap<Source, BTreeMap<u64, SourceMember>>,
     /// Evicted streams that still exist, by number, so that the oldest comes first.
     leaving: BTreeMap<u64, Leaving>,
     max_leaving: usize,
 }
 
-struct Member {
+struct SourceMember {
     evicted: CancellationToken,
     uses: Arc<AtomicUsize>,
     connection: Option<CancellationToken>,
@@ -107,7 +107,7 @@ impl Default for Source {
 impl Places {
     /// Creates `max` places, of which one source may have `max_per_source`.
     pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
-        let taken = Taken { max_leaving: max_leaving_streams(max), ..Taken::default() };
+        let taken = PlacesState { max_leaving: max_leaving_streams(max), ..PlacesState::default() };
         Arc::new(Self { max, max_per_source, taken: Mutex::new(taken) })
     }
 
@@ -148,20 +148,20 @@ impl Places {
         }
     }
 
-    fn add(self: &Arc<Self>, taken: &mut Taken, source: Source, evicted: CancellationToken) -> Place {
+    fn add(self: &Arc<Self>, taken: &mut PlacesState, source: Source, evicted: CancellationToken) -> Place {
         let number = taken.next;
         let uses = Arc::<AtomicUsize>::default();
         taken.next += 1;
         taken.count += 1;
-        let member = Member { evicted: evicted.clone(), uses: uses.clone(), connection: None };
+        let member = SourceMember { evicted: evicted.clone(), uses: uses.clone(), connection: None };
         taken.by_source.entry(source).or_default().insert(number, member);
         Place { places: self.clone(), source, number, evicted, uses }
     }
 }
 
-// === impl Taken ===
+// === impl PlacesState ===
 
-impl Taken {
+impl PlacesState {
     fn of(&self, source: Source) -> usize {
         self.by_source.get(&source).map_or(0, BTreeMap::len)
     }
@@ -169,7 +169,7 @@ impl Taken {
     /// Returns the source with most places, and their number; of several, the one with the oldest unused member. Scans
     /// all sources.
     fn largest(&self) -> Option<(Source, usize)> {
-        let rank = |members: &BTreeMap<u64, Member>| {
+        let rank = |members: &BTreeMap<u64, SourceMember>| {
             let unused = members.iter().find(|(_, member)| !member.is_in_use()).map(|(number, _)| *number);
             (members.len(), unused.is_some(), Reverse(unused))
         };
@@ -210,9 +210,9 @@ impl Taken {
     }
 }
 
-// === impl Member ===
+// === impl SourceMember ===
 
-impl Member {
+impl SourceMember {
     fn is_in_use(&self) -> bool {
         self.uses.load(Ordering::Relaxed) > 0
     }
@@ -226,7 +226,7 @@ impl Place {
         &self.evicted
     }
 
-    /// Returns the counter of uses, for [`InUse::new`].
+    /// Returns the counter of uses, for [`InUseGuard::new`].
     pub const fn uses(&self) -> &Arc<AtomicUsize> {
         &self.uses
     }
@@ -250,9 +250,9 @@ impl Drop for Place {
     }
 }
 
-// === impl InUse ===
+// === impl InUseGuard ===
 
-impl InUse {
+impl InUseGuard {
     /// Counts one more use.
     pub fn new(uses: Arc<AtomicUsize>) -> Self {
         uses.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +260,7 @@ impl InUse {
     }
 }
 
-impl Drop for InUse {
+impl Drop for InUseGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -307,10 +307,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_evicted_last() {
+    fn places_in_use_are_evicted_last() {
         let places = Places::new(3, 3);
         let open: Vec<_> = (0..3).map(|number| enter(&places, number)).collect();
-        let used = InUse::new(open[0].uses().clone());
+        let used = InUseGuard::new(open[0].uses().clone());
         let _one = enter(&places, 9);
         assert_eq!(evicted(&open), [1], "the oldest that is not in use");
         drop(used);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn full_streams_are_given_up_for_smaller_sources_only() {
+    fn full_streams_are_evicted_for_smaller_sources_only() {
         let places = Places::new(4, 4);
         let try_enter = |number| places.try_enter(source(number), CancellationToken::new());
         let mut open: Vec<_> = (0..4).map(|_| try_enter(1).unwrap()).collect();

@@ -20,7 +20,7 @@ use crate::domain::{Period, Readiness};
 
 /// Result of a probe. Its text is part of error messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ProbeResult {
     /// 2xx.
     Ready,
     /// The host name does not resolve: the name, and the reason.
@@ -39,7 +39,7 @@ pub enum Answer {
 
 /// Protocol of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+pub enum ProbeProtocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 without TLS, with prior knowledge.
@@ -48,9 +48,9 @@ pub enum Speaks {
 
 /// A request to a model server.
 #[derive(Clone, Debug)]
-pub struct Question<'a> {
+pub struct ProbeRequest<'a> {
     /// Protocol.
-    pub speaks: Speaks,
+    pub speaks: ProbeProtocol,
     /// Method.
     pub method: Method,
     /// Path and query.
@@ -64,20 +64,20 @@ pub struct Question<'a> {
 const POD_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Probes the server at `address` (`host:port`).
-pub async fn probe(address: &str, readiness: &Readiness) -> Answer {
-    answer(address, Speaks::Http1, readiness, readiness.timeout).await
+pub async fn probe(address: &str, readiness: &Readiness) -> ProbeResult {
+    answer(address, ProbeProtocol::Http1, readiness, readiness.timeout).await
 }
 
 /// Probes a pod, which may not have a network yet.
-pub async fn probe_pod(address: &str, speaks: Speaks, readiness: &Readiness) -> Answer {
+pub async fn probe_pod(address: &str, speaks: ProbeProtocol, readiness: &Readiness) -> ProbeResult {
     answer(address, speaks, readiness, Period::from(POD_CONNECT_TIMEOUT.min(readiness.timeout.get()))).await
 }
 
 /// Resolves the host of `address` within `limit`. An IP address needs no lookup.
 ///
 /// # Errors
-/// [`Answer::Unresolved`].
-pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, Answer> {
+/// [`ProbeResult::Unresolved`].
+pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, ProbeResult> {
     let reason = match timeout(limit.get(), lookup_host(address)).await {
         Ok(Ok(found)) => {
             let found: Vec<_> = found.collect();
@@ -93,29 +93,29 @@ pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, An
         Err(_) => format!("no answer within {limit}"),
     };
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    Err(Answer::Unresolved(host.to_owned(), reason))
+    Err(ProbeResult::Unresolved(host.to_owned(), reason))
 }
 
-async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: Period) -> Answer {
+async fn answer(address: &str, speaks: ProbeProtocol, readiness: &Readiness, connect: Period) -> ProbeResult {
     // Separately, so that a slow lookup is not reported as a server that does not answer.
     let found = match resolve(address, readiness.timeout).await {
         Ok(found) => found,
         Err(unresolved) => return unresolved,
     };
     let status = async |response: Response<Incoming>| Ok(response.status());
-    let question = Question { speaks, ..Question::get(&readiness.path) };
+    let question = ProbeRequest { speaks, ..ProbeRequest::get(&readiness.path) };
     match timeout(readiness.timeout.get(), ask_at(&found[..], address, question, connect, status)).await {
-        Ok(Ok(status)) if status.is_success() => Answer::Ready,
-        Ok(Ok(status)) => Answer::Status(status),
+        Ok(Ok(status)) if status.is_success() => ProbeResult::Ready,
+        Ok(Ok(status)) => ProbeResult::Status(status),
         Ok(Err(error)) => error.into(),
-        Err(_) => Answer::TimedOut(readiness.timeout),
+        Err(_) => ProbeResult::TimedOut(readiness.timeout),
     }
 }
 
 /// Fetches a page of a pod, such as its metrics: at most `max_bytes`, within `limit`. Returns `None` on any failure.
 pub async fn fetch(
     address: &str,
-    speaks: Speaks,
+    speaks: ProbeProtocol,
     path: &str,
     max_bytes: usize,
     limit: Duration,
@@ -126,7 +126,7 @@ pub async fn fetch(
         }
         Ok(Limited::new(response.into_body(), max_bytes).collect().await.ok().map(Collected::to_bytes))
     };
-    let question = Question { speaks, ..Question::get(path) };
+    let question = ProbeRequest { speaks, ..ProbeRequest::get(path) };
     timeout(limit, ask(address, question, Period::from(POD_CONNECT_TIMEOUT), page)).await.ok()?.ok()?
 }
 
@@ -135,11 +135,11 @@ pub async fn fetch(
 ///
 /// # Errors
 /// The answer of a probe that failed in the same way.
-pub async fn call(address: &str, question: Question<'_>) -> Result<(StatusCode, Bytes), Answer> {
-    const MAX_BODY_BYTES: usize = 64 << 10;
+pub async fn call(address: &str, question: ProbeRequest<'_>) -> Result<(StatusCode, Bytes), ProbeResult> {
+    const MAX_PROBE_BODY_BYTES: usize = 64 << 10;
     let read = async |response: Response<Incoming>| {
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
+        let body = Limited::new(response.into_body(), MAX_PROBE_BODY_BYTES).collect().await;
         Ok((status, body.map(Collected::to_bytes).unwrap_or_default()))
     };
     Ok(ask(address, question, Period::from_secs(10), read).await?)
@@ -159,7 +159,7 @@ enum ProbeError {
 
 async fn ask<T>(
     address: &str,
-    question: Question<'_>,
+    question: ProbeRequest<'_>,
     connect: Period,
     read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
 ) -> Result<T, ProbeError> {
@@ -170,7 +170,7 @@ async fn ask<T>(
 async fn ask_at<T>(
     at: impl ToSocketAddrs,
     address: &str,
-    question: Question<'_>,
+    question: ProbeRequest<'_>,
     connect: Period,
     read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
 ) -> Result<T, ProbeError> {
@@ -181,10 +181,10 @@ async fn ask_at<T>(
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
     }
     let agent = concat!("anteroom/", env!("CARGO_PKG_VERSION"), " (probe)");
-    let Question { speaks, method, path, body } = question;
+    let ProbeRequest { speaks, method, path, body } = question;
     let uri = match speaks {
-        Speaks::Http1 => path.to_owned(),
-        Speaks::Http2 => format!("http://{address}{path}"),
+        ProbeProtocol::Http1 => path.to_owned(),
+        ProbeProtocol::Http2 => format!("http://{address}{path}"),
     };
     let mut request = Request::builder().method(method).uri(uri).header(header::USER_AGENT, agent);
     if !body.is_empty() {
@@ -192,13 +192,13 @@ async fn ask_at<T>(
     }
     let body = Full::new(Bytes::from_static(body.as_bytes()));
     match speaks {
-        Speaks::Http1 => {
+        ProbeProtocol::Http1 => {
             let request = request.header(header::HOST, address).header(header::CONNECTION, "close");
             let request = request.body(body)?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             drive(async { read(sender.send_request(request).await?).await }, connection).await
         }
-        Speaks::Http2 => {
+        ProbeProtocol::Http2 => {
             let request = request.body(body)?;
             let (mut sender, connection) =
                 http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
@@ -218,23 +218,23 @@ async fn drive<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
     }
 }
 
-// === impl Question ===
+// === impl ProbeRequest ===
 
-impl<'a> Question<'a> {
+impl<'a> ProbeRequest<'a> {
     /// Creates a GET over HTTP/1.1.
     pub const fn get(path: &'a str) -> Self {
-        Self { speaks: Speaks::Http1, method: Method::GET, path, body: "" }
+        Self { speaks: ProbeProtocol::Http1, method: Method::GET, path, body: "" }
     }
 
     /// Creates a POST over HTTP/1.1.
     pub const fn post(path: &'a str, body: &'static str) -> Self {
-        Self { speaks: Speaks::Http1, method: Method::POST, path, body }
+        Self { speaks: ProbeProtocol::Http1, method: Method::POST, path, body }
     }
 }
 
-// === impl Answer ===
+// === impl ProbeResult ===
 
-impl Answer {
+impl ProbeResult {
     /// Returns true if the server is ready for requests.
     pub fn is_ready(&self) -> bool {
         *self == Self::Ready
@@ -269,7 +269,7 @@ impl Answer {
     }
 }
 
-impl From<ProbeError> for Answer {
+impl From<ProbeError> for ProbeResult {
     fn from(error: ProbeError) -> Self {
         match error {
             ProbeError::Unheard(limit) => Self::Unheard(limit),
@@ -279,7 +279,7 @@ impl From<ProbeError> for Answer {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready => f.write_str("ready"),
@@ -302,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    async fn answer_to(response: &'static [u8]) -> Answer {
+    async fn answer_to(response: &'static [u8]) -> ProbeResult {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = async {
@@ -321,18 +321,18 @@ mod tests {
 
     #[tokio::test]
     async fn only_2xx_is_ready() {
-        assert_eq!(answer_to(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await, Answer::Ready);
+        assert_eq!(answer_to(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await, ProbeResult::Ready);
         let unready = answer_to(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
-        assert_eq!(unready, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
-        assert!(matches!(answer_to(b"220 mail.example.com ESMTP\r\n").await, Answer::Broken(_)));
-        assert!(matches!(answer_to(b"").await, Answer::Broken(_)), "closed without an answer");
+        assert_eq!(unready, ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE));
+        assert!(matches!(answer_to(b"220 mail.example.com ESMTP\r\n").await, ProbeResult::Broken(_)));
+        assert!(matches!(answer_to(b"").await, ProbeResult::Broken(_)), "closed without an answer");
     }
 
     /// RFC 6761, section 6.4: `invalid` never resolves.
     #[tokio::test]
     async fn unresolved_name_is_reported() {
         let readiness = Readiness { timeout: Period::from_secs(30), ..Readiness::default() };
-        let Answer::Unresolved(host, reason) = probe("vllm.invalid:8000", &readiness).await else {
+        let ProbeResult::Unresolved(host, reason) = probe("vllm.invalid:8000", &readiness).await else {
             panic!("not unresolved");
         };
         assert_eq!(host, "vllm.invalid");
@@ -345,9 +345,9 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let limit = Period::from_millis(20);
         let readiness = Readiness { timeout: limit, ..Readiness::default() };
-        assert_eq!(probe(&address, &readiness).await, Answer::TimedOut(limit));
+        assert_eq!(probe(&address, &readiness).await, ProbeResult::TimedOut(limit));
         drop(listener);
         let readiness = Readiness { timeout: Period::from_secs(30), ..Readiness::default() };
-        assert_eq!(probe(&address, &readiness).await, Answer::Refused);
+        assert_eq!(probe(&address, &readiness).await, ProbeResult::Refused);
     }
 }

@@ -48,7 +48,7 @@ mod upstream_request;
 mod wait;
 mod ws_frames;
 
-pub use answering::Answering;
+pub use answering::ResponseFuture;
 pub use client::Client;
 pub use client_io::ClientIo;
 pub use connection_state::ConnectionState;
@@ -56,7 +56,7 @@ pub use connections::{Connected, Connections};
 pub use cross_site::CrossSiteGuard;
 pub use interceptor::route::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};
-pub use pace::Allowed;
+pub use pace::PaceLimit;
 pub use rule::is_address;
 pub use shared::{Proxy, Shared};
-pub use table::{Match, Model, RouteTable};
+pub use table::{RequestModel, RouteMatch, RouteTable};

@@ -21,20 +21,22 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 pub use cut::Cut;
-pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Problem, Protocol, Selection};
+pub use discovery::{
+    Discovered, DiscoveredEndpoint, Discovery, DiscoveryProblem, NoDiscovery, Protocol, Selection,
+};
 pub use endpoint::Endpoint;
 pub use failure::Cause;
 use failure::LastFailure;
 pub use front::{Front, FrontKind};
-pub use models::{ListedModels, Listing};
+pub use models::{ListedModels, ModelList};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use ramp::Level;
-pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
-pub use start::{PartSeen, PodStart, PodWarning, Seen, Stamp, Tail};
+pub use scale::{NoScale, Replicas, Scale, ScaleError, ScaleFuture};
+pub use start::{Observation, OutputTail, PartObservation, PodStart, PodWarning, Stamp};
 use strum::IntoStaticStr;
 use tokio::{sync::watch, time::Instant};
-pub use trial::Verdict;
+pub use trial::TrialResult;
 
 use crate::domain::Reason;
 

@@ -11,7 +11,7 @@ use futures_util::future::Either;
 use http::{Response, request};
 use hyper::body::Incoming;
 
-pub use dial::{Dial, Dialer, Dialing, Io};
+pub use dial::{Dial, Dialer, Dialing, UpstreamIo};
 pub use send::Reuse;
 pub use send_error::SendError;
 
@@ -29,13 +29,13 @@ pub struct Upstream<B> {
 
 /// Connection of a request in flight. Return it to the pool once the response has been read to its end; dropping it
 /// earlier closes it, which notifies the server that the client is gone.
-pub struct Connection<B>(InUse<B>);
+pub struct Connection<B>(ActiveConnection<B>);
 
-enum InUse<B> {
+enum ActiveConnection<B> {
     Http1(h1::Answered<B>),
     /// One stream of a connection; dropping the response body resets only this stream.
     Http2 {
-        _stream: h2::Stream,
+        _stream: h2::StreamSlot,
     },
 }
 
@@ -80,7 +80,7 @@ where
 
     /// Returns a connection to the pool after its response was read to the end.
     pub fn put_back(&self, connection: Connection<B>) {
-        if let InUse::Http1(answered) = connection.0 {
+        if let ActiveConnection::Http1(answered) = connection.0 {
             self.http1.put_back(answered);
         }
     }
@@ -96,12 +96,12 @@ where
 
 impl<B> From<h1::Answered<B>> for Connection<B> {
     fn from(answered: h1::Answered<B>) -> Self {
-        Self(InUse::Http1(answered))
+        Self(ActiveConnection::Http1(answered))
     }
 }
 
-impl<B> From<h2::Stream> for Connection<B> {
-    fn from(stream: h2::Stream) -> Self {
-        Self(InUse::Http2 { _stream: stream })
+impl<B> From<h2::StreamSlot> for Connection<B> {
+    fn from(stream: h2::StreamSlot) -> Self {
+        Self(ActiveConnection::Http2 { _stream: stream })
     }
 }

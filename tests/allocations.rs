@@ -10,10 +10,10 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     config::{Config, Limits},
-    history::{Arrival, Ending, Event, History, HoldReason, RequestInfo, Story},
+    history::{ArrivedRequest, Ending, Event, HoldReason, RequestHistory, RequestInfo, Story},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use http::Method;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -26,28 +26,29 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const ROUTES: &str =
+const TINY_ROUTE_CONFIG: &str =
     "routes: [{ name: tiny, match: { models: [tiny] }, target: { url: 'http://127.0.0.1:1' } }]";
 
 const REQUEST: &[u8] =
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 16\r\n\r\n{\"model\":\"tiny\"}";
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+const EMPTY_JSON_RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
 /// A server that responds to each read ending in a brace.
-struct Server;
+struct StubServer;
 
-impl Dial for Server {
+impl Dial for StubServer {
     fn dial(&self, _: &str) -> Dialing {
         Box::pin(async {
             let (ours, mut theirs) = duplex(4096);
             tokio::spawn(async move {
                 while through_brace(&mut theirs).await {
-                    theirs.write_all(ANSWER).await?;
+                    theirs.write_all(EMPTY_JSON_RESPONSE).await?;
                 }
                 io::Result::Ok(())
             });
-            Ok(Box::new(ours) as Box<dyn Io>)
+            Ok(Box::new(ours) as Box<dyn UpstreamIo>)
         })
     }
 }
@@ -65,42 +66,43 @@ async fn through_brace(io: &mut DuplexStream) -> bool {
 
 /// Returns the number of allocations per warm request and the number of stories begun.
 async fn warm() -> (f64, u64) {
-    const COUNT: usize = 200;
-    let route = Config::parse(ROUTES, "routes.yaml").unwrap().routes.remove(0);
+    const WARM_REQUESTS: usize = 200;
+    let route = Config::parse(TINY_ROUTE_CONFIG, "routes.yaml").unwrap().routes.remove(0);
     let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
     let shared = Shared::new(Limits::default());
     shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
     let endpoint = Endpoint::new("memory:1", 4);
     gate.target().add(&endpoint);
     gate.target().ready(&endpoint, None);
-    let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Server)));
+    let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(StubServer)));
     let (mut client, server) = duplex(4096);
     tokio::spawn(serve_connection(server, None, proxy, CancellationToken::new()));
     let mut region = None;
-    for number in 0..2 * COUNT {
-        if number == COUNT {
+    for number in 0..2 * WARM_REQUESTS {
+        if number == WARM_REQUESTS {
             region = Some(Region::new(ALLOCATOR));
         }
         client.write_all(REQUEST).await.unwrap();
         assert!(through_brace(&mut client).await);
     }
     let change = region.unwrap().change();
-    assert_eq!((gate.counters().ended_in_all(), gate.held()), (2 * COUNT as u64, 0), "none was held");
-    ((change.allocations + change.reallocations) as f64 / COUNT as f64, shared.history.begun())
+    assert_eq!((gate.counters().ended_in_all(), gate.held()), (2 * WARM_REQUESTS as u64, 0), "none was held");
+    ((change.allocations + change.reallocations) as f64 / WARM_REQUESTS as f64, shared.history.begun())
 }
 
 /// Returns the bytes of a held request with its connection, without its body: before and after its early response.
 async fn waiting() -> (f64, f64) {
-    const COUNT: usize = 500;
-    const BODY: usize = 2000;
-    let roomy = ROUTES.replace("target:", &format!("hold: {{ maxRequests: {} }}, target:", 2 * COUNT));
+    const HELD_REQUESTS: usize = 500;
+    const HELD_BODY_BYTES: usize = 2000;
+    let roomy = TINY_ROUTE_CONFIG
+        .replace("target:", &format!("hold: {{ maxRequests: {} }}, target:", 2 * HELD_REQUESTS));
     let route = Config::parse(&roomy, "routes.yaml").unwrap().routes.remove(0);
     let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
     let shared = Shared::new(Limits::default());
     shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
-    let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Server)));
+    let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(StubServer)));
     let mut body = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":""#.to_owned();
-    body.extend(std::iter::repeat_n('x', BODY - body.len() - 4));
+    body.extend(std::iter::repeat_n('x', HELD_BODY_BYTES - body.len() - 4));
     body.push_str("\"}]}");
     // A request similar to one from an SDK.
     let request = format!(
@@ -111,13 +113,14 @@ async fn waiting() -> (f64, f64) {
     );
     let held = |region: &Region<'_, System>| {
         let change = region.change();
-        (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / COUNT as f64 - BODY as f64
+        (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / HELD_REQUESTS as f64
+            - HELD_BODY_BYTES as f64
     };
     // Sent one after another, so that one-time costs of the first requests are not counted.
     let mut clients = Vec::new();
     let mut region = None;
     let mut pipes = Vec::new();
-    for _ in 0..2 * COUNT {
+    for _ in 0..2 * HELD_REQUESTS {
         // Stands in for kernel memory, so its buffers are allocated before the measurement.
         let (mut client, mut server) = duplex(4096);
         let mut filled = [0; 4096];
@@ -128,7 +131,7 @@ async fn waiting() -> (f64, f64) {
         pipes.push((client, server));
     }
     for (number, (mut client, server)) in pipes.into_iter().enumerate() {
-        if number == COUNT {
+        if number == HELD_REQUESTS {
             region = Some(Region::new(ALLOCATOR));
         }
         tokio::spawn(serve_connection(server, None, proxy.clone(), CancellationToken::new()));
@@ -146,24 +149,25 @@ async fn waiting() -> (f64, f64) {
         let read = client.read(&mut answer).await.unwrap();
         assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"), "an early answer");
     }
-    assert_eq!(gate.held(), 2 * COUNT, "they all wait");
+    assert_eq!(gate.held(), 2 * HELD_REQUESTS, "they all wait");
     (before, held(&region))
 }
 
-/// Returns the bytes of a held request's story: while held, once ended, and as reported by [`History`].
+/// Returns the bytes of a held request's story: while held, once ended, and as reported by [`RequestHistory`].
 fn story() -> (f64, f64, f64) {
-    const COUNT: usize = 1000;
-    let history = History::new(COUNT);
+    const STORIES: usize = 1000;
+    let history = RequestHistory::new(STORIES);
     let region = Region::new(ALLOCATOR);
     let bytes = || {
         let change = region.change();
-        (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / COUNT as f64
+        (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / STORIES as f64
     };
-    let stories: Vec<Arc<Story>> = (0..COUNT)
+    let stories: Vec<Arc<Story>> = (0..STORIES)
         .map(|number| {
             let asked = RequestInfo::new(&Method::POST, "/v1/chat/completions", Some("Qwen/Qwen3-0.6B"));
             let id = format!("{number:032x}");
-            let story = history.begin(Arrival::new(&"team-a/chat".into(), &id, Instant::now()), Some(asked));
+            let story =
+                history.begin(ArrivedRequest::new(&"team-a/chat".into(), &id, Instant::now()), Some(asked));
             let held = Event::Held { position: number + 1, why: HoldReason::NothingReady };
             story.record(Instant::now(), held);
             story
@@ -176,7 +180,7 @@ fn story() -> (f64, f64, f64) {
         story.record(Instant::now(), Event::FirstByte { status: 200 });
         history.end(story, Ending { outcome: "completed", admitted: true, status: Some(200), failed: false });
     }
-    (held, bytes(), history.bytes() as f64 / COUNT as f64)
+    (held, bytes(), history.bytes() as f64 / STORIES as f64)
 }
 
 #[test]
@@ -204,6 +208,6 @@ fn warm_and_held_requests_allocate_little() {
         assert!(held < 600.0, "{held} bytes: 2 % of what a held request takes, see docs/performance.md");
         // The reported size excludes the slots in the lists and the rounding of the allocator.
         assert!(told < ended && ended < told + 100.0, "{ended} bytes, told as {told}");
-        assert!(ended < History::MEAN_STORY_BYTES as f64 / 3.0, "as is said there");
+        assert!(ended < RequestHistory::MEAN_STORY_BYTES as f64 / 3.0, "as is said there");
     });
 }

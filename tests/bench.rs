@@ -14,42 +14,42 @@ use std::{
 };
 
 use anteroom::{
-    app::{self, Bound},
-    bench::results::{Run, Verdict},
+    app::{self, BoundProxy},
+    bench::results::{CycleVerdict, Run},
     config::Config,
-    drain::Request,
+    drain::StopSignal,
     scaler,
 };
-use marked::Mark;
+use marked::ProcessMark;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
+const ANTEROOM_BIN: &str = env!("CARGO_BIN_EXE_anteroom");
 
 /// Result of a command that has exited.
-struct Ended {
+struct BenchOutput {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
 /// A running command.
-struct Bench {
+struct BenchProcess {
     child: Child,
-    mark: Mark,
+    mark: ProcessMark,
 }
 
-impl Bench {
+impl BenchProcess {
     fn start(arguments: &[&str]) -> Self {
-        let mark = Mark::new();
-        let child = mark.spawn(Command::new(ANTEROOM).arg("bench").args(arguments));
+        let mark = ProcessMark::new();
+        let child = mark.spawn(Command::new(ANTEROOM_BIN).arg("bench").args(arguments));
         Self { child, mark }
     }
 
     /// Waits for the exit and checks that no process is left.
-    fn end(mut self) -> Ended {
+    fn end(mut self) -> BenchOutput {
         let mut errors = self.child.stderr.take().unwrap();
         let errors = std::thread::spawn(move || {
             let mut text = String::new();
@@ -61,16 +61,16 @@ impl Bench {
         let code = self.child.wait().unwrap().code();
         let left = self.mark.processes();
         assert!(left.is_empty(), "left running: {left:?}");
-        Ended { code, stdout, stderr: errors.join().unwrap() }
+        BenchOutput { code, stdout, stderr: errors.join().unwrap() }
     }
 }
 
-fn bench(arguments: &[&str]) -> Ended {
-    Bench::start(arguments).end()
+fn bench(arguments: &[&str]) -> BenchOutput {
+    BenchProcess::start(arguments).end()
 }
 
 /// Runs a brief `cold-start` benchmark and returns its result with the paths of its files.
-fn quick(folder: &TempDir, more: &[&str]) -> (Ended, PathBuf, PathBuf) {
+fn quick(folder: &TempDir, more: &[&str]) -> (BenchOutput, PathBuf, PathBuf) {
     let (json, html) = (folder.path().join("cold.json"), folder.path().join("cold.html"));
     let files = ["--json", json.to_str().unwrap(), "--html", html.to_str().unwrap()];
     let ended = bench(&[&["cold-start"][..], more, &files].concat());
@@ -78,29 +78,29 @@ fn quick(folder: &TempDir, more: &[&str]) -> (Ended, PathBuf, PathBuf) {
 }
 
 /// A proxy in this process, with a stand-in that stops after `idle`.
-struct Proxy {
+struct BenchProxy {
     address: SocketAddr,
     admin: SocketAddr,
     commands: mpsc::Sender<app::Command>,
     running: JoinHandle<app::Account>,
 }
 
-impl Proxy {
+impl BenchProxy {
     async fn start(idle: &str) -> Self {
         let config = format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n  - name: tiny\n    match: {{ models: [tiny] }}\n    \
-             target: {{ process: {{ command: [\"{ANTEROOM}\", sim, --model=tiny, \"--port={{port}}\"], idleTimeout: {idle} }} }}\n"
+             target: {{ process: {{ command: [\"{ANTEROOM_BIN}\", sim, --model=tiny, \"--port={{port}}\"], idleTimeout: {idle} }} }}\n"
         );
         let config = Config::parse(&config, "test.yaml").unwrap();
-        let options = scaler::Options { guardian: ANTEROOM.into(), ..scaler::Options::default() };
-        let bound = Bound::new(config, options).await.unwrap();
+        let options = scaler::Options { guardian: ANTEROOM_BIN.into(), ..scaler::Options::default() };
+        let bound = BoundProxy::new(config, options).await.unwrap();
         let (address, admin) = (bound.address, bound.admin_address);
         let (commands, received) = mpsc::channel(4);
         Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
     }
 
     /// Measures the proxy, with the files in a new folder.
-    async fn bench(&self, more: &[&str]) -> (Ended, TempDir) {
+    async fn bench(&self, more: &[&str]) -> (BenchOutput, TempDir) {
         let (url, admin) = (format!("http://{}", self.address), format!("http://{}", self.admin));
         let more: Vec<_> = more.iter().map(|word| (*word).to_owned()).collect();
         let measure = move || {
@@ -113,7 +113,7 @@ impl Proxy {
     }
 
     async fn stop(self) {
-        self.commands.send(app::Command::Stop(Request::Interrupt)).await.unwrap();
+        self.commands.send(app::Command::Stop(StopSignal::Interrupt)).await.unwrap();
         self.running.await.unwrap();
     }
 }
@@ -141,7 +141,7 @@ fn embedded_default_was_measured() {
     assert_eq!((run.cycles.len(), run.summary.counted, run.summary.requests_failed), (3, 3, 0));
     assert_eq!((run.route.as_str(), run.burst, run.idle_s), ("stand-in", 2, Some(0.05)));
     for cycle in &run.cycles {
-        assert_eq!((cycle.verdict, &cycle.error), (Verdict::Cold, &None));
+        assert_eq!((cycle.verdict, &cycle.error), (CycleVerdict::Cold, &None));
         let record = cycle.cold_start.as_ref().unwrap();
         let sum: f64 = record.phases.iter().map(|phase| phase.duration_ms).sum();
         assert!((sum - record.total_ms).abs() < 0.001, "{record:?}");
@@ -191,7 +191,7 @@ fn ctrl_c_keeps_finished_cycles_and_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("cold.json");
     let more = ["cold-start", "--cycles", "1000", "--load-time", "50ms", "--idle", "20ms", "--json"];
-    let mut running = Bench::start(&[&more[..], &[json.to_str().unwrap()]].concat());
+    let mut running = BenchProcess::start(&[&more[..], &[json.to_str().unwrap()]].concat());
     let mut lines = BufReader::new(running.child.stderr.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().starts_with("cycle    1/1000  first token after"));
     kill_process(Pid::from_child(&running.child), Signal::INT).unwrap();
@@ -206,11 +206,11 @@ fn ctrl_c_keeps_finished_cycles_and_cleans_up() {
 }
 
 #[test]
-fn cold_starts_that_fail_are_told_with_their_reason() {
+fn failed_cold_starts_report_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("anteroom.yaml");
     let text = format!(
-        "routes:\n  - name: broken\n    target:\n      process: {{ command: [\"{ANTEROOM}\", sim, \"--port={{port}}\", \
+        "routes:\n  - name: broken\n    target:\n      process: {{ command: [\"{ANTEROOM_BIN}\", sim, \"--port={{port}}\", \
          --load-time=100ms, --fail-load=3] }}\n"
     );
     fs::write(&config, text).unwrap();
@@ -233,7 +233,7 @@ fn cold_starts_that_fail_are_told_with_their_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_runs_is_measured_from_outside() {
-    let proxy = Proxy::start("50ms").await;
+    let proxy = BenchProxy::start("50ms").await;
     let more =
         ["--cycles", "2", "--burst", "3", "--arrivals", "spread=50ms", "--no-stream", "--label", "remote"];
     let (ended, folder) = proxy.bench(&more).await;
@@ -250,7 +250,7 @@ async fn a_proxy_that_runs_is_measured_from_outside() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn target_at_minimum_one_is_not_measured() {
-    let proxy = Proxy::start("1h").await;
+    let proxy = BenchProxy::start("1h").await;
     let (ended, _) = proxy.bench(&["--cycles", "1"]).await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     for (more, expected) in [
@@ -273,7 +273,7 @@ async fn target_at_minimum_one_is_not_measured() {
 }
 
 #[test]
-fn unmeasurable_target_is_refused_with_the_way_out() {
+fn unmeasurable_target_error_names_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -340,7 +340,7 @@ fn write_run(path: &Path, measured: &Value, factor: f64) {
 }
 
 #[test]
-fn a_comparison_tells_ci_whether_it_became_slower() {
+fn compare_exit_code_signals_regression() {
     let folder = tempfile::tempdir().unwrap();
     let (ended, json, _) = quick(&folder, &["--cycles", "1", "--load-time", "50ms", "--idle", "20ms"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

@@ -12,13 +12,13 @@ use std::{
 };
 
 use anteroom::{
-    config::{self, Config, ConfigError, Loaded, LogFormat, LogSettings, MemoryLimit, Overrides},
+    config::{self, Config, ConfigError, LoadedConfig, LogFormat, LogSettings, MemoryLimit, Overrides},
     domain::{Period, Target},
 };
 use clap::{Parser, error::ErrorKind};
 use proptest::prelude::*;
 
-const ROUTE: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:8000 } }]\n";
+const ROUTE_CONFIG: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:8000 } }]\n";
 
 /// Compares with a file, or writes it if `UPDATE_DOCS` is set.
 fn same_as_file(path: &Path, actual: &str) {
@@ -52,13 +52,13 @@ fn fixtures(folder: &str) -> Vec<(String, String, PathBuf)> {
 }
 
 #[derive(Debug, Parser)]
-struct Arguments {
+struct OverrideArgs {
     #[command(flatten)]
     overrides: Overrides,
 }
 
 fn overrides(arguments: &[&str]) -> Overrides {
-    Arguments::try_parse_from([&["anteroom"], arguments].concat()).unwrap().overrides
+    OverrideArgs::try_parse_from([&["anteroom"], arguments].concat()).unwrap().overrides
 }
 
 #[test]
@@ -92,10 +92,10 @@ fn good_files_are_described() {
 fn limits_follow_the_memory_unless_they_are_set() {
     let memory = MemoryLimit { bytes: 1 << 30, source: "the memory limit of the cgroup" };
     let loaded = |limits: &str| {
-        let text = format!("limits: {{ {limits} }}\n{ROUTE}");
-        Loaded::parse(&text, "a.yaml", &Overrides::default()).unwrap().fit(Some(&memory))
+        let text = format!("limits: {{ {limits} }}\n{ROUTE_CONFIG}");
+        LoadedConfig::parse(&text, "a.yaml", &Overrides::default()).unwrap().fit(Some(&memory))
     };
-    let limits = |loaded: &Loaded| {
+    let limits = |loaded: &LoadedConfig| {
         let limits = loaded.config.limits;
         (limits.max_buffered_bytes.get() >> 20, limits.max_connections)
     };
@@ -109,7 +109,7 @@ fn limits_follow_the_memory_unless_they_are_set() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.yaml");
-    fs::write(&path, ROUTE).unwrap();
+    fs::write(&path, ROUTE_CONFIG).unwrap();
     let report = config::check(&path, &Overrides::default(), Some(&memory), None).unwrap();
     let told = "all bodies 256MiB, head 64KiB, 6553 connections\n\
                 memory     clients take at most 913 MiB, of 1024 MiB (the memory limit of the cgroup)\n           \
@@ -118,8 +118,8 @@ fn limits_follow_the_memory_unless_they_are_set() {
 }
 
 #[test]
-fn what_is_left_out_has_its_default() {
-    let config = Config::parse(ROUTE, "a.yaml").unwrap();
+fn omitted_keys_have_their_defaults() {
+    let config = Config::parse(ROUTE_CONFIG, "a.yaml").unwrap();
     assert_eq!(Config { routes: Vec::new(), ..config.clone() }, Config::default());
     assert_eq!(config.routes[0].hold.max_requests, 256);
     assert_eq!(config.routes[0].target, Target::Url("http://127.0.0.1:8000".into()));
@@ -163,7 +163,7 @@ fn every_key_has_a_meaning() {
 }
 
 #[test]
-fn the_documents_are_what_the_schema_says() {
+fn documents_match_the_schema() {
     let path = in_tree("docs/configuration.md");
     let now = fs::read_to_string(&path).unwrap_or_default();
     same_as_file(&path, &docs::configuration(&config::sections(), &now));
@@ -171,7 +171,7 @@ fn the_documents_are_what_the_schema_says() {
 
 #[test]
 fn flags_beat_the_file_and_are_validated_with_it() {
-    let text = format!("listen: 127.0.0.1:1\nlog: json\n{ROUTE}");
+    let text = format!("listen: 127.0.0.1:1\nlog: json\n{ROUTE_CONFIG}");
     let given = overrides(&[
         "--listen=127.0.0.1:0",
         "--admin=127.0.0.1:0",
@@ -180,7 +180,7 @@ fn flags_beat_the_file_and_are_validated_with_it() {
         "--drain-timeout=1m",
         "--log-format=text",
     ]);
-    let config = Loaded::parse(&text, "a.yaml", &given).unwrap().config;
+    let config = LoadedConfig::parse(&text, "a.yaml", &given).unwrap().config;
     assert_eq!(config.listen, "127.0.0.1:0".parse().unwrap());
     assert_eq!(config.admin, "127.0.0.1:0".parse().unwrap());
     assert_eq!(config.workers.unwrap().get(), 3);
@@ -188,20 +188,21 @@ fn flags_beat_the_file_and_are_validated_with_it() {
     assert_eq!(config.log.format, LogFormat::Text);
 
     // The address in the file is valid, so the error does not point at it.
-    let error = Loaded::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
+    let error = LoadedConfig::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
     let message =
         "a.yaml: admin: 127.0.0.1:8081 is already used by listen, 0.0.0.0:8081; use different ports";
     assert_eq!(error.to_string(), message);
 
-    let error = Arguments::try_parse_from(["anteroom", "--drain-delay=5"]).unwrap_err();
+    let error = OverrideArgs::try_parse_from(["anteroom", "--drain-delay=5"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ValueValidation);
     assert!(error.to_string().contains("100ms, 20s or 15m"), "{error}");
 }
 
 #[test]
 fn log_may_be_its_format_alone() {
-    let log =
-        |value: &str| Config::parse(&format!("log: {value}\n{ROUTE}"), "a.yaml").map(|config| config.log);
+    let log = |value: &str| {
+        Config::parse(&format!("log: {value}\n{ROUTE_CONFIG}"), "a.yaml").map(|config| config.log)
+    };
     let json = LogSettings { format: LogFormat::Json, access: false };
     assert_eq!(log("json").unwrap(), json);
     assert_eq!(log("{ format: json }").unwrap(), json);
@@ -216,7 +217,7 @@ fn log_may_be_its_format_alone() {
 #[test]
 fn every_override_has_help_and_a_variable() {
     use clap::CommandFactory;
-    for argument in Arguments::command().get_arguments() {
+    for argument in OverrideArgs::command().get_arguments() {
         let variable = argument.get_env().unwrap().to_str().unwrap();
         let flag = argument.get_long().unwrap();
         assert_eq!(variable, format!("ANTEROOM_{}", flag.to_uppercase().replace('-', "_")));

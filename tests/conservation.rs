@@ -27,7 +27,7 @@ use anteroom::{
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::{Cause, Endpoint, Status},
     telemetry::StaticKind,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use proptest::prelude::*;
 use tokio::{
@@ -77,7 +77,7 @@ enum Behaviour {
 
 /// Settings of a route that serves anything.
 #[derive(Clone, Copy, Debug)]
-struct Front {
+struct CatchAllRoute {
     fallback: bool,
     placeholder: bool,
     max_pending: Option<u8>,
@@ -86,24 +86,24 @@ struct Front {
     request: Option<u8>,
 }
 
-struct Server {
+struct ScriptedServer {
     behaviour: AtomicU8,
     requests: AtomicU32,
 }
 
-struct World {
+struct ConservationTest {
     gate: Arc<Gate>,
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
     endpoint: Arc<Endpoint>,
-    server: Arc<Server>,
+    server: Arc<ScriptedServer>,
     clients: Vec<JoinHandle<Vec<u8>>>,
     arrived: u64,
     /// Some requests do not count as demand.
     has_quiet: bool,
 }
 
-const ROUTES: &str = "
+const ROUTES_CONFIG: &str = "
 routes:
   - name: tiny
     match: { models: [tiny] }
@@ -115,9 +115,9 @@ routes:
     upstream: { idleTimeout: 20s, responseTimeout: 20s }
 ";
 
-// === impl Front ===
+// === impl CatchAllRoute ===
 
-impl Front {
+impl CatchAllRoute {
     fn intercept(self) -> Intercept {
         let answer = |status| StaticAnswer::new(status, [], StaticBody::Text("soon".into())).expect("good");
         let healthz = StaticRoute {
@@ -140,9 +140,9 @@ impl Front {
     }
 }
 
-// === impl Server ===
+// === impl ScriptedServer ===
 
-impl Server {
+impl ScriptedServer {
     fn behaviour(&self) -> Behaviour {
         const ALL: [Behaviour; 7] = [
             Behaviour::Answer,
@@ -194,7 +194,7 @@ impl Server {
     }
 }
 
-impl Dial for Memory {
+impl Dial for ScriptedDialer {
     fn dial(&self, _: &str) -> Dialing {
         let server = self.0.clone();
         Box::pin(async move {
@@ -203,12 +203,12 @@ impl Dial for Memory {
             }
             let (ours, theirs) = duplex(1024);
             tokio::spawn(server.serve(theirs));
-            Ok(Box::new(ours) as Box<dyn Io>)
+            Ok(Box::new(ours) as Box<dyn UpstreamIo>)
         })
     }
 }
 
-struct Memory(Arc<Server>);
+struct ScriptedDialer(Arc<ScriptedServer>);
 
 /// Reads a request with a Content-Length. Returns `false` at the end of the connection.
 async fn read_request(io: &mut DuplexStream) -> io::Result<bool> {
@@ -227,18 +227,18 @@ async fn read_request(io: &mut DuplexStream) -> io::Result<bool> {
     Ok(true)
 }
 
-// === impl World ===
+// === impl ConservationTest ===
 
-impl World {
-    fn new(front: Option<Front>) -> Self {
-        let mut config = Config::parse(ROUTES, "routes.yaml").expect("a good configuration");
+impl ConservationTest {
+    fn new(front: Option<CatchAllRoute>) -> Self {
+        let mut config = Config::parse(ROUTES_CONFIG, "routes.yaml").expect("a good configuration");
         let mut route = config.routes.remove(0);
         route.intercept = front.map(|front| Arc::new(front.intercept()));
         let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
         let shared = Shared::new(Limits { max_body_bytes: ByteCount::bytes(4096), ..Limits::default() });
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
-        let server = Arc::new(Server { behaviour: AtomicU8::new(0), requests: AtomicU32::new(0) });
-        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Memory(server.clone()))));
+        let server = Arc::new(ScriptedServer { behaviour: AtomicU8::new(0), requests: AtomicU32::new(0) });
+        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(ScriptedDialer(server.clone()))));
         let endpoint = Endpoint::new("memory:1", 4);
         gate.target().add(&endpoint);
         Self {
@@ -443,10 +443,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn front() -> impl Strategy<Value = Front> {
+fn front() -> impl Strategy<Value = CatchAllRoute> {
     let max_pending = prop::option::of(1_u8..6);
     (any::<bool>(), prop::bool::weighted(0.3), max_pending, any::<bool>(), prop::option::of(1_u8..40))
-        .prop_map(|(fallback, placeholder, max_pending, overflow, request)| Front {
+        .prop_map(|(fallback, placeholder, max_pending, overflow, request)| CatchAllRoute {
             fallback,
             placeholder,
             max_pending,
@@ -455,10 +455,10 @@ fn front() -> impl Strategy<Value = Front> {
         })
 }
 
-fn live(front: Option<Front>, steps: Vec<Step>) -> Result<(), TestCaseError> {
+fn live(front: Option<CatchAllRoute>, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime.expect("a runtime"), async { World::new(front).live(steps).await })
+    local.block_on(&runtime.expect("a runtime"), async { ConservationTest::new(front).live(steps).await })
 }
 
 proptest! {

@@ -45,7 +45,7 @@ fn inputs(name: &str) -> Vec<PathBuf> {
 
 /// A single test, since allocations are counted for the whole process.
 #[test]
-fn what_must_hold_does_for_every_input_of_the_corpus() {
+fn corpus_inputs_satisfy_their_properties() {
     let mut wrong = Vec::new();
     for (name, holds) in properties::PROPERTIES {
         // One-time allocations are not attributed to an input.

@@ -27,7 +27,7 @@ struct Demo {
 }
 
 /// Result of a demo that has exited.
-struct Ended {
+struct DemoOutput {
     status: ExitStatus,
     stdout: String,
     stderr: String,
@@ -70,7 +70,7 @@ impl Demo {
         kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
     }
 
-    fn end(mut self) -> Ended {
+    fn end(mut self) -> DemoOutput {
         let mut stdout = String::new();
         let mut errors = self.child.stderr.take().unwrap();
         let errors = std::thread::spawn(move || {
@@ -80,11 +80,11 @@ impl Demo {
         });
         BufReader::new(self.child.stdout.take().unwrap()).read_to_string(&mut stdout).unwrap();
         let status = self.child.wait().unwrap();
-        Ended { status, stdout, stderr: errors.join().unwrap(), left: self.mark.processes() }
+        DemoOutput { status, stdout, stderr: errors.join().unwrap(), left: self.mark.processes() }
     }
 }
 
-fn assert_nothing_is_left(ended: &Ended) {
+fn assert_nothing_is_left(ended: &DemoOutput) {
     assert!(ended.left.is_empty(), "left running: {:?}", ended.left);
     assert!(ended.stdout.ends_with("Stopped; nothing is left running.\n"), "{}", ended.stdout);
 }
@@ -131,7 +131,7 @@ fn once_reports_a_cold_start_and_leaves_nothing() {
 }
 
 #[test]
-fn ctrl_c_in_the_middle_of_the_load_leaves_nothing() {
+fn ctrl_c_during_load_leaves_no_processes() {
     let mut demo = Demo::start(&["--load-time", "5m"]);
     demo.until("the model server's process runs");
     demo.sim();
@@ -142,7 +142,7 @@ fn ctrl_c_in_the_middle_of_the_load_leaves_nothing() {
 }
 
 #[test]
-fn it_stays_for_who_wants_to_try_until_ctrl_c() {
+fn demo_keeps_running_until_ctrl_c() {
     let mut demo = Demo::start(&["--load-time", "0", "--requests", "1"]);
     let report = demo.until("Ctrl-C ends the demo.");
     assert!(report.contains("curl -N http://127.0.0.1:"), "{report}");
@@ -202,7 +202,7 @@ fn shape(line: &str) -> String {
 }
 
 #[test]
-fn demo_document_shows_what_it_prints() {
+fn demo_document_matches_output() {
     let ended = Demo::start(&["--once", "--load-time", "2s"]).end();
     assert_eq!(ended.status.code(), Some(0), "{}{}", ended.stdout, ended.stderr);
     let [shown] = blocks(include_str!("../docs/demo.md"), "console").try_into().unwrap();

@@ -331,7 +331,7 @@ fn base_images_are_pinned_by_digest() {
 
 /// The image is built from the files that `.dockerignore` allows: the manifest and the paths it names.
 #[test]
-fn the_image_gets_what_the_build_needs() {
+fn image_contains_all_build_inputs() {
     let text = read(".dockerignore");
     let allowed = text.lines().filter_map(|line| line.strip_prefix('!')).collect::<BTreeSet<_>>();
     for needed in ["Cargo.toml", "Cargo.lock", "build.rs", "proto", "src", "benches", "loadtest"] {

@@ -9,11 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use paths::Arrow;
+use paths::PathDependency;
 
 /// Rule in the third column of the table, for the modules in the first.
 #[derive(Debug, PartialEq, Eq)]
-enum Rule<'a> {
+enum LayerRule<'a> {
     /// The modules must not use any of these: our modules, other crates, or parts of either. The prefix `crate::`
     /// limits a name to our modules.
     MustNotUse(Vec<&'a str>),
@@ -69,7 +69,7 @@ fn no_arrow_is_forbidden() {
 }
 
 #[test]
-fn an_arrow_is_seen_however_it_is_written() {
+fn dependencies_are_found_in_every_notation() {
     let text = r##"
         //! use crate::comment;
         use std::{fmt, sync::{Arc, atomic::AtomicBool}};
@@ -153,8 +153,9 @@ fn the_documents_have_the_same_table() {
         .expect("docs/architecture.md has the table between its marks");
     let documented: Vec<_> = table.lines().filter(|line| line.starts_with("| `")).map(row).collect();
     let must_not =
-        MUST_NOT_USE.iter().map(|(modules, names)| (modules.to_vec(), Rule::MustNotUse(names.to_vec())));
-    let only_for = ONLY_FOR.iter().map(|(modules, users)| (modules.to_vec(), Rule::OnlyFor(users.to_vec())));
+        MUST_NOT_USE.iter().map(|(modules, names)| (modules.to_vec(), LayerRule::MustNotUse(names.to_vec())));
+    let only_for =
+        ONLY_FOR.iter().map(|(modules, users)| (modules.to_vec(), LayerRule::OnlyFor(users.to_vec())));
     assert_eq!(documented, must_not.chain(only_for).collect::<Vec<_>>());
 }
 
@@ -223,12 +224,12 @@ fn dependencies<'a>(manifest: &'a str, table: &str) -> Vec<&'a str> {
         .collect()
 }
 
-fn row(line: &str) -> (Vec<&str>, Rule<'_>) {
+fn row(line: &str) -> (Vec<&str>, LayerRule<'_>) {
     let cells: Vec<_> = line.split('|').map(str::trim).collect();
     let [_, modules, _, rule, _] = cells[..] else { panic!("not three columns: {line}") };
     let rule = match rule.strip_prefix("only for ") {
-        Some(users) => Rule::OnlyFor(quoted(users)),
-        None => Rule::MustNotUse(quoted(rule)),
+        Some(users) => LayerRule::OnlyFor(quoted(users)),
+        None => LayerRule::MustNotUse(quoted(rule)),
     };
     (quoted(modules), rule)
 }
@@ -239,7 +240,7 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 /// Returns every dependency of our modules.
-fn arrows() -> Vec<Arrow> {
+fn arrows() -> Vec<PathDependency> {
     non_test_sources("src").iter().flat_map(|file| paths::arrows(&root().join("src"), file)).collect()
 }
 

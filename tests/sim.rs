@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A simulator on a free port. Its runtime ends with the test.
-struct Running {
+struct RunningSim {
     address: SocketAddr,
     shutdown: CancellationToken,
     served: JoinHandle<Result<(), SimError>>,
@@ -36,12 +36,12 @@ fn args() -> SimArgs {
     SimArgs { port: 0, ..SimArgs::default() }
 }
 
-async fn start(args: SimArgs) -> Running {
+async fn start(args: SimArgs) -> RunningSim {
     let hangs = args.hang_load;
     let sim = Sim::bind(args).await.unwrap();
     let (address, shutdown) = (sim.address(), CancellationToken::new());
     let served = tokio::spawn(sim.serve(shutdown.clone()));
-    let running = Running { address, shutdown, served };
+    let running = RunningSim { address, shutdown, served };
     if !hangs {
         eventually(async || (running.status("/health").await.ok()? == StatusCode::OK).then_some(())).await;
     }
@@ -87,7 +87,7 @@ fn parsed(data: &str) -> Value {
     serde_json::from_str(data).unwrap()
 }
 
-impl Running {
+impl RunningSim {
     async fn send(&self, method: Method, path: &str, body: Value) -> io::Result<http::Response<Incoming>> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.send_bytes(method, path, "application/json", body.into()).await
@@ -234,7 +234,7 @@ async fn bodies_without_stream_have_text_and_usage() {
 }
 
 #[tokio::test]
-async fn responses_stream_and_can_be_asked_for_again() {
+async fn responses_stream_and_are_retrievable() {
     let sim = start(SimArgs { tokens: 2, ..args() }).await;
     let request = json!({"model": "m", "input": "Hello", "stream": true});
     let events = sim.stream("/v1/responses", request).await;
@@ -364,7 +364,7 @@ async fn models_are_listed_and_others_do_not_exist() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_told_apart() {
+async fn bad_requests_have_distinct_errors() {
     let sim = start(args()).await;
     for (path, body) in [
         ("/v1/chat/completions", json!("no object")),
@@ -525,7 +525,7 @@ async fn resets_mid_body_come_after_some_of_it() {
 }
 
 #[tokio::test]
-async fn errors_have_the_status_asked_for() {
+async fn injected_errors_have_the_given_status() {
     let sim =
         start(SimArgs { error_rate: 1.0, error_status: StatusCode::SERVICE_UNAVAILABLE, ..args() }).await;
     let (status, error) = sim.post("/v1/chat/completions", chat(false)).await;
@@ -542,7 +542,7 @@ async fn load_goes_from_refused_over_503_to_200() {
     let refused = TcpStream::connect(address).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     let served = tokio::spawn(sim.serve(shutdown.clone()));
-    let sim = Running { address, shutdown, served };
+    let sim = RunningSim { address, shutdown, served };
     let mut seen = vec![0];
     while seen.last() != Some(&200) {
         let status = sim.status("/health").await.map_or(0, |status| status.as_u16());
@@ -571,7 +571,7 @@ async fn load_that_hangs_stays_in_its_last_phase() {
 }
 
 #[tokio::test]
-async fn shutdown_cuts_or_waits_as_told() {
+async fn shutdown_cuts_or_waits_as_configured() {
     for (timeout, whole) in [(Duration::ZERO, false), (HOUR, true)] {
         let inter_token_time = Duration::from_millis(if whole { 5 } else { 3_600_000 });
         let sim = start(SimArgs { shutdown_timeout: timeout, inter_token_time, ..args() }).await;
@@ -584,7 +584,7 @@ async fn shutdown_cuts_or_waits_as_told() {
 }
 
 #[tokio::test]
-async fn crash_comes_with_the_request_asked_for() {
+async fn crash_happens_at_the_given_request() {
     let sim = start(SimArgs { exit_after: Some(2), ..args() }).await;
     assert_eq!(sim.post("/v1/chat/completions", chat(false)).await.0, StatusCode::OK);
     assert!(sim.send(Method::POST, "/v1/chat/completions", chat(false)).await.is_err());
@@ -593,7 +593,7 @@ async fn crash_comes_with_the_request_asked_for() {
 }
 
 #[tokio::test]
-async fn port_in_use_says_so() {
+async fn port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let error = Sim::bind(SimArgs { port: address.port(), ..args() }).await.err().unwrap();
@@ -621,7 +621,7 @@ fn binary_fails_its_load_with_a_traceback() {
 }
 
 #[test]
-fn binary_serves_until_it_crashes_or_is_told_to_stop() {
+fn binary_serves_until_crash_or_signal() {
     for crash in [true, false] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
             .args(["sim", "--port=0", "--exit-after=1"])

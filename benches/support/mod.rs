@@ -8,7 +8,7 @@ use anteroom::{
     config::{Config, Limits},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-const ROUTES: &str =
+const TINY_ROUTE_CONFIG: &str =
     "routes: [{ name: tiny, match: { models: [tiny] }, target: { url: 'http://127.0.0.1:1' } }]";
 
 /// Buffer size per direction, enough for a burst.
@@ -31,13 +31,13 @@ pub struct Harness {
 }
 
 /// Dialer that returns the proxy's end of the only connection to the model server.
-struct Once(Mutex<Option<DuplexStream>>);
+struct SingleDialer(Mutex<Option<DuplexStream>>);
 
-impl Dial for Once {
+impl Dial for SingleDialer {
     fn dial(&self, _: &str) -> Dialing {
         let io = self.0.lock().take();
         Box::pin(async {
-            io.map(|io| Box::new(io) as Box<dyn Io>).ok_or(io::ErrorKind::ConnectionRefused.into())
+            io.map(|io| Box::new(io) as Box<dyn UpstreamIo>).ok_or(io::ErrorKind::ConnectionRefused.into())
         })
     }
 }
@@ -50,14 +50,14 @@ impl Harness {
         let (client, ours) = duplex(BUFFER_BYTES);
         let (server, dialed) = duplex(BUFFER_BYTES);
         let _entered = runtime.enter();
-        let route = Config::parse(ROUTES, "routes.yaml").expect("valid").routes.remove(0);
+        let route = Config::parse(TINY_ROUTE_CONFIG, "routes.yaml").expect("valid").routes.remove(0);
         let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
         let shared = Shared::new(Limits::default());
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
         let endpoint = Endpoint::new("memory:1", 4);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
-        let proxy = Proxy::new(shared, Dialer::Other(Arc::new(Once(Mutex::new(Some(dialed))))));
+        let proxy = Proxy::new(shared, Dialer::Other(Arc::new(SingleDialer(Mutex::new(Some(dialed))))));
         runtime.spawn(serve_connection(ours, None, proxy, CancellationToken::new()));
         drop(_entered);
         Self { runtime, client, server }

@@ -61,14 +61,15 @@ const PIPE_BYTES: usize = 4 << 20;
 /// Turns of all tasks without progress after which the exchange is considered complete.
 const QUIET_TURNS: usize = 50;
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+const EMPTY_JSON_RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
 /// Fields that the proxy removes, replaces or adds.
-const OURS: &[&str] =
+const PROXY_FIELDS: &[&str] =
     &["connection", "content-length", "host", "te", "transfer-encoding", "via", "x-request-id"];
 
 #[derive(Debug, PartialEq)]
-struct Request {
+struct RawRequest {
     method: Vec<u8>,
     target: Vec<u8>,
     /// Names in lower case, with values.
@@ -76,21 +77,21 @@ struct Request {
     body: Vec<u8>,
 }
 
-struct Stage {
+struct ProxyFixture {
     runtime: Runtime,
     tables: Vec<Arc<Shared>>,
 }
 
 /// A model server that forwards its requests to a channel.
-struct Server(UnboundedSender<Request>);
+struct RecordingServer(UnboundedSender<RawRequest>);
 
 thread_local! {
-    static STAGE: Stage = Stage::new();
+    static STAGE: ProxyFixture = ProxyFixture::new();
 }
 
-// === impl Stage ===
+// === impl ProxyFixture ===
 
-impl Stage {
+impl ProxyFixture {
     fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
         let entered = runtime.enter();
@@ -112,10 +113,10 @@ impl Stage {
     }
 
     /// Returns the requests that reach the model server when a client sends these parts and waits for the responses.
-    fn run(&self, table: &Arc<Shared>, parts: &[&[u8]]) -> Vec<Request> {
+    fn run(&self, table: &Arc<Shared>, parts: &[&[u8]]) -> Vec<RawRequest> {
         self.runtime.block_on(async {
             let (sender, mut seen) = unbounded_channel();
-            let proxy = Proxy::new(table.clone(), Dialer::Other(Arc::new(Server(sender))));
+            let proxy = Proxy::new(table.clone(), Dialer::Other(Arc::new(RecordingServer(sender))));
             let (client, server) = duplex(PIPE_BYTES);
             let serving = tokio::spawn(serve_connection(server, None, proxy, CancellationToken::new()));
             let (mut answers, mut requests) = split(client);
@@ -154,9 +155,9 @@ impl Stage {
     }
 }
 
-// === impl Server ===
+// === impl RecordingServer ===
 
-impl Dial for Server {
+impl Dial for RecordingServer {
     fn dial(&self, _: &str) -> Dialing {
         let sender = self.0.clone();
         Box::pin(async move {
@@ -167,19 +168,19 @@ impl Dial for Server {
     }
 }
 
-async fn serve(mut io: DuplexStream, sender: UnboundedSender<Request>) {
+async fn serve(mut io: DuplexStream, sender: UnboundedSender<RawRequest>) {
     let mut bytes = Vec::new();
     loop {
         match next(&bytes) {
-            Next::Request(request, rest) => {
+            ParseResult::Request(request, rest) => {
                 assert!(rest.is_empty(), "nothing follows a request before it is answered: {rest:?}");
                 bytes.clear();
-                if sender.send(request).is_err() || io.write_all(ANSWER).await.is_err() {
+                if sender.send(request).is_err() || io.write_all(EMPTY_JSON_RESPONSE).await.is_err() {
                     return;
                 }
             }
-            Next::Invalid => panic!("the server cannot read {:?}", String::from_utf8_lossy(&bytes)),
-            Next::Incomplete => match io.read_buf(&mut bytes).await {
+            ParseResult::Invalid => panic!("the server cannot read {:?}", String::from_utf8_lossy(&bytes)),
+            ParseResult::Incomplete => match io.read_buf(&mut bytes).await {
                 Ok(1..) => {}
                 _ => return,
             },
@@ -187,15 +188,15 @@ async fn serve(mut io: DuplexStream, sender: UnboundedSender<Request>) {
     }
 }
 
-// === impl Request ===
+// === impl RawRequest ===
 
-impl Request {
+impl RawRequest {
     /// Returns `true` if the server received this request: same method, target and body, and no additional field.
     fn is(&self, seen: &Self) -> bool {
         let is_theirs = |(name, _): &&(Vec<u8>, Vec<u8>)| {
             !name.starts_with(b"x-forwarded-")
                 && *name != b"forwarded"
-                && !OURS.iter().any(|ours| ours.as_bytes() == name)
+                && !PROXY_FIELDS.iter().any(|ours| ours.as_bytes() == name)
         };
         self.method == seen.method
             && path(&self.target) == seen.target
@@ -216,16 +217,16 @@ fn path(target: &[u8]) -> Vec<u8> {
 
 // === the plain reader ===
 
-enum Next<'a> {
-    Request(Request, &'a [u8]),
+enum ParseResult<'a> {
+    Request(RawRequest, &'a [u8]),
     Incomplete,
     Invalid,
 }
 
 /// Returns all requests before the first that is ambiguous or incomplete (RFC 9112).
-fn requests(mut bytes: &[u8]) -> Vec<Request> {
+fn requests(mut bytes: &[u8]) -> Vec<RawRequest> {
     let mut all = Vec::new();
-    while let Next::Request(request, rest) = next(bytes) {
+    while let ParseResult::Request(request, rest) = next(bytes) {
         bytes = rest;
         let has_both = ["content-length", "transfer-encoding"]
             .iter()
@@ -240,53 +241,53 @@ fn requests(mut bytes: &[u8]) -> Vec<Request> {
 }
 
 /// Parses the first request. In a head, a line feed alone also ends a line (section 2.2), but nowhere else.
-fn next(mut bytes: &[u8]) -> Next<'_> {
+fn next(mut bytes: &[u8]) -> ParseResult<'_> {
     while let [b'\r' | b'\n', rest @ ..] = bytes {
         bytes = rest;
     }
     let mut lines = Vec::new();
     loop {
-        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Next::Incomplete };
+        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return ParseResult::Incomplete };
         let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
         bytes = &bytes[end + 1..];
         if line.is_empty() {
             break;
         }
         if line.contains(&b'\r') || line.contains(&0) {
-            return Next::Invalid;
+            return ParseResult::Invalid;
         }
         lines.push(line);
     }
-    let Some((mut request, coding)) = head(&lines) else { return Next::Invalid };
+    let Some((mut request, coding)) = head(&lines) else { return ParseResult::Invalid };
     match coding {
-        Coding::Length(length) => {
-            let Some((body, rest)) = bytes.split_at_checked(length) else { return Next::Incomplete };
+        BodyFraming::Length(length) => {
+            let Some((body, rest)) = bytes.split_at_checked(length) else { return ParseResult::Incomplete };
             request.body = body.to_vec();
-            Next::Request(request, rest)
+            ParseResult::Request(request, rest)
         }
-        Coding::Chunked => loop {
-            let Some(size) = line(&mut bytes) else { return Next::Incomplete };
-            let Some(size) = size.and_then(chunk_size) else { return Next::Invalid };
+        BodyFraming::Chunked => loop {
+            let Some(size) = line(&mut bytes) else { return ParseResult::Incomplete };
+            let Some(size) = size.and_then(chunk_size) else { return ParseResult::Invalid };
             if size == 0 {
                 break trailers(request, bytes);
             }
-            let Some((data, rest)) = bytes.split_at_checked(size) else { return Next::Incomplete };
+            let Some((data, rest)) = bytes.split_at_checked(size) else { return ParseResult::Incomplete };
             request.body.extend_from_slice(data);
             match rest {
                 [b'\r', b'\n', rest @ ..] => bytes = rest,
-                [] | [b'\r'] => return Next::Incomplete,
-                _ => return Next::Invalid,
+                [] | [b'\r'] => return ParseResult::Incomplete,
+                _ => return ParseResult::Invalid,
             }
         },
     }
 }
 
-fn trailers(request: Request, mut bytes: &[u8]) -> Next<'_> {
+fn trailers(request: RawRequest, mut bytes: &[u8]) -> ParseResult<'_> {
     loop {
         match line(&mut bytes) {
-            None => return Next::Incomplete,
-            Some(None) => return Next::Invalid,
-            Some(Some(b"")) => return Next::Request(request, bytes),
+            None => return ParseResult::Incomplete,
+            Some(None) => return ParseResult::Invalid,
+            Some(Some(b"")) => return ParseResult::Request(request, bytes),
             Some(Some(_)) => {}
         }
     }
@@ -300,13 +301,13 @@ fn line<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
     Some(line)
 }
 
-enum Coding {
+enum BodyFraming {
     Length(usize),
     Chunked,
 }
 
 /// Parses a head and the coding of its body. Returns `None` if it is malformed or the length of the body is ambiguous.
-fn head(lines: &[&[u8]]) -> Option<(Request, Coding)> {
+fn head(lines: &[&[u8]]) -> Option<(RawRequest, BodyFraming)> {
     let (start, fields) = lines.split_first()?;
     let words: Vec<_> = start.split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else { return None };
@@ -327,14 +328,16 @@ fn head(lines: &[&[u8]]) -> Option<(Request, Coding)> {
         fields.iter().filter(|(name, _)| name == wanted).map(|(_, value)| &value[..]).collect()
     };
     let coding = match (&all(b"transfer-encoding")[..], &all(b"content-length")[..]) {
-        ([], []) => Coding::Length(0),
+        ([], []) => BodyFraming::Length(0),
         ([], [first, others @ ..]) if others.iter().all(|other| number(other) == number(first)) => {
-            Coding::Length(number(first)?)
+            BodyFraming::Length(number(first)?)
         }
-        ([coding], _) if coding.eq_ignore_ascii_case(b"chunked") && version == b"HTTP/1.1" => Coding::Chunked,
+        ([coding], _) if coding.eq_ignore_ascii_case(b"chunked") && version == b"HTTP/1.1" => {
+            BodyFraming::Chunked
+        }
         _ => return None,
     };
-    Some((Request { method: method.to_vec(), target: target.to_vec(), fields, body: Vec::new() }, coding))
+    Some((RawRequest { method: method.to_vec(), target: target.to_vec(), fields, body: Vec::new() }, coding))
 }
 
 fn is_token(text: &[u8]) -> bool {

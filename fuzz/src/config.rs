@@ -6,7 +6,7 @@ use anteroom::config::{Config, ConfigError, Loaded, Overrides, Problem};
 pub fn holds(file: &[u8]) {
     let Ok(text) = str::from_utf8(file) else { return };
     match Loaded::parse(text, "a.yaml", &Overrides::default()) {
-        Err(error) => tells_where(text, &error),
+        Err(error) => error_has_position(text, &error),
         Ok(Loaded { config, warnings, .. }) => {
             assert!(warnings.iter().all(|warning| is_in(text, warning)), "{warnings:?}");
             assert!(!config.describe().is_empty());
@@ -24,7 +24,7 @@ pub fn holds(file: &[u8]) {
     }
 }
 
-fn tells_where(text: &str, error: &ConfigError) {
+fn error_has_position(text: &str, error: &ConfigError) {
     assert!(!error.problems().is_empty(), "an error says what is wrong");
     for problem in error.problems() {
         assert!(is_in(text, problem), "not a place in the file: {problem:?}");

@@ -23,7 +23,7 @@ use tonic::{Code, Status, codegen::Service};
 
 use super::cuts;
 
-const SERVICE: &str = "/externalscaler.ExternalScaler/";
+const GRPC_SERVICE_PATH: &str = "/externalscaler.ExternalScaler/";
 
 /// Maximum bytes of a message.
 const MAX_MESSAGE_BYTES: usize = budget::GRPC_MESSAGE_BYTES;
@@ -79,7 +79,7 @@ const ALLOWED: &[Code] = &[
 ];
 
 #[derive(Debug, PartialEq)]
-struct Answer {
+struct CallResult {
     /// Status code; `Ok` while a stream continues.
     code: Code,
     said: String,
@@ -88,18 +88,18 @@ struct Answer {
     size: usize,
 }
 
-struct Stage {
+struct ScalerFixture {
     runtime: Runtime,
     routes: Arc<Directory>,
 }
 
 thread_local! {
-    static STAGE: Stage = Stage::new();
+    static STAGE: ScalerFixture = ScalerFixture::new();
 }
 
-// === impl Stage ===
+// === impl ScalerFixture ===
 
-impl Stage {
+impl ScalerFixture {
     fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
         let _entered = runtime.enter();
@@ -120,12 +120,12 @@ impl Stage {
     }
 
     /// Returns the immediate response; streams send more later. `None` if HTTP cannot carry the method and fields.
-    fn ask(&self, method: &str, fields: &HeaderMap, parts: &[&[u8]]) -> Option<Answer> {
+    fn ask(&self, method: &str, fields: &HeaderMap, parts: &[&[u8]]) -> Option<CallResult> {
         let frames: Vec<_> = parts
             .iter()
             .map(|part| Ok::<_, Status>(http_body::Frame::data(Bytes::copy_from_slice(part))))
             .collect();
-        let mut request = Request::post(format!("{SERVICE}{method}"))
+        let mut request = Request::post(format!("{GRPC_SERVICE_PATH}{method}"))
             .header("content-type", "application/grpc")
             .body(StreamBody::new(stream::iter(frames)))
             .ok()?;
@@ -149,7 +149,7 @@ impl Stage {
                 status = Status::from_header_map(trailers);
             }
         }
-        Some(Answer {
+        Some(CallResult {
             code: status.as_ref().map_or(Code::Ok, Status::code),
             said: status.map(|status| status.message().to_owned()).unwrap_or_default(),
             size: size + messages.len(),

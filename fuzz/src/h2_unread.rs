@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Configuration with short timeouts, far below [`END`] in total.
+/// Configuration with short timeouts, far below [`MAX_CONNECTION_TIME`] in total.
 const CONFIG: &str = "\
 listen: 127.0.0.1:0
 admin: 127.0.0.1:0
@@ -27,7 +27,7 @@ routes: [{ name: tiny, match: { models: [tiny] }, target: { url: \"http://127.0.
 ";
 
 /// Time by which the connection must have ended; far more than the sum of all timeouts.
-const END: Duration = Duration::from_secs(300);
+const MAX_CONNECTION_TIME: Duration = Duration::from_secs(300);
 
 /// Bytes that the client's side buffers unread.
 const UNREAD_BYTES: usize = 4 << 10;
@@ -35,12 +35,12 @@ const UNREAD_BYTES: usize = 4 << 10;
 /// Bytes of a response body.
 const ANSWER_BYTES: usize = 100_000;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A server that responds to every read.
-struct Answering;
+struct ReadResponder;
 
-impl Dial for Answering {
+impl Dial for ReadResponder {
     fn dial(&self, _: &str) -> Dialing {
         let (ours, mut theirs) = duplex(UNREAD_BYTES);
         tokio::spawn(async move {
@@ -71,7 +71,7 @@ pub fn holds(input: &[u8]) {
         let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
         let shared = Shared::new(config.limits);
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
-        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Answering)));
+        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(ReadResponder)));
         gate.target().add(&endpoint);
         if first & 1 != 0 {
             gate.target().ready(&endpoint, None);
@@ -79,7 +79,9 @@ pub fn holds(input: &[u8]) {
 
         let (client, server) = duplex(UNREAD_BYTES);
         let sending = tokio::spawn(send(client, usize::from(first >> 1) << 10, sent(frames)));
-        let served = timeout(END, serve_connection(server, None, proxy, CancellationToken::new())).await;
+        let served =
+            timeout(MAX_CONNECTION_TIME, serve_connection(server, None, proxy, CancellationToken::new()))
+                .await;
         assert!(served.is_ok(), "the connection does not end");
         sending.abort();
         // The tasks of its streams end after the connection.
@@ -92,7 +94,7 @@ pub fn holds(input: &[u8]) {
 
 /// Returns the bytes sent over the connection.
 fn sent(mut frames: &[u8]) -> Vec<u8> {
-    let mut bytes = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let mut bytes = [CLIENT_PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     while let [kind, flags, stream, length, rest @ ..] = frames {
         let (payload, rest) = rest.split_at(rest.len().min(usize::from(*length)));
         if *kind != 255 {

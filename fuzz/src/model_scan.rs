@@ -10,7 +10,7 @@ use serde_json::Value;
 /// Checks an input that is the body.
 pub fn holds(body: &[u8]) {
     let scan = scan_json(body).ok();
-    match serde_json::from_slice::<Entries>(body) {
+    match serde_json::from_slice::<ObjectEntries>(body) {
         Ok(entries) => assert_eq!(scan, entries.expected()),
         // The scan does not validate skipped values: numbers out of range, invalid characters, unlimited depth. A
         // model server may accept these, as well as extensions of Python.
@@ -43,11 +43,11 @@ pub fn holds(body: &[u8]) {
 }
 
 /// Top level of an object with all occurrences of each key.
-struct Entries(Vec<(String, Value)>);
+struct ObjectEntries(Vec<(String, Value)>);
 
-// === impl Entries ===
+// === impl ObjectEntries ===
 
-impl Entries {
+impl ObjectEntries {
     fn expected(&self) -> Option<Scan> {
         let values =
             |name: &'static str| self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value);
@@ -67,23 +67,23 @@ impl Entries {
     }
 }
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for ObjectEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct All;
 
         impl<'de> Visitor<'de> for All {
-            type Value = Entries;
+            type Value = ObjectEntries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ObjectEntries, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Entries(entries))
+                Ok(ObjectEntries(entries))
             }
         }
 

@@ -10,7 +10,7 @@ use anteroom::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-const MOST: usize = 12;
+const MAX_WORDS: usize = 12;
 
 /// Checks an input with a line for each route and each request, in words of the form `key=value,value`:
 ///
@@ -25,9 +25,10 @@ pub fn holds(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let lines = |kinds: &'static [&'static str]| {
         let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-        words.filter(move |words| words.first().is_some_and(|first| kinds.contains(first))).take(MOST)
+        words.filter(move |words| words.first().is_some_and(|first| kinds.contains(first))).take(MAX_WORDS)
     };
-    let routes: Vec<Rule> = lines(&["route", "front"]).map(|words| Rule::of(&words)).collect();
+    let routes: Vec<ExpectedRule> =
+        lines(&["route", "front"]).map(|words| ExpectedRule::of(&words)).collect();
     let cold_starts = ColdStarts::new(|_| {});
     let table = RouteTable::new(routes.iter().enumerate().map(|(number, rule)| {
         let route = rule.route(number);
@@ -35,12 +36,12 @@ pub fn holds(input: &[u8]) {
         (route, gate)
     }));
     for words in lines(&["ask"]) {
-        let ask = Ask::of(&words);
+        let ask = RouteQuery::of(&words);
         let find = |model| match table.find(ask.host, ask.path, &ask.headers, model) {
-            Match::Route(gate) => Found::Route(gate.key().as_str().parse().expect("a number")),
-            Match::Interceptor(found) => Found::Front(found.key().parse().expect("a number")),
-            Match::NeedsModel => Found::NeedsModel,
-            Match::Nothing => Found::Nothing,
+            Match::Route(gate) => MatchResult::Route(gate.key().as_str().parse().expect("a number")),
+            Match::Interceptor(found) => MatchResult::Front(found.key().parse().expect("a number")),
+            Match::NeedsModel => MatchResult::NeedsModel,
+            Match::Nothing => MatchResult::Nothing,
         };
         let models = || table.models().iter().map(|model| Some(&**model)).chain([ask.model, None]);
         for model in models() {
@@ -48,30 +49,34 @@ pub fn holds(input: &[u8]) {
         }
         let unread = find(Model::Unread);
         let same = models().all(|model| find(Model::Read(model)) == unread);
-        assert!(same || unread == Found::NeedsModel, "{ask:?} is decided, though it depends on the model");
-        if unread == Found::NeedsModel {
-            let some =
-                models().flatten().any(|model| matches!(find(Model::Read(Some(model))), Found::Route(_)));
+        assert!(
+            same || unread == MatchResult::NeedsModel,
+            "{ask:?} is decided, though it depends on the model"
+        );
+        if unread == MatchResult::NeedsModel {
+            let some = models()
+                .flatten()
+                .any(|model| matches!(find(Model::Read(Some(model))), MatchResult::Route(_)));
             assert!(some, "{ask:?} is read for nothing");
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum MatchResult {
     Route(usize),
     Front(usize),
     NeedsModel,
     Nothing,
 }
 
-struct Rule {
+struct ExpectedRule {
     matcher: Matcher,
     front: bool,
 }
 
 #[derive(Debug)]
-struct Ask<'a> {
+struct RouteQuery<'a> {
     host: &'a str,
     path: &'a str,
     headers: HeaderMap,
@@ -80,7 +85,7 @@ struct Ask<'a> {
 
 /// Returns the first match after sorting: by host, path and headers, then a route for this model before one for any
 /// model before a front, then in the order of the routes.
-fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
+fn expected(routes: &[ExpectedRule], ask: &RouteQuery<'_>, model: Option<&str>) -> MatchResult {
     let mut matching = Vec::new();
     for (number, rule) in routes.iter().enumerate() {
         let Some(kind) = rule.kind(model) else { continue };
@@ -92,7 +97,7 @@ fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
             let names = exact + rule.matcher.present.len();
             // Different headers of equal weight: in the order of the first route with these headers at this host and
             // path.
-            let is_same = |other: &Rule| {
+            let is_same = |other: &ExpectedRule| {
                 other.matcher.headers == rule.matcher.headers
                     && other.matcher.present == rule.matcher.present
                     && other
@@ -106,22 +111,22 @@ fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
     }
     matching.sort();
     match matching.first() {
-        None => Found::Nothing,
-        Some((_, _, Kind::Front, number)) => Found::Front(*number),
-        Some((_, _, _, number)) => Found::Route(*number),
+        None => MatchResult::Nothing,
+        Some((_, _, RuleKind::Front, number)) => MatchResult::Front(*number),
+        Some((_, _, _, number)) => MatchResult::Route(*number),
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum RuleKind {
     ThisModel,
     AnyModel,
     Front,
 }
 
-// === impl Rule ===
+// === impl ExpectedRule ===
 
-impl Rule {
+impl ExpectedRule {
     fn of(words: &[&str]) -> Self {
         let mut matcher = Matcher::default();
         let front = words[0] == "front";
@@ -157,11 +162,13 @@ impl Rule {
         }
     }
 
-    fn kind(&self, model: Option<&str>) -> Option<Kind> {
+    fn kind(&self, model: Option<&str>) -> Option<RuleKind> {
         match () {
-            () if self.front => Some(Kind::Front),
-            () if self.matcher.models.is_empty() => Some(Kind::AnyModel),
-            () => self.matcher.models.iter().any(|known| Some(&**known) == model).then_some(Kind::ThisModel),
+            () if self.front => Some(RuleKind::Front),
+            () if self.matcher.models.is_empty() => Some(RuleKind::AnyModel),
+            () => {
+                self.matcher.models.iter().any(|known| Some(&**known) == model).then_some(RuleKind::ThisModel)
+            }
         }
     }
 
@@ -185,9 +192,9 @@ fn choices<'a>(texts: &'a [String], any: &'static str) -> impl Iterator<Item = &
     any.into_iter().chain(texts.iter().map(String::as_str))
 }
 
-// === impl Ask ===
+// === impl RouteQuery ===
 
-impl<'a> Ask<'a> {
+impl<'a> RouteQuery<'a> {
     fn of(words: &[&'a str]) -> Self {
         let mut ask = Self { host: "", path: "/", headers: HeaderMap::new(), model: None };
         for (key, value) in pairs(words) {

@@ -8,7 +8,7 @@ use super::cuts;
 /// Checks an input that is a model server's stream, up to its interruption.
 pub fn holds(stream: &[u8]) {
     it_does_not_matter_how_it_is_cut(stream);
-    the_first_token_is_where_a_slow_reader_finds_it(stream);
+    first_token_matches_slow_reader(stream);
     one_more_event_can_be_put_behind(stream);
     what_we_write_is_read_as_it_was_meant(stream);
 }
@@ -40,12 +40,12 @@ fn found_in(parts: &[&[u8]]) -> Option<usize> {
     parts.iter().position(|part| first.is_in(part))
 }
 
-fn the_first_token_is_where_a_slow_reader_finds_it(stream: &[u8]) {
+fn first_token_matches_slow_reader(stream: &[u8]) {
     if stream.len() > FirstToken::MAX_EVENT_BYTES {
         return;
     }
     let (events, _) = read(stream);
-    let has_token = |event: &&Event| FirstToken::default().is_in(&write(&event.data));
+    let has_token = |event: &&FramedEvent| FirstToken::default().is_in(&write(&event.data));
     let expected = events.iter().find(has_token).map(|event| event.end - 1);
     assert_eq!(found_in(&cuts::of(stream)[0]), expected);
 }
@@ -56,7 +56,7 @@ fn one_more_event_can_be_put_behind(stream: &[u8]) {
     let more = sse_data(b"{}");
     let (before, open) = read(stream);
     let (after, _) = read(&[stream, event.end(), &more].concat());
-    let data = |events: &[Event]| events.iter().map(|event| event.data.clone()).collect::<Vec<_>>();
+    let data = |events: &[FramedEvent]| events.iter().map(|event| event.data.clone()).collect::<Vec<_>>();
     let mut expected = data(&before);
     // The open event ends with the data it has so far.
     expected.extend(open);
@@ -81,7 +81,7 @@ fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
     }
 }
 
-struct Event {
+struct FramedEvent {
     data: Vec<u8>,
     /// Position after the byte that ended it.
     end: usize,
@@ -89,7 +89,7 @@ struct Event {
 
 /// Parses events as defined by WHATWG HTML, section 9.2.6, including those without data, which only some clients
 /// ignore. Also returns the data of an unfinished event, as if it ended here.
-fn read(stream: &[u8]) -> (Vec<Event>, Option<Vec<u8>>) {
+fn read(stream: &[u8]) -> (Vec<FramedEvent>, Option<Vec<u8>>) {
     let mut lines = Vec::new();
     let (mut begin, mut at) = (0, 0);
     while at < stream.len() {
@@ -111,7 +111,7 @@ fn read(stream: &[u8]) -> (Vec<Event>, Option<Vec<u8>>) {
     for (line, end) in lines {
         if line.is_empty() {
             if !fields.is_empty() {
-                events.push(Event { data: data(&fields), end });
+                events.push(FramedEvent { data: data(&fields), end });
                 fields.clear();
             }
         } else if !line.starts_with(b":") {

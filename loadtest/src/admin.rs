@@ -7,18 +7,18 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::clock::Instant;
-use crate::contender::Running;
-use crate::error::Error;
+use crate::contender::StartedContender;
+use crate::error::LoadtestError;
 use crate::http::{self, Framing};
 use crate::setup::Setup;
 
 /// Timeout of one read in [`get`]; the metrics of thousands of routes are several megabytes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const GET_READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the status and the body of `GET path`, on a connection of its own.
 pub(crate) fn get(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&admin, GET_READ_TIMEOUT)?;
+    stream.set_read_timeout(Some(GET_READ_TIMEOUT))?;
     // Sent in one write: a server that closes after responding resets the connection on later data.
     stream
         .write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes())?;
@@ -36,9 +36,9 @@ pub(crate) fn is_ready(admin: SocketAddr) -> bool {
     get(admin, "/readyz").is_ok_and(|(status, _)| status == 200)
 }
 
-/// Waits until `running` is ready. Fails with its log if it exits or takes longer than [`START`].
-pub(crate) fn await_ready(running: &mut Running, setup: &Setup) -> Result<(), Error> {
-    let deadline = Instant::now() + START;
+/// Waits until `running` is ready. Fails with its log if it exits or takes longer than [`ANTEROOM_START_TIMEOUT`].
+pub(crate) fn await_ready(running: &mut StartedContender, setup: &Setup) -> Result<(), LoadtestError> {
+    let deadline = Instant::now() + ANTEROOM_START_TIMEOUT;
     while !is_ready(running.admin) {
         setup.check_stop()?;
         running.check_start("anteroom", deadline)?;
@@ -48,34 +48,34 @@ pub(crate) fn await_ready(running: &mut Running, setup: &Setup) -> Result<(), Er
 }
 
 /// Time Anteroom may take to start.
-const START: Duration = Duration::from_secs(20);
-/// Timeout of one read on an [`Admin`] connection.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANTEROOM_START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of one read on an [`AdminClient`] connection.
+const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A keep-alive connection to the admin API. Reads block, so the event loop of the rig stands still meanwhile.
 #[derive(Debug)]
-pub(crate) struct Admin {
+pub(crate) struct AdminClient {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// Requests held and in flight on the only route of a configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Demand {
+pub(crate) struct OnlyRouteLoad {
     pub(crate) held: u64,
     pub(crate) in_flight: u64,
 }
 
 /// Body of a `/metrics` response.
 #[derive(Debug)]
-pub(crate) struct Metrics(String);
+pub(crate) struct ScrapedMetrics(String);
 
-// === impl Admin ===
+// === impl AdminClient ===
 
-impl Admin {
-    /// Waits until `running` responds on its admin port. Fails with its log if it exits or takes longer than [`START`].
-    pub(crate) fn await_start(running: &mut Running) -> Result<Self, Error> {
-        let deadline = Instant::now() + START;
+impl AdminClient {
+    /// Waits until `running` responds on its admin port. Fails with its log if it exits or takes longer than [`ANTEROOM_START_TIMEOUT`].
+    pub(crate) fn await_start(running: &mut StartedContender) -> Result<Self, LoadtestError> {
+        let deadline = Instant::now() + ANTEROOM_START_TIMEOUT;
         loop {
             let answer =
                 Self::connect(running.admin).and_then(|mut admin| admin.get("/livez").map(|_| admin));
@@ -90,17 +90,17 @@ impl Admin {
     fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(ADMIN_READ_TIMEOUT))?;
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    pub(crate) fn demand(&mut self) -> Result<Demand, Error> {
+    pub(crate) fn demand(&mut self) -> Result<OnlyRouteLoad, LoadtestError> {
         let routes = self.get("/api/v1/routes").map_err(failed)?;
-        Demand::of(&routes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+        OnlyRouteLoad::of(&routes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
 
-    pub(crate) fn metrics(&mut self) -> Result<Metrics, Error> {
-        self.get("/metrics").map(Metrics).map_err(failed)
+    pub(crate) fn metrics(&mut self) -> Result<ScrapedMetrics, LoadtestError> {
+        self.get("/metrics").map(ScrapedMetrics).map_err(failed)
     }
 
     fn get(&mut self, path: &str) -> io::Result<String> {
@@ -130,13 +130,13 @@ impl Admin {
     }
 }
 
-fn failed(error: io::Error) -> Error {
-    Error::io("read anteroom's admin API", error)
+fn failed(error: io::Error) -> LoadtestError {
+    LoadtestError::io("read anteroom's admin API", error)
 }
 
-// === impl Demand ===
+// === impl OnlyRouteLoad ===
 
-impl Demand {
+impl OnlyRouteLoad {
     fn of(routes: &str) -> Option<Self> {
         let routes: Value = serde_json::from_str(routes).ok()?;
         let route = routes.get("routes")?.get(0)?;
@@ -144,9 +144,9 @@ impl Demand {
     }
 }
 
-// === impl Metrics ===
+// === impl ScrapedMetrics ===
 
-impl Metrics {
+impl ScrapedMetrics {
     /// Sums the counters of `name` that carry all of these `key="value"` labels.
     pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         let counts = self.0.lines().filter_map(|line| {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn counts_are_summed_over_the_other_labels() {
-        let metrics = Metrics(
+        let metrics = ScrapedMetrics(
             "# TYPE anteroom_requests counter\n\
              anteroom_requests_total{route=\"a\",outcome=\"completed\",code=\"200\",cold_start=\"true\"} 3\n\
              anteroom_requests_total{route=\"a\",outcome=\"completed\",code=\"200\",cold_start=\"false\"} 4\n\
@@ -198,8 +198,8 @@ mod tests {
 
     #[test]
     fn demand_is_that_of_the_first_route() {
-        let demand = Demand::of(r#"{"routes":[{"name":"a","held":7,"in_flight":2}]}"#);
-        assert_eq!(demand, Some(Demand { held: 7, in_flight: 2 }));
-        assert_eq!(Demand::of(r#"{"routes":[]}"#), None);
+        let demand = OnlyRouteLoad::of(r#"{"routes":[{"name":"a","held":7,"in_flight":2}]}"#);
+        assert_eq!(demand, Some(OnlyRouteLoad { held: 7, in_flight: 2 }));
+        assert_eq!(OnlyRouteLoad::of(r#"{"routes":[]}"#), None);
     }
 }

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto
 
 use crate::clock::Instant;
 use crate::cores;
-use crate::error::Error;
+use crate::error::LoadtestError;
 use crate::http2;
 
 /// Kind of attack.
@@ -30,11 +30,11 @@ pub(crate) enum Attack {
 #[derive(Debug)]
 pub(crate) struct Attacker {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<u64, Error>>>,
+    thread: Option<JoinHandle<Result<u64, LoadtestError>>>,
 }
 
 /// A connection of the attacker.
-struct Open {
+struct AttackConnection {
     stream: TcpStream,
     /// Bytes not sent yet.
     left: Vec<u8>,
@@ -43,15 +43,15 @@ struct Open {
 }
 
 /// Source address, used by no other client.
-const SOURCE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 0);
+const SOURCE_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 0);
 /// Pause between two passes of the loop. Each pass serves one of [`PARTS`] shares of the connections.
-const PAUSE: Duration = Duration::from_millis(5);
+const PASS_INTERVAL: Duration = Duration::from_millis(5);
 const PARTS: usize = 20;
 /// Interval between the pieces of a body, short enough for Anteroom to keep the connection.
-const DRIP: Duration = Duration::from_secs(4);
+const DRIP_INTERVAL: Duration = Duration::from_secs(4);
 const DRIP_BYTES: usize = 16 << 10;
 /// Streams opened on a connection in each pass.
-const STREAMS: u32 = 10;
+const STREAMS_PER_PASS: u32 = 10;
 
 // === impl Attack ===
 
@@ -78,9 +78,9 @@ impl Attack {
 
     /// Returns the first bytes sent on a connection.
     fn opening(self) -> Vec<u8> {
-        const HEAD: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n";
+        const REQUEST_HEAD: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n";
         match self {
-            Self::Heads => format!("{HEAD}X: {}", "a".repeat(60_000)).into_bytes(),
+            Self::Heads => format!("{REQUEST_HEAD}X: {}", "a".repeat(60_000)).into_bytes(),
             Self::Unread => {
                 let mut bytes = Vec::new();
                 http2::hello_unread(&mut bytes);
@@ -88,7 +88,7 @@ impl Attack {
             }
             Self::Bodies => {
                 let begun = format!(r#"{{"model":"tiny","p":"{}"#, "x".repeat(1 << 20));
-                format!("{HEAD}Content-Length: 33554432\r\n\r\n{begun}").into_bytes()
+                format!("{REQUEST_HEAD}Content-Length: 33554432\r\n\r\n{begun}").into_bytes()
             }
         }
     }
@@ -103,16 +103,18 @@ impl Attacker {
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             cores::pin(core)?;
-            run(attack, target, &stopped).map_err(|error| Error::io("attack", error))
+            run(attack, target, &stopped).map_err(|error| LoadtestError::io("attack", error))
         });
         Self { stop, thread: Some(thread) }
     }
 
     /// Stops the attack and returns the number of connections opened.
-    pub(crate) fn end(mut self) -> Result<u64, Error> {
+    pub(crate) fn end(mut self) -> Result<u64, LoadtestError> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);
-        ended.and_then(Result::ok).unwrap_or_else(|| Err(Error::Wrong("the attacker panicked".into())))
+        ended
+            .and_then(Result::ok)
+            .unwrap_or_else(|| Err(LoadtestError::Wrong("the attacker panicked".into())))
     }
 }
 
@@ -125,7 +127,7 @@ impl Drop for Attacker {
 fn run(attack: Attack, target: SocketAddr, stop: &AtomicBool) -> io::Result<u64> {
     let (count, rate) = attack.connections();
     let opening = attack.opening();
-    let mut open: Vec<Option<Open>> = (0..count).map(|_| None).collect();
+    let mut open: Vec<Option<AttackConnection>> = (0..count).map(|_| None).collect();
     let begin = Instant::now();
     let mut opened = 0_u64;
     let mut part = 0;
@@ -136,22 +138,22 @@ fn run(attack: Attack, target: SocketAddr, stop: &AtomicBool) -> io::Result<u64>
             }
             if place.is_none() && (opened as f64) < begin.elapsed().as_secs_f64() * rate {
                 opened += 1;
-                *place = Some(Open::new(target, opening.clone())?);
+                *place = Some(AttackConnection::new(target, opening.clone())?);
             }
         }
         part = (part + 1) % PARTS;
-        thread::sleep(PAUSE);
+        thread::sleep(PASS_INTERVAL);
     }
     Ok(opened)
 }
 
-// === impl Open ===
+// === impl AttackConnection ===
 
-impl Open {
+impl AttackConnection {
     fn new(target: SocketAddr, opening: Vec<u8>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-        bind(&socket, &SOURCE)?;
+        bind(&socket, &SOURCE_ADDRESS)?;
         match connect(&socket, &target) {
             // Nothing may accept the connection; the first write reports that.
             Ok(()) | Err(Errno::INPROGRESS) => {}
@@ -167,12 +169,12 @@ impl Open {
             match attack {
                 Attack::Heads => {}
                 Attack::Unread => {
-                    for _ in 0..STREAMS {
+                    for _ in 0..STREAMS_PER_PASS {
                         http2::get_nothing(&mut self.left, self.next_stream);
                         self.next_stream += 2;
                     }
                 }
-                Attack::Bodies if self.rested.elapsed() >= DRIP => {
+                Attack::Bodies if self.rested.elapsed() >= DRIP_INTERVAL => {
                     self.left = vec![b'x'; DRIP_BYTES];
                     self.rested = Instant::now();
                 }
@@ -203,7 +205,7 @@ mod tests {
     use crate::cores::Cores;
 
     #[test]
-    fn attack_goes_on_until_it_is_ended() {
+    fn attack_continues_until_dropped() {
         for attack in Attack::ALL {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let core = Cores::choose().unwrap().attacker;
@@ -211,7 +213,7 @@ mod tests {
             // A connection closed by the peer is opened again.
             for _ in 0..2 {
                 let (mut stream, from) = listener.accept().unwrap();
-                assert_eq!(from.ip(), *SOURCE.ip());
+                assert_eq!(from.ip(), *SOURCE_ADDRESS.ip());
                 let mut begun = vec![0; attack.opening().len()];
                 stream.read_exact(&mut begun).unwrap();
                 assert_eq!(begun, attack.opening());

@@ -15,10 +15,10 @@ use crate::clock::{self, Instant};
 use crate::http::{self, Framing};
 use crate::listen;
 use crate::sse;
-use pace::Streams;
+use pace::PacedStreams;
 
 /// Body of every plain response: a small chat completion.
-pub(crate) const ANSWER: &str = concat!(
+pub(crate) const COMPLETION_BODY: &str = concat!(
     r#"{"id":"chatcmpl-0123456789abcdef","object":"chat.completion","created":1750000000,"model":"tiny","#,
     r#""choices":[{"index":0,"message":{"role":"assistant","content":"Hello. How can I help you today?"},"#,
     r#""logprobs":null,"finish_reason":"stop"}],"#,
@@ -27,36 +27,36 @@ pub(crate) const ANSWER: &str = concat!(
 
 static RESPONSE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER}",
-        ANSWER.len()
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{COMPLETION_BODY}",
+        COMPLETION_BODY.len()
     )
     .into_bytes()
 });
 
-const LISTENER: Token = Token(usize::MAX - 1);
+const BACKEND_LISTENER: Token = Token(usize::MAX - 1);
 /// Bit set in the tokens of the backend's connections, never in those of the clients.
-const CONNECTION: usize = 1 << 32;
-const BUFFER: usize = 16 * 1024;
+const BACKEND_TOKEN_BIT: usize = 1 << 32;
+const BACKEND_BUFFER_BYTES: usize = 16 * 1024;
 /// Maximum events written per turn, before the clients get to read theirs.
-const AT_A_TIME: usize = 32;
-/// Size of the buffer for the rest of bodies larger than [`BUFFER`]; that rest is counted, not kept.
-const SCRATCH: usize = 256 * 1024;
+const EVENTS_PER_TURN: usize = 32;
+/// Size of the buffer for the rest of bodies larger than [`BACKEND_BUFFER_BYTES`]; that rest is counted, not kept.
+const SCRATCH_BYTES: usize = 256 * 1024;
 
 /// A listener on a free port of 127.0.0.1 and its connections.
 #[derive(Debug)]
 pub(crate) struct Backend {
     listener: TcpListener,
     address: SocketAddr,
-    connections: Slab<Connection>,
+    connections: Slab<BackendConnection>,
     accepted: u64,
     scratch: Box<[u8]>,
     /// Open streams. `None` while POSTs get plain responses.
-    streams: Option<Streams>,
-    chunk: sse::Chunk,
+    streams: Option<PacedStreams>,
+    chunk: sse::EventChunk,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct BackendConnection {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
@@ -66,7 +66,7 @@ struct Connection {
     next_event: Option<u32>,
 }
 
-enum After {
+enum NextAction {
     Keep,
     /// The request is complete; its response is a stream.
     Stream,
@@ -78,16 +78,16 @@ enum After {
 impl Backend {
     pub(crate) fn bind(registry: &Registry) -> io::Result<Self> {
         let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        registry.register(&mut listener, BACKEND_LISTENER, Interest::READABLE)?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
             address,
             connections: Slab::new(),
             accepted: 0,
-            scratch: vec![0; SCRATCH].into(),
+            scratch: vec![0; SCRATCH_BYTES].into(),
             streams: None,
-            chunk: sse::Chunk::new(),
+            chunk: sse::EventChunk::new(),
         })
     }
 
@@ -101,20 +101,20 @@ impl Backend {
     }
 
     pub(crate) fn owns(token: Token) -> bool {
-        token == LISTENER || token.0 & CONNECTION != 0
+        token == BACKEND_LISTENER || token.0 & BACKEND_TOKEN_BIT != 0
     }
 
     pub(crate) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        if token == LISTENER {
+        if token == BACKEND_LISTENER {
             return self.accept(registry);
         }
-        let key = token.0 & !CONNECTION;
+        let key = token.0 & !BACKEND_TOKEN_BIT;
         // The connection was closed earlier in this batch of events.
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         match connection.serve(&mut self.scratch, self.streams.is_some()) {
-            After::Keep => {}
-            After::Stream => self.begin(key)?,
-            After::Close => {
+            NextAction::Keep => {}
+            NextAction::Stream => self.begin(key)?,
+            NextAction::Close => {
                 let connection = self.connections.remove(key);
                 if let Some(streams) = &mut self.streams
                     && connection.next_event.is_some()
@@ -128,10 +128,10 @@ impl Backend {
 
     /// Enables or disables streams as the response to POSTs. Streams still open are forgotten.
     pub(crate) fn stream(&mut self, streams: bool) {
-        self.streams = streams.then(Streams::new);
+        self.streams = streams.then(PacedStreams::new);
     }
 
-    pub(crate) fn streams(&mut self) -> Option<&mut Streams> {
+    pub(crate) fn streams(&mut self) -> Option<&mut PacedStreams> {
         self.streams.as_mut()
     }
 
@@ -140,7 +140,7 @@ impl Backend {
         let (Some(connection), Some(streams)) = (self.connections.get_mut(key), &mut self.streams) else {
             return Ok(());
         };
-        connection.stream.write_all(sse::HEAD)?;
+        connection.stream.write_all(sse::STREAM_HEAD)?;
         connection.next_event = Some(0);
         streams.open.push(key);
         self.push(key)
@@ -153,7 +153,7 @@ impl Backend {
         };
         let Some(number) = connection.next_event else { return Ok(()) };
         let stream = u32::try_from(key).unwrap_or(u32::MAX);
-        let chunk = self.chunk.with(sse::Mark { stream, number, written: clock::stamp() });
+        let chunk = self.chunk.with(sse::EventStamp { stream, number, written: clock::stamp() });
         match connection.stream.write(chunk) {
             Ok(written) if written == chunk.len() => {
                 connection.next_event = Some(number + 1);
@@ -176,21 +176,21 @@ impl Backend {
         for key in streams.open.drain(..) {
             if let Some(connection) = self.connections.get_mut(key) {
                 connection.next_event = None;
-                connection.stream.write_all(sse::LAST)?;
+                connection.stream.write_all(sse::LAST_CHUNK)?;
             }
         }
         Ok(())
     }
 
-    /// Writes due events and returns their number, at most [`AT_A_TIME`]: the clients should read these before more
+    /// Writes due events and returns their number, at most [`EVENTS_PER_TURN`]: the clients should read these before more
     /// are written.
     pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
-        if !self.streams.as_ref().is_some_and(Streams::is_paced) {
+        if !self.streams.as_ref().is_some_and(PacedStreams::is_paced) {
             return Ok(0);
         }
         let mut written = 0;
         let now = Instant::now();
-        while written < AT_A_TIME
+        while written < EVENTS_PER_TURN
             && let Some(key) = self.streams.as_mut().and_then(|streams| streams.due(now))
         {
             self.push(key)?;
@@ -202,10 +202,10 @@ impl Backend {
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
         while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
-            registry.register(&mut stream, Token(entry.key() | CONNECTION), Interest::READABLE)?;
-            entry.insert(Connection {
+            registry.register(&mut stream, Token(entry.key() | BACKEND_TOKEN_BIT), Interest::READABLE)?;
+            entry.insert(BackendConnection {
                 stream,
-                buffer: vec![0; BUFFER].into(),
+                buffer: vec![0; BACKEND_BUFFER_BYTES].into(),
                 filled: 0,
                 rest: 0,
                 next_event: None,
@@ -216,31 +216,31 @@ impl Backend {
     }
 }
 
-// === impl Connection ===
+// === impl BackendConnection ===
 
-impl Connection {
+impl BackendConnection {
     /// Responds to every complete request. A read that leaves room in the buffer has emptied the socket, and later
     /// data triggers a new edge, so the usual request costs one read and one write.
-    fn serve(&mut self, scratch: &mut [u8], streams: bool) -> After {
+    fn serve(&mut self, scratch: &mut [u8], streams: bool) -> NextAction {
         loop {
             if self.rest > 0 {
                 let room = self.rest.min(scratch.len());
                 match self.stream.read(&mut scratch[..room]) {
-                    Ok(0) => return After::Close,
+                    Ok(0) => return NextAction::Close,
                     Ok(read) => self.rest -= read,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return After::Keep,
-                    Err(_) => return After::Close,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return NextAction::Keep,
+                    Err(_) => return NextAction::Close,
                 }
                 if self.rest == 0 && self.stream.write_all(&RESPONSE).is_err() {
-                    return After::Close;
+                    return NextAction::Close;
                 }
                 continue;
             }
             match self.stream.read(&mut self.buffer[self.filled..]) {
-                Ok(0) => return After::Close,
+                Ok(0) => return NextAction::Close,
                 Ok(read) => self.filled += read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return After::Keep,
-                Err(_) => return After::Close,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return NextAction::Keep,
+                Err(_) => return NextAction::Close,
             }
             let full = self.filled == self.buffer.len();
             // Anything but a POST is a health check and gets the plain response.
@@ -248,18 +248,18 @@ impl Connection {
                 match request_len(&self.buffer[..self.filled]) {
                     Ok(Some(len)) if len == self.filled => {
                         self.filled = 0;
-                        return After::Stream;
+                        return NextAction::Stream;
                     }
-                    Ok(_) if !full => return After::Keep,
-                    _ => return After::Close,
+                    Ok(_) if !full => return NextAction::Keep,
+                    _ => return NextAction::Close,
                 }
             }
             match self.answer() {
                 // The head exceeds the buffer; no scenario sends such a head.
-                Ok(0) if full && self.rest == 0 => return After::Close,
+                Ok(0) if full && self.rest == 0 => return NextAction::Close,
                 Ok(_) if full || self.rest > 0 => {}
-                Ok(_) => return After::Keep,
-                Err(_) => return After::Close,
+                Ok(_) => return NextAction::Keep,
+                Err(_) => return NextAction::Close,
             }
         }
     }
@@ -289,7 +289,7 @@ impl Connection {
 
 /// Returns the length of the request at the start of `buf`, or `None` while unknown. The request itself may be
 /// incomplete.
-fn request_len(buf: &[u8]) -> Result<Option<usize>, http::Malformed> {
+fn request_len(buf: &[u8]) -> Result<Option<usize>, http::MalformedHttp> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {
         Framing::None => Some(0),
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_a_completion() {
-        let answer: serde_json::Value = serde_json::from_str(ANSWER).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(COMPLETION_BODY).unwrap();
         assert_eq!(answer["model"], "tiny");
     }
 
@@ -329,7 +329,7 @@ mod tests {
         let mut backend = Backend::bind(poll.registry()).unwrap();
         let mut client = std::net::TcpStream::connect(backend.address()).unwrap();
         client.set_nonblocking(true).unwrap();
-        let body = vec![b'x'; 3 * SCRATCH];
+        let body = vec![b'x'; 3 * SCRATCH_BYTES];
         let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
         let request = [head.as_bytes(), &body, b"GET / HTTP/1.1\r\n\r\n"].concat();
         let (mut sent, mut answers) = (0, Vec::new());

@@ -9,7 +9,7 @@ use crate::procfs::family;
 
 /// Counts of one process without its descendants, except for `descendants`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Census {
+pub(crate) struct ProcessStats {
     pub(crate) rss_kib: u64,
     pub(crate) files: u64,
     pub(crate) threads: u64,
@@ -17,9 +17,9 @@ pub(crate) struct Census {
     pub(crate) descendants: u64,
 }
 
-// === impl Census ===
+// === impl ProcessStats ===
 
-impl Census {
+impl ProcessStats {
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = |name| number(&status, name).ok_or(io::ErrorKind::InvalidData);
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn a_process_has_memory_files_and_threads() {
         assert_eq!(number("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
-        let ours = Census::of(std::process::id()).unwrap();
+        let ours = ProcessStats::of(std::process::id()).unwrap();
         assert!(ours.rss_kib > 100 && ours.files >= 3 && ours.threads >= 1, "{ours:?}");
     }
 }

@@ -13,42 +13,42 @@ pub(crate) const DEFAULT_STREAMS: u16 = 2000;
 
 /// Measures Anteroom against plain reverse proxies on this machine
 #[derive(Debug, Parser)]
-pub(crate) struct Cli {
+pub(crate) struct LoadtestCli {
     #[command(subcommand)]
-    pub(crate) scenario: Scenario,
+    pub(crate) scenario: ScenarioCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Scenario {
+pub(crate) enum ScenarioCommand {
     /// All scenarios, one after another
-    All(Options),
+    All(ScenarioOptions),
     /// Small JSON responses through a proxy on one core: throughput, latency, CPU time
-    Warm(Warm),
+    Warm(WarmArgs),
     /// Bodies from 2 KB to 8 MB: cost of finding the model name in them
-    Body(Options),
+    Body(ScenarioOptions),
     /// Many concurrent streamed responses: throughput and delay per event
-    Stream(Stream),
+    Stream(StreamArgs),
     /// Delay from a request for a route at zero to the event on KEDA's stream, with one route and with a thousand
-    Signal(Options),
+    Signal(ScenarioOptions),
     /// 10,000 routes in a cluster, 1,000 of which change per second: effect on requests to other routes
-    Routes(Routes),
+    Routes(RoutesArgs),
     /// Half an hour of mixed traffic with gaps and cold starts: checks that nothing leaks
-    Soak(Options),
+    Soak(ScenarioOptions),
     /// 50,000 held streaming requests: memory, and CPU time of their heartbeats
-    Held(Crowd),
+    Held(CrowdArgs),
     /// 10,000 held requests when their model server becomes ready: delay, rate and order of their dispatch
-    Release(Crowd),
+    Release(CrowdArgs),
     /// Ten times as many requests as the queue holds: delay of the rejections, and completion of the held requests
-    Overflow(Crowd),
+    Overflow(CrowdArgs),
     /// 20,000 clients that disconnect at once: delay until demand is updated, and resources left behind
-    Hangup(Crowd),
+    Hangup(CrowdArgs),
     /// A well-behaved client beside a malicious one: its latency, and whether all its requests succeed
-    Attack(Options),
+    Attack(ScenarioOptions),
 }
 
 /// Options of every scenario.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct ScenarioOptions {
     /// Measure briefly, for a first impression
     #[arg(long)]
     pub(crate) quick: bool,
@@ -92,9 +92,9 @@ pub(crate) struct Options {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Warm {
+pub(crate) struct WarmArgs {
     #[command(flatten)]
-    pub(crate) options: Options,
+    pub(crate) options: ScenarioOptions,
 
     /// Numbers of clients to measure with, each with one connection and one request at a time
     #[arg(
@@ -112,9 +112,9 @@ pub(crate) struct Warm {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Stream {
+pub(crate) struct StreamArgs {
     #[command(flatten)]
-    pub(crate) options: Options,
+    pub(crate) options: ScenarioOptions,
 
     /// Concurrent streams
     #[arg(
@@ -127,9 +127,9 @@ pub(crate) struct Stream {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Routes {
+pub(crate) struct RoutesArgs {
     #[command(flatten)]
-    pub(crate) options: Options,
+    pub(crate) options: ScenarioOptions,
 
     /// Routes in the cluster
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u16).range(200..=10_000))]
@@ -137,19 +137,19 @@ pub(crate) struct Routes {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Crowd {
+pub(crate) struct CrowdArgs {
     #[command(flatten)]
-    pub(crate) options: Options,
+    pub(crate) options: ScenarioOptions,
 
     /// Number of clients, each with one connection and one request [default: depends on the scenario]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub(crate) requests: Option<u32>,
 }
 
-// === impl Scenario ===
+// === impl ScenarioCommand ===
 
-impl Scenario {
-    pub(crate) fn options(&self) -> &Options {
+impl ScenarioCommand {
+    pub(crate) fn options(&self) -> &ScenarioOptions {
         match self {
             Self::All(options)
             | Self::Body(options)
@@ -176,9 +176,9 @@ impl Scenario {
     }
 }
 
-// === impl Crowd ===
+// === impl CrowdArgs ===
 
-impl Crowd {
+impl CrowdArgs {
     pub(crate) fn requests(&self) -> Option<usize> {
         self.requests.and_then(|requests| usize::try_from(requests).ok())
     }
@@ -190,11 +190,13 @@ mod tests {
 
     #[test]
     fn the_defaults_are_the_documented_ones() {
-        let Cli { scenario: Scenario::Warm(warm) } = Cli::parse_from(["loadtest", "warm"]) else {
+        let LoadtestCli { scenario: ScenarioCommand::Warm(warm) } =
+            LoadtestCli::parse_from(["loadtest", "warm"])
+        else {
             panic!("another scenario");
         };
         assert_eq!(warm.options.contenders.len(), 5);
         assert_eq!(warm.connections, [1, 64]);
-        assert!(Cli::try_parse_from(["loadtest", "warm", "--connections", "0"]).is_err());
+        assert!(LoadtestCli::try_parse_from(["loadtest", "warm", "--connections", "0"]).is_err());
     }
 }

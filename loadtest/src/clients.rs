@@ -24,7 +24,7 @@ pub(crate) trait Clients {
 }
 
 /// Clients whose requests and responses are counted.
-pub(crate) trait Measured: Clients {
+pub(crate) trait MeasuredClients: Clients {
     /// Discards the responses of the warm-up, but none of its errors.
     fn reset(&mut self);
     /// Stops sending. Responses to requests already sent may still arrive.

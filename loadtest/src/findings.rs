@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Share of a core used by other processes above which a measurement counts as noisy.
-pub(crate) const NOISE: f64 = 0.05;
+pub(crate) const NOISY_CORE_SHARE: f64 = 0.05;
 
 /// Findings of one scenario.
 #[derive(Debug, Serialize)]
@@ -17,7 +17,7 @@ pub(crate) struct Findings {
     #[serde(skip)]
     pub(crate) tables: Vec<Table>,
     pub(crate) results: Value,
-    pub(crate) aims: Vec<Aim>,
+    pub(crate) aims: Vec<Criterion>,
     /// Reasons to distrust a figure.
     pub(crate) notes: Vec<String>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Table {
 
 /// A goal for Anteroom.
 #[derive(Debug, PartialEq, Serialize)]
-pub(crate) struct Aim {
+pub(crate) struct Criterion {
     /// Contender and circumstances of the figure: `anteroom, 64 connections`.
     pub(crate) who: String,
     /// Quantity with its unit and the direction of the limit: `times Envoy's throughput, at least`.
@@ -44,9 +44,9 @@ pub(crate) struct Aim {
     pub(crate) met: bool,
 }
 
-// === impl Aim ===
+// === impl Criterion ===
 
-impl Aim {
+impl Criterion {
     pub(crate) fn at_least(who: impl Into<String>, what: &'static str, limit: f64, measured: f64) -> Self {
         Self { who: who.into(), what, limit, measured, met: measured >= limit }
     }
@@ -58,13 +58,13 @@ impl Aim {
 
 /// Returns a note if other processes used so much of a core that the figures are noisy.
 pub(crate) fn disturbed(others: f64) -> Option<String> {
-    (others > NOISE)
+    (others > NOISY_CORE_SHARE)
         .then(|| format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0))
 }
 
 /// Returns one note for all disturbed measurements, given each with the cores used by other processes.
 pub(crate) fn noise(measured: impl IntoIterator<Item = (String, f64)>) -> Option<String> {
-    let noisy: Vec<_> = measured.into_iter().filter(|(_, others)| *others > NOISE).collect();
+    let noisy: Vec<_> = measured.into_iter().filter(|(_, others)| *others > NOISY_CORE_SHARE).collect();
     let (worst, others) = noisy.iter().max_by(|one, other| one.1.total_cmp(&other.1))?;
     let measurements = plural(noisy.len(), "measurement");
     Some(format!(
@@ -100,22 +100,24 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_told_once_and_at_its_worst() {
+    fn noise_is_reported_once_at_its_maximum() {
         let measured = |others: [f64; 3]| noise(["a", "b", "c"].map(str::to_owned).into_iter().zip(others));
-        assert_eq!(measured([0.0, 0.01, NOISE]), None);
+        assert_eq!(measured([0.0, 0.01, NOISY_CORE_SHARE]), None);
         let told = measured([0.06, 0.3, 0.0]).unwrap();
         assert!(told.contains("2 measurements") && told.ends_with("worst b, with 30 % of a core"), "{told}");
     }
 
     #[test]
     fn a_little_noise_is_none() {
-        assert_eq!(disturbed(NOISE), None);
+        assert_eq!(disturbed(NOISY_CORE_SHARE), None);
         assert!(disturbed(0.3).unwrap().contains("up to 30 % of a core"));
     }
 
     #[test]
     fn an_aim_is_met_on_its_side_of_the_limit() {
-        assert!(Aim::at_least("a", "b", 2.0, 2.0).met && !Aim::at_least("a", "b", 2.0, 1.9).met);
-        assert!(Aim::at_most("a", "b", 2.0, 2.0).met && !Aim::at_most("a", "b", 2.0, f64::NAN).met);
+        assert!(Criterion::at_least("a", "b", 2.0, 2.0).met && !Criterion::at_least("a", "b", 2.0, 1.9).met);
+        assert!(
+            Criterion::at_most("a", "b", 2.0, 2.0).met && !Criterion::at_most("a", "b", 2.0, f64::NAN).met
+        );
     }
 }

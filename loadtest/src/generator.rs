@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use mio::{Registry, Token};
 
-use crate::clients::{Clients, Measured};
+use crate::clients::{Clients, MeasuredClients};
 use crate::clock::Instant;
-use client::{Client, Exchange, Expect};
+use client::{ExpectedExchange, ExpectedResponse, LoadClient};
 use tally::Tally;
 
 /// Request body: a short chat of about 300 bytes, with the model name after the messages as SDKs send it.
@@ -27,22 +27,27 @@ pub(crate) const PROMPT: &str = concat!(
 
 /// Clients of one measurement and the tally of their results.
 #[derive(Debug)]
-pub(crate) struct Load {
+pub(crate) struct ClosedLoop {
     target: SocketAddr,
-    exchange: Arc<Exchange>,
-    clients: Vec<Client>,
+    exchange: Arc<ExpectedExchange>,
+    clients: Vec<LoadClient>,
     /// Requests that may still be started.
     budget: u64,
     waiting: usize,
     tally: Tally,
 }
 
-// === impl Load ===
+// === impl ClosedLoop ===
 
-impl Load {
+impl ClosedLoop {
     /// Opens the connections, with [`PROMPT`] as the request; `start` sends the first requests.
     pub(crate) fn connect(registry: &Registry, target: SocketAddr, connections: usize) -> io::Result<Self> {
-        Self::with(registry, target, connections, Arc::new(Exchange::new(PROMPT, Expect::Answer)))
+        Self::with(
+            registry,
+            target,
+            connections,
+            Arc::new(ExpectedExchange::new(PROMPT, ExpectedResponse::Answer)),
+        )
     }
 
     /// Like [`Self::connect`], with another request.
@@ -50,10 +55,10 @@ impl Load {
         registry: &Registry,
         target: SocketAddr,
         connections: usize,
-        exchange: Arc<Exchange>,
+        exchange: Arc<ExpectedExchange>,
     ) -> io::Result<Self> {
         let clients = (0..connections)
-            .map(|key| Client::connect(registry, target, Token(key)))
+            .map(|key| LoadClient::connect(registry, target, Token(key)))
             .collect::<io::Result<_>>()?;
         Ok(Self { target, exchange, clients, budget: 0, waiting: 0, tally: Tally::new() })
     }
@@ -82,7 +87,7 @@ impl Load {
     }
 }
 
-impl Measured for Load {
+impl MeasuredClients for ClosedLoop {
     fn finish(&mut self) {
         self.budget = 0;
     }
@@ -100,9 +105,9 @@ impl Measured for Load {
     }
 }
 
-impl Clients for Load {
+impl Clients for ClosedLoop {
     fn hopeless(&self) -> bool {
-        self.tally.hopeless()
+        self.tally.is_unrecoverable()
     }
 
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -123,7 +128,7 @@ impl Clients for Load {
             if self.hopeless() {
                 self.budget = 0;
             }
-            self.clients[key] = Client::connect(registry, self.target, token)?;
+            self.clients[key] = LoadClient::connect(registry, self.target, token)?;
         }
         self.next(key, now);
         Ok(())

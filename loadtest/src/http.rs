@@ -7,7 +7,7 @@ use memchr::memchr;
 
 /// Head of a message and framing of its body.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Head<'a> {
+pub(crate) struct MessageHead<'a> {
     /// Request line or status line, without its line end.
     pub(crate) start: &'a [u8],
     /// Bytes up to and including the empty line.
@@ -25,10 +25,10 @@ pub(crate) enum Framing {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Malformed(&'static str);
+pub(crate) struct MalformedHttp(&'static str);
 
 /// Reads the head at the start of `buf`. Returns `None` if it is incomplete.
-pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
+pub(crate) fn head(buf: &[u8]) -> Result<Option<MessageHead<'_>>, MalformedHttp> {
     let Some(mut at) = memchr(b'\n', buf) else { return Ok(None) };
     let start = trim_cr(&buf[..at]);
     let mut body = Framing::None;
@@ -38,10 +38,11 @@ pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
         let line = trim_cr(&buf[at..at + end]);
         at += end;
         match line.first() {
-            None => return Ok(Some(Head { start, len: at + 1, body })),
+            None => return Ok(Some(MessageHead { start, len: at + 1, body })),
             Some(b'c' | b'C') => {
                 if let Some(value) = value_of(line, b"content-length:") {
-                    body = Framing::Length(decimal(value).ok_or(Malformed("Content-Length is no number"))?);
+                    body =
+                        Framing::Length(decimal(value).ok_or(MalformedHttp("Content-Length is no number"))?);
                 }
             }
             Some(b't' | b'T') => {
@@ -55,7 +56,7 @@ pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
 }
 
 /// Returns the length of the chunked body at the start of `buf`, or `None` if it is incomplete.
-pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, Malformed> {
+pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, MalformedHttp> {
     let mut at = 0;
     loop {
         let Some(chunk) = chunk(&buf[at..])? else { return Ok(None) };
@@ -68,7 +69,7 @@ pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, Malformed> {
 
 /// One chunk of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Chunk<'a> {
+pub(crate) struct BodyChunk<'a> {
     /// Empty in the last chunk.
     pub(crate) data: &'a [u8],
     /// Bytes of the chunk including its size and line ends.
@@ -76,16 +77,16 @@ pub(crate) struct Chunk<'a> {
 }
 
 /// Reads the chunk at the start of `buf`. Returns `None` if it is incomplete.
-pub(crate) fn chunk(buf: &[u8]) -> Result<Option<Chunk<'_>>, Malformed> {
+pub(crate) fn chunk(buf: &[u8]) -> Result<Option<BodyChunk<'_>>, MalformedHttp> {
     let Some(end) = memchr(b'\n', buf) else { return Ok(None) };
     let size = std::str::from_utf8(trim_cr(&buf[..end]))
         .ok()
         .and_then(|line| usize::from_str_radix(line, 16).ok())
-        .ok_or(Malformed("a chunk has no size"))?;
+        .ok_or(MalformedHttp("a chunk has no size"))?;
     // The size line, the data and the line end of the data; no trailers.
     let data = end + 1;
     let len = data + size + 2;
-    Ok((len <= buf.len()).then(|| Chunk { data: &buf[data..data + size], len }))
+    Ok((len <= buf.len()).then(|| BodyChunk { data: &buf[data..data + size], len }))
 }
 
 /// Parses the three digits of a status line.
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_is_told_apart() {
+    fn framing_is_recognized() {
         let of = |message: &'static [u8]| head(message).map(|found| found.unwrap().body);
         assert_eq!(of(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n"), Ok(Framing::None));
         assert_eq!(of(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"), Ok(Framing::Chunked));

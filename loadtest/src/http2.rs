@@ -2,24 +2,24 @@
 //! that the header block of a response begins with status 200.
 
 /// First bytes a client sends, before its settings.
-pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes of a frame before its payload.
-const HEAD: usize = 9;
+const FRAME_HEADER_BYTES: usize = 9;
 /// Maximum payload bytes of a frame: the default, which our settings do not raise.
 const MAX_FRAME: usize = 16_384;
 
-const END_STREAM: u8 = 0x1;
+const END_STREAM_FLAG: u8 = 0x1;
 const ACK: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
+const END_HEADERS_FLAG: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-const INITIAL_WINDOW_SIZE: u16 = 4;
+const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// A frame, reduced to the parts relevant to a client.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Frame<'a> {
+pub(crate) enum ReceivedFrame<'a> {
     /// `flow` is the number of bytes it consumes of the windows, including padding.
     Data {
         stream: u32,
@@ -55,64 +55,64 @@ pub(crate) enum Frame<'a> {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("HTTP/2: {0}")]
-pub(crate) struct Malformed(&'static str);
+pub(crate) struct MalformedHttp2(&'static str);
 
 /// Reads the frame at the start of `buf` and returns it with its length, or `None` if it is incomplete.
-pub(crate) fn frame(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
-    let Some((head, rest)) = buf.split_first_chunk::<HEAD>() else { return Ok(None) };
+pub(crate) fn frame(buf: &[u8]) -> Result<Option<(ReceivedFrame<'_>, usize)>, MalformedHttp2> {
+    let Some((head, rest)) = buf.split_first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
     let &[a, b, c, kind, flags, ref stream @ ..] = head;
     let length = u32::from_be_bytes([0, a, b, c]) as usize;
     if length > MAX_FRAME {
-        return Err(Malformed("a frame larger than allowed"));
+        return Err(MalformedHttp2("a frame larger than allowed"));
     }
     let Some(payload) = rest.get(..length) else { return Ok(None) };
     let stream = u32::from_be_bytes(*stream) & 0x7fff_ffff;
-    let end = flags & END_STREAM != 0;
+    let end = flags & END_STREAM_FLAG != 0;
     let frame = match kind {
-        0 => Frame::Data { stream, data: unpadded(payload, flags)?, flow: length, end },
+        0 => ReceivedFrame::Data { stream, data: unpadded(payload, flags)?, flow: length, end },
         1 => {
             let mut block = unpadded(payload, flags)?;
             if flags & PRIORITY != 0 {
-                block = block.get(5..).ok_or(Malformed("a header frame is too short"))?;
+                block = block.get(5..).ok_or(MalformedHttp2("a header frame is too short"))?;
             }
-            if flags & END_HEADERS == 0 {
-                return Err(Malformed("an answer's headers in several frames"));
+            if flags & END_HEADERS_FLAG == 0 {
+                return Err(MalformedHttp2("an answer's headers in several frames"));
             }
-            Frame::Headers { stream, block, end }
+            ReceivedFrame::Headers { stream, block, end }
         }
-        3 => Frame::Reset { stream, code: number(payload, 0)? },
-        4 if flags & ACK != 0 => Frame::Ignored,
+        3 => ReceivedFrame::Reset { stream, code: number(payload, 0)? },
+        4 if flags & ACK != 0 => ReceivedFrame::Ignored,
         4 => {
             let window = payload
                 .chunks_exact(6)
-                .filter(|setting| setting[..2] == INITIAL_WINDOW_SIZE.to_be_bytes())
+                .filter(|setting| setting[..2] == SETTINGS_INITIAL_WINDOW_SIZE.to_be_bytes())
                 .map(|setting| number(setting, 2))
                 .next_back()
                 .transpose()?;
-            Frame::Settings { window }
+            ReceivedFrame::Settings { window }
         }
-        5 => return Err(Malformed("a push that was not allowed")),
-        6 if flags & ACK != 0 => Frame::Ignored,
-        6 => Frame::Ping(payload),
-        7 => Frame::GoAway { code: number(payload, 4)? },
-        8 => Frame::WindowUpdate { stream, more: number(payload, 0)? & 0x7fff_ffff },
-        _ => Frame::Ignored,
+        5 => return Err(MalformedHttp2("a push that was not allowed")),
+        6 if flags & ACK != 0 => ReceivedFrame::Ignored,
+        6 => ReceivedFrame::Ping(payload),
+        7 => ReceivedFrame::GoAway { code: number(payload, 4)? },
+        8 => ReceivedFrame::WindowUpdate { stream, more: number(payload, 0)? & 0x7fff_ffff },
+        _ => ReceivedFrame::Ignored,
     };
-    Ok(Some((frame, HEAD + length)))
+    Ok(Some((frame, FRAME_HEADER_BYTES + length)))
 }
 
-fn unpadded(payload: &[u8], flags: u8) -> Result<&[u8], Malformed> {
+fn unpadded(payload: &[u8], flags: u8) -> Result<&[u8], MalformedHttp2> {
     if flags & PADDED == 0 {
         return Ok(payload);
     }
     payload
         .split_first()
         .and_then(|(padding, data)| data.get(..data.len().checked_sub(usize::from(*padding))?))
-        .ok_or(Malformed("more padding than frame"))
+        .ok_or(MalformedHttp2("more padding than frame"))
 }
 
-fn number(payload: &[u8], at: usize) -> Result<u32, Malformed> {
-    let bytes = payload.get(at..at + 4).ok_or(Malformed("a frame is too short"))?;
+fn number(payload: &[u8], at: usize) -> Result<u32, MalformedHttp2> {
+    let bytes = payload.get(at..at + 4).ok_or(MalformedHttp2("a frame is too short"))?;
     Ok(bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)))
 }
 
@@ -133,8 +133,8 @@ pub(crate) fn is_ok(mut block: &[u8]) -> bool {
 
 /// Writes the preface and our settings: no push, responses of any size.
 pub(crate) fn hello(out: &mut Vec<u8>) {
-    out.extend_from_slice(PREFACE);
-    let settings: [(u16, u32); 2] = [(2, 0), (INITIAL_WINDOW_SIZE, 0x7fff_ffff)];
+    out.extend_from_slice(CLIENT_PREFACE);
+    let settings: [(u16, u32); 2] = [(2, 0), (SETTINGS_INITIAL_WINDOW_SIZE, 0x7fff_ffff)];
     let payload: Vec<u8> = settings
         .iter()
         .flat_map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat())
@@ -144,8 +144,8 @@ pub(crate) fn hello(out: &mut Vec<u8>) {
 
 /// Writes the preface and the settings of a client that never reads responses: windows of zero.
 pub(crate) fn hello_unread(out: &mut Vec<u8>) {
-    out.extend_from_slice(PREFACE);
-    let payload = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
+    out.extend_from_slice(CLIENT_PREFACE);
+    let payload = [&SETTINGS_INITIAL_WINDOW_SIZE.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
     put(out, 4, 0, 0, &payload);
     settings_ack(out);
 }
@@ -153,18 +153,18 @@ pub(crate) fn hello_unread(out: &mut Vec<u8>) {
 /// Writes a GET of a path that does not exist. The first stream adds the path to the dynamic table of the connection.
 pub(crate) fn get_nothing(out: &mut Vec<u8>, stream: u32) {
     /// Length at which the entry fills the table of 4,096 bytes (RFC 7541, section 4.1).
-    const LENGTH: usize = 4000;
+    const TABLE_FILL_BYTES: usize = 4000;
     // `:method: GET`, `:scheme: http`, and `:authority: a`, not indexed.
     let mut block = vec![0x82, 0x86, 0x01, 1, b'a'];
     if stream == 1 {
         // `:path`, indexed, with a length of 127 + 33 + 30 × 128.
         block.extend([0x44, 0x7f, 0x80 | 33, 30]);
         block.push(b'/');
-        block.resize(block.len() + LENGTH - 1, b'a');
+        block.resize(block.len() + TABLE_FILL_BYTES - 1, b'a');
     } else {
         block.push(0x80 | 62);
     }
-    put(out, 1, END_HEADERS | END_STREAM, stream, &block);
+    put(out, 1, END_HEADERS_FLAG | END_STREAM_FLAG, stream, &block);
 }
 
 pub(crate) fn settings_ack(out: &mut Vec<u8>) {
@@ -181,8 +181,8 @@ pub(crate) fn window_update(out: &mut Vec<u8>, stream: u32, more: u32) {
 
 /// Writes a request on `stream`: its header block, and its whole body in one frame.
 pub(crate) fn request(out: &mut Vec<u8>, stream: u32, block: &[u8], body: &[u8]) {
-    put(out, 1, END_HEADERS, stream, block);
-    put(out, 0, END_STREAM, stream, body);
+    put(out, 1, END_HEADERS_FLAG, stream, block);
+    put(out, 0, END_STREAM_FLAG, stream, body);
 }
 
 /// Returns the header block of a POST with a body of `length` bytes. It adds nothing to the dynamic table, so it is
@@ -239,10 +239,10 @@ mod tests {
         assert_eq!(
             frames,
             [
-                Frame::Headers { stream: 7, block: &[0x88, 0x01], end: false },
-                Frame::Data { stream: 7, data: b"{}", flow: 2, end: true },
-                Frame::WindowUpdate { stream: 0, more: 1000 },
-                Frame::Ignored,
+                ReceivedFrame::Headers { stream: 7, block: &[0x88, 0x01], end: false },
+                ReceivedFrame::Data { stream: 7, data: b"{}", flow: 2, end: true },
+                ReceivedFrame::WindowUpdate { stream: 0, more: 1000 },
+                ReceivedFrame::Ignored,
             ]
         );
         for cut in 0..11 {
@@ -253,12 +253,12 @@ mod tests {
     #[test]
     fn padding_and_priority_are_stripped() {
         let mut out = Vec::new();
-        put(&mut out, 0, PADDED | END_STREAM, 1, &[2, b'h', b'i', 0, 0]);
-        let data = Frame::Data { stream: 1, data: b"hi", flow: 5, end: true };
+        put(&mut out, 0, PADDED | END_STREAM_FLAG, 1, &[2, b'h', b'i', 0, 0]);
+        let data = ReceivedFrame::Data { stream: 1, data: b"hi", flow: 5, end: true };
         assert_eq!(frame(&out), Ok(Some((data, 14))));
         out.clear();
-        put(&mut out, 1, PRIORITY | END_HEADERS, 3, &[0, 0, 0, 0, 9, 0x88]);
-        let headers = Frame::Headers { stream: 3, block: &[0x88], end: false };
+        put(&mut out, 1, PRIORITY | END_HEADERS_FLAG, 3, &[0, 0, 0, 0, 9, 0x88]);
+        let headers = ReceivedFrame::Headers { stream: 3, block: &[0x88], end: false };
         assert_eq!(frame(&out), Ok(Some((headers, 15))));
         out.clear();
         put(&mut out, 0, PADDED, 1, &[9, 0]);
@@ -266,20 +266,20 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_the_one_that_the_settings_name_last() {
+    fn window_is_the_last_one_in_settings() {
         let mut out = Vec::new();
         put(&mut out, 4, 0, 0, &[0, 3, 0, 0, 0, 100, 0, 4, 0, 0, 1, 0, 0, 4, 0, 0, 2, 0]);
-        assert_eq!(frame(&out).unwrap().unwrap().0, Frame::Settings { window: Some(512) });
+        assert_eq!(frame(&out).unwrap().unwrap().0, ReceivedFrame::Settings { window: Some(512) });
         out.clear();
         hello(&mut out);
         assert_eq!(
-            frame(&out[PREFACE.len()..]).unwrap().unwrap().0,
-            Frame::Settings { window: Some(0x7fff_ffff) }
+            frame(&out[CLIENT_PREFACE.len()..]).unwrap().unwrap().0,
+            ReceivedFrame::Settings { window: Some(0x7fff_ffff) }
         );
     }
 
     #[test]
-    fn a_status_may_follow_changes_of_the_tables_size() {
+    fn status_after_table_size_update_is_decoded() {
         assert!(is_ok(&[0x88, 0x5f]));
         assert!(is_ok(&[0x20, 0x3f, 0xe1, 0x1f, 0x88]));
         assert!(!is_ok(&[0x8d]) && !is_ok(&[]) && !is_ok(&[0x3f, 0xff]));

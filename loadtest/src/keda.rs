@@ -15,7 +15,7 @@ use crate::clock::Instant;
 
 /// A message on a stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Said {
+pub(crate) struct DemandMessage {
     /// Number given when the stream was opened.
     pub(crate) stream: usize,
     pub(crate) active: bool,
@@ -23,41 +23,41 @@ pub(crate) struct Said {
 }
 
 /// Channel for the messages of all streams and the reason when one ends.
-pub(crate) type News = mpsc::UnboundedSender<Result<Said, String>>;
+pub(crate) type DemandSender = mpsc::UnboundedSender<Result<DemandMessage, String>>;
 
 /// One connection. KEDA's operator has one to each scaler.
-pub(crate) struct Connection(SendRequest<Bytes>);
+pub(crate) struct ScalerConnection(SendRequest<Bytes>);
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const H2_READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Flow-control window in bytes, far more than any stream carries here, so it never fills up.
-const WINDOW: u32 = 1 << 24;
+const FLOW_WINDOW_BYTES: u32 = 1 << 24;
 /// Bytes of the flag and the length before each message.
-const PREFIX: usize = 5;
+const GRPC_PREFIX_BYTES: usize = 5;
 
-// === impl Connection ===
+// === impl ScalerConnection ===
 
-impl Connection {
+impl ScalerConnection {
     /// Connects. The task that drives the connection ends with the runtime.
     pub(crate) async fn open(scaler: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(scaler).await?;
         stream.set_nodelay(true)?;
         let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW);
+        builder.initial_window_size(FLOW_WINDOW_BYTES).initial_connection_window_size(FLOW_WINDOW_BYTES);
         let (send, connection) =
-            timeout(PATIENCE, builder.handshake(stream)).await?.map_err(io::Error::other)?;
+            timeout(H2_READY_TIMEOUT, builder.handshake(stream)).await?.map_err(io::Error::other)?;
         // If the connection ends, its streams end and report that.
         tokio::spawn(connection);
         Ok(Self(send))
     }
 
     /// Opens the stream of the route. It is established once its first message arrives.
-    pub(crate) async fn follow(&self, route: &str, stream: usize, news: News) -> io::Result<()> {
+    pub(crate) async fn follow(&self, route: &str, stream: usize, news: DemandSender) -> io::Result<()> {
         let request = http::Request::post("http://scaler/externalscaler.ExternalScaler/StreamIsActive")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())
             .map_err(io::Error::other)?;
-        let mut send = timeout(PATIENCE, self.0.clone().ready()).await?.map_err(io::Error::other)?;
+        let mut send = timeout(H2_READY_TIMEOUT, self.0.clone().ready()).await?.map_err(io::Error::other)?;
         let (response, mut body) = send.send_request(request, false).map_err(io::Error::other)?;
         body.send_data(question(route), true).map_err(io::Error::other)?;
         tokio::spawn(async move {
@@ -70,7 +70,7 @@ impl Connection {
 }
 
 /// Forwards messages to `news` and returns the reason when the stream ends.
-async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &News) -> String {
+async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &DemandSender) -> String {
     let mut body = match response.await {
         Ok(response) if response.status() == http::StatusCode::OK => response.into_body(),
         Ok(response) => return format!("it was answered with {}", response.status()),
@@ -89,7 +89,7 @@ async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &News
         }
         buffer.extend_from_slice(&data);
         while let Some(active) = next(&mut buffer) {
-            if news.send(Ok(Said { stream, active, at })).is_err() {
+            if news.send(Ok(DemandMessage { stream, active, at })).is_err() {
                 return "nobody listens".into();
             }
         }
@@ -105,12 +105,12 @@ fn trailers(trailers: Result<Option<http::HeaderMap>, h2::Error>) -> String {
 
 /// Takes the next message, an `IsActiveResponse`, from the buffer, if it is complete.
 fn next(buffer: &mut BytesMut) -> Option<bool> {
-    let length = buffer.get(1..PREFIX)?;
+    let length = buffer.get(1..GRPC_PREFIX_BYTES)?;
     let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
-    let message = buffer.get(PREFIX..PREFIX + length)?;
+    let message = buffer.get(GRPC_PREFIX_BYTES..GRPC_PREFIX_BYTES + length)?;
     // Field 1, a varint; `false` is omitted.
     let active = message == [0x08, 0x01];
-    buffer.advance(PREFIX + length);
+    buffer.advance(GRPC_PREFIX_BYTES + length);
     Some(active)
 }
 

@@ -6,16 +6,16 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Machine {
+pub(crate) struct RigMachine {
     pub(crate) date: String,
     pub(crate) processor: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
 }
 
-// === impl Machine ===
+// === impl RigMachine ===
 
-impl Machine {
+impl RigMachine {
     pub(crate) fn here() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {

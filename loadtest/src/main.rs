@@ -49,7 +49,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
-    match run(&cli::Cli::parse()) {
+    match run(&cli::LoadtestCli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadtest: {error}");
@@ -58,19 +58,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &cli::Cli) -> Result<(), error::Error> {
+fn run(cli: &cli::LoadtestCli) -> Result<(), error::LoadtestError> {
     // A signal only sets the flag: the run then ends with an error, and drops stop the started processes.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
-            .map_err(|source| error::Error::io("handle signals", source))?;
+            .map_err(|source| error::LoadtestError::io("handle signals", source))?;
     }
     let options = cli.scenario.options();
     if let Some(file) = &options.json {
         report::check(file)?;
     }
     let setup = setup::Setup::new(&cli.scenario, stop)?;
-    let mut report = report::Report::new(&setup);
+    let mut report = report::LoadtestReport::new(&setup);
     print!("{}", report.head());
     for run in scenario::of(&cli.scenario) {
         let findings = run(&setup)?;

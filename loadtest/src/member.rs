@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::http::{self, Framing};
 
 /// Bytes of a request body.
-pub(crate) const BODY: usize = 2048;
+pub(crate) const MEMBER_BODY_BYTES: usize = 2048;
 /// Prefix of the number that identifies a request.
 const NUMBER: &[u8] = b"\"user\":\"n";
 const DIGITS: usize = 8;
@@ -22,7 +22,7 @@ pub(crate) struct Reply {
 
 /// JSON response.
 pub(crate) static PLAIN: LazyLock<Reply> = LazyLock::new(|| {
-    let body = crate::backend::ANSWER.as_bytes().to_vec();
+    let body = crate::backend::COMPLETION_BODY.as_bytes().to_vec();
     let head = format!("content-type: application/json\r\ncontent-length: {}", body.len());
     Reply::new(&head, &body, body.clone())
 });
@@ -43,7 +43,7 @@ pub(crate) static STREAMED: LazyLock<Reply> = LazyLock::new(|| {
 
 /// A request that carries a number.
 #[derive(Debug)]
-pub(crate) struct Message {
+pub(crate) struct NumberedRequest {
     bytes: Vec<u8>,
     digits: usize,
 }
@@ -61,16 +61,16 @@ pub(crate) struct Inbox {
 
 /// Result of one read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct ReadProgress {
     /// The head of a 200 arrived before its body.
     pub(crate) begun: bool,
     pub(crate) heartbeats: u32,
-    pub(crate) end: Option<End>,
+    pub(crate) end: Option<RequestEnd>,
 }
 
 /// Expected end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum RequestEnd {
     /// The model server's response, complete.
     Served,
     /// The queue was full: 503, `hold_queue_full`.
@@ -86,32 +86,32 @@ impl Reply {
     }
 
     /// Checks the text of a stream that has ended.
-    pub(crate) fn ended(&self, text: &[u8]) -> Result<End, String> {
+    pub(crate) fn ended(&self, text: &[u8]) -> Result<RequestEnd, String> {
         // After heartbeats there may be an event without content.
         let event = memmem::find(text, b"\n\n").map_or(0, |end| end + 2);
         let is_empty = memmem::find(&text[..event], br#""delta":{"content":""}"#).is_some();
         let text = if is_empty { &text[event..] } else { text };
         if text == self.body {
-            Ok(End::Served)
+            Ok(RequestEnd::Served)
         } else {
             Err(format!("a stream said: {}", String::from_utf8_lossy(text)))
         }
     }
 }
 
-// === impl News ===
+// === impl ReadProgress ===
 
-impl News {
+impl ReadProgress {
     /// Recognizes the comments that report the time waited, including the final one.
     pub(crate) fn is_heartbeat(comment: &[u8]) -> bool {
         memmem::find(comment, b" waited=").is_some()
     }
 }
 
-// === impl Message ===
+// === impl NumberedRequest ===
 
-impl Message {
-    /// Creates a chat request with a body of [`BODY`] bytes, the model name near the end.
+impl NumberedRequest {
+    /// Creates a chat request with a body of [`MEMBER_BODY_BYTES`] bytes, the model name near the end.
     pub(crate) fn new(streamed: bool) -> Self {
         let start = r#"{"messages":[{"role":"user","content":""#;
         let user = String::from_utf8_lossy(NUMBER);
@@ -120,8 +120,11 @@ impl Message {
             "0".repeat(DIGITS)
         );
         let text = "Tell me more about it. ".chars().cycle();
-        let body: String =
-            start.chars().chain(text.take(BODY - start.len() - end.len())).chain(end.chars()).collect();
+        let body: String = start
+            .chars()
+            .chain(text.take(MEMBER_BODY_BYTES - start.len() - end.len()))
+            .chain(end.chars())
+            .collect();
         let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: loadtest\r\nAccept: */*\r\n\
                     Content-Type: application/json\r\nContent-Length: 2048\r\n\r\n";
         let bytes = [head.as_bytes(), body.as_bytes()].concat();
@@ -138,7 +141,7 @@ impl Message {
     /// Returns the body alone.
     pub(crate) fn body(&mut self, number: u32) -> &[u8] {
         let bytes = self.numbered(number);
-        &bytes[bytes.len() - BODY..]
+        &bytes[bytes.len() - MEMBER_BODY_BYTES..]
     }
 
     /// Extracts the number from a request body.
@@ -154,9 +157,9 @@ impl Inbox {
     /// Processes the bytes of one read.
     ///
     /// # Errors
-    /// Any response other than those of [`End`].
-    pub(crate) fn take(&mut self, read: &[u8]) -> Result<News, String> {
-        let mut news = News::default();
+    /// Any response other than those of [`RequestEnd`].
+    pub(crate) fn take(&mut self, read: &[u8]) -> Result<ReadProgress, String> {
+        let mut news = ReadProgress::default();
         let kept = std::mem::take(&mut self.part);
         let joined;
         let mut rest = if kept.is_empty() {
@@ -180,13 +183,13 @@ impl Inbox {
         if rest.is_empty() { Ok(news) } else { Err("something came after the answer".into()) }
     }
 
-    fn keep(&mut self, rest: &[u8], news: News) -> News {
+    fn keep(&mut self, rest: &[u8], news: ReadProgress) -> ReadProgress {
         self.part = rest.to_vec();
         news
     }
 
     /// Parses a complete response, or the head of a stream; returns the remaining bytes.
-    fn head<'a>(&mut self, buf: &'a [u8], news: &mut News) -> Result<Option<&'a [u8]>, String> {
+    fn head<'a>(&mut self, buf: &'a [u8], news: &mut ReadProgress) -> Result<Option<&'a [u8]>, String> {
         let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(None) };
         let status = http::status(head.start);
         let after = &buf[head.len..];
@@ -201,7 +204,7 @@ impl Inbox {
         };
         let Some((body, rest)) = after.split_at_checked(length) else { return Ok(None) };
         news.end = Some(match status {
-            Some(200) if body == PLAIN.body => End::Served,
+            Some(200) if body == PLAIN.body => RequestEnd::Served,
             Some(503) => refusal(&buf[..head.len], body)?,
             _ => {
                 let (status, body) = (String::from_utf8_lossy(head.start), String::from_utf8_lossy(body));
@@ -212,7 +215,7 @@ impl Inbox {
     }
 
     /// Parses a chunk of a stream; returns the remaining bytes.
-    fn chunk<'a>(&mut self, buf: &'a [u8], news: &mut News) -> Result<Option<&'a [u8]>, String> {
+    fn chunk<'a>(&mut self, buf: &'a [u8], news: &mut ReadProgress) -> Result<Option<&'a [u8]>, String> {
         let Some(end) = memchr(b'\n', buf) else { return Ok(None) };
         let size = std::str::from_utf8(&buf[..end]).ok().map(str::trim_end);
         let size = size.and_then(|size| usize::from_str_radix(size, 16).ok()).ok_or("a chunk has no size")?;
@@ -223,7 +226,7 @@ impl Inbox {
             self.begun = false;
             news.end = Some(STREAMED.ended(&text)?);
         } else if data.starts_with(b":") {
-            news.heartbeats += u32::from(News::is_heartbeat(data));
+            news.heartbeats += u32::from(ReadProgress::is_heartbeat(data));
         } else {
             self.text.extend_from_slice(data);
         }
@@ -232,7 +235,7 @@ impl Inbox {
 }
 
 /// Checks that a 503 is that of a full queue: in OpenAI's format, with the headers that SDKs evaluate.
-fn refusal(head: &[u8], body: &[u8]) -> Result<End, String> {
+fn refusal(head: &[u8], body: &[u8]) -> Result<RequestEnd, String> {
     let said: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &said["error"];
     let text = |key: &str| error[key].as_str().unwrap_or_default();
@@ -245,7 +248,7 @@ fn refusal(head: &[u8], body: &[u8]) -> Result<End, String> {
     let headers =
         ["content-type: application/json", "retry-after: ", "x-should-retry: true", "x-request-id: "];
     if shaped && headers.into_iter().all(has) {
-        return Ok(End::Refused);
+        return Ok(RequestEnd::Refused);
     }
     Err(format!("a 503 that is not the one of a full queue: {head}{said}"))
 }
@@ -254,13 +257,13 @@ fn refusal(head: &[u8], body: &[u8]) -> Result<End, String> {
 mod tests {
     use super::*;
 
-    fn end(end: End) -> News {
-        News { end: Some(end), ..News::default() }
+    fn end(end: RequestEnd) -> ReadProgress {
+        ReadProgress { end: Some(end), ..ReadProgress::default() }
     }
 
     /// Cuts the bytes in two at every position; the results must all be equal.
-    fn in_two(bytes: &[u8]) -> Vec<Result<News, String>> {
-        let sum = |one: News, two: News| News {
+    fn in_two(bytes: &[u8]) -> Vec<Result<ReadProgress, String>> {
+        let sum = |one: ReadProgress, two: ReadProgress| ReadProgress {
             begun: one.begun || two.begun,
             heartbeats: one.heartbeats + two.heartbeats,
             end: one.end.or(two.end),
@@ -276,22 +279,22 @@ mod tests {
     #[test]
     fn a_request_has_its_size_and_number() {
         for streamed in [false, true] {
-            let mut message = Message::new(streamed);
+            let mut message = NumberedRequest::new(streamed);
             let bytes = message.numbered(1234);
             let head = http::head(bytes).unwrap().unwrap();
-            assert_eq!(head.body, Framing::Length(BODY));
+            assert_eq!(head.body, Framing::Length(MEMBER_BODY_BYTES));
             let body = &bytes[head.len..];
-            assert_eq!(body.len(), BODY);
+            assert_eq!(body.len(), MEMBER_BODY_BYTES);
             let json: Value = serde_json::from_slice(body).unwrap();
             assert_eq!((&json["model"], &json["stream"]), (&"tiny".into(), &streamed.into()));
-            assert_eq!(Message::number(body), Some(1234));
+            assert_eq!(NumberedRequest::number(body), Some(1234));
         }
     }
 
     #[test]
     fn a_plain_answer_is_served() {
         let reply = &PLAIN.response;
-        assert!(in_two(reply).into_iter().all(|news| news == Ok(end(End::Served))));
+        assert!(in_two(reply).into_iter().all(|news| news == Ok(end(RequestEnd::Served))));
         let changed = String::from_utf8_lossy(reply).replace("tiny", "huge");
         assert!(Inbox::default().take(changed.as_bytes()).is_err());
     }
@@ -310,7 +313,7 @@ mod tests {
         let answer = format!(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{beat}{beat}{timing}{one}{two}0\r\n\r\n"
         );
-        let expected = News { begun: true, heartbeats: 2, end: Some(End::Served) };
+        let expected = ReadProgress { begun: true, heartbeats: 2, end: Some(RequestEnd::Served) };
         assert!(in_two(answer.as_bytes()).into_iter().all(|news| news == Ok(expected)));
         let cut = answer.replace(&two, "");
         assert!(Inbox::default().take(cut.as_bytes()).is_err());
@@ -325,7 +328,7 @@ mod tests {
              retry-after: 5\r\nx-should-retry: true\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        assert!(in_two(answer.as_bytes()).into_iter().all(|news| news == Ok(end(End::Refused))));
+        assert!(in_two(answer.as_bytes()).into_iter().all(|news| news == Ok(end(RequestEnd::Refused))));
         for wrong in
             [("hold_queue_full", "queue_hold_full"), ("x-should-retry", "x-would-retry-"), ("503 ", "500 ")]
         {
@@ -335,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_is_an_error() {
+    fn unexpected_response_is_an_error() {
         let twice = [PLAIN.response.as_slice(), &PLAIN.response].concat();
         assert!(Inbox::default().take(&twice).is_err());
     }

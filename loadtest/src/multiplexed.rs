@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use mio::net::TcpStream;
 
-use crate::http2::{self, Frame};
-use crate::member::{BODY, Message, News, STREAMED};
+use crate::http2::{self, ReceivedFrame};
+use crate::member::{MEMBER_BODY_BYTES, NumberedRequest, ReadProgress, STREAMED};
 
 /// Streams per connection: the limit that servers commonly set.
-pub(crate) const STREAMS: usize = 100;
+pub(crate) const STREAMS_PER_CONNECTION: usize = 100;
 /// Flow-control window in bytes before the server sends its own (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
 
@@ -41,7 +41,7 @@ impl Multiplexed {
     }
 
     /// Sends requests with these numbers, as fast as the server accepts them.
-    pub(crate) fn send(&mut self, numbers: Range<u32>, message: &mut Message) -> Result<(), String> {
+    pub(crate) fn send(&mut self, numbers: Range<u32>, message: &mut NumberedRequest) -> Result<(), String> {
         self.unsent = numbers;
         self.go_on(message)
     }
@@ -50,8 +50,8 @@ impl Multiplexed {
     pub(crate) fn on_event(
         &mut self,
         buffer: &mut [u8],
-        message: &mut Message,
-        mut each: impl FnMut(News),
+        message: &mut NumberedRequest,
+        mut each: impl FnMut(ReadProgress),
     ) -> Result<(), String> {
         loop {
             let read = match self.stream.read(buffer) {
@@ -76,16 +76,16 @@ impl Multiplexed {
         self.go_on(message)
     }
 
-    fn on_frame(&mut self, frame: &Frame<'_>) -> Result<News, String> {
-        let mut news = News::default();
+    fn on_frame(&mut self, frame: &ReceivedFrame<'_>) -> Result<ReadProgress, String> {
+        let mut news = ReadProgress::default();
         match *frame {
-            Frame::Headers { block, end: false, .. } if http2::is_ok(block) => news.begun = true,
-            Frame::Headers { .. } => return Err("an answer over HTTP/2 that is no stream".into()),
-            Frame::Data { stream, data, end, .. } => {
+            ReceivedFrame::Headers { block, end: false, .. } if http2::is_ok(block) => news.begun = true,
+            ReceivedFrame::Headers { .. } => return Err("an answer over HTTP/2 that is no stream".into()),
+            ReceivedFrame::Data { stream, data, end, .. } => {
                 let open = self.open.get_mut(stream as usize / 2);
                 let text = open.ok_or("an answer on a stream that is none")?;
                 if data.starts_with(b":") {
-                    news.heartbeats += u32::from(News::is_heartbeat(data));
+                    news.heartbeats += u32::from(ReadProgress::is_heartbeat(data));
                 } else {
                     text.as_mut().ok_or("an answer after its end")?.extend_from_slice(data);
                 }
@@ -93,24 +93,24 @@ impl Multiplexed {
                     news.end = Some(STREAMED.ended(&text.take().ok_or("two answers on one stream")?)?);
                 }
             }
-            Frame::Settings { .. } => http2::settings_ack(&mut self.output),
-            Frame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
-            Frame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
-            Frame::WindowUpdate { .. } | Frame::Ignored => {}
-            Frame::Reset { code, .. } => return Err(format!("a stream was reset with code {code}")),
-            Frame::GoAway { code } => return Err(format!("a connection was ended with code {code}")),
+            ReceivedFrame::Settings { .. } => http2::settings_ack(&mut self.output),
+            ReceivedFrame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
+            ReceivedFrame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
+            ReceivedFrame::WindowUpdate { .. } | ReceivedFrame::Ignored => {}
+            ReceivedFrame::Reset { code, .. } => return Err(format!("a stream was reset with code {code}")),
+            ReceivedFrame::GoAway { code } => return Err(format!("a connection was ended with code {code}")),
         }
         Ok(news)
     }
 
     /// Sends pending requests. The window of a stream always has room for one body, whatever the server's settings.
-    fn go_on(&mut self, message: &mut Message) -> Result<(), String> {
-        while self.window >= BODY as i64
+    fn go_on(&mut self, message: &mut NumberedRequest) -> Result<(), String> {
+        while self.window >= MEMBER_BODY_BYTES as i64
             && let Some(number) = self.unsent.next()
         {
-            self.window -= BODY as i64;
+            self.window -= MEMBER_BODY_BYTES as i64;
             let stream = self.open.len() as u32 * 2 + 1;
-            http2::request(&mut self.output, stream, &http2::post(BODY), message.body(number));
+            http2::request(&mut self.output, stream, &http2::post(MEMBER_BODY_BYTES), message.body(number));
             self.open.push(Some(Vec::new()));
         }
         while !self.output.is_empty() {
@@ -130,7 +130,7 @@ mod tests {
     use std::net::{SocketAddr, TcpListener};
 
     use super::*;
-    use crate::member::End;
+    use crate::member::RequestEnd;
 
     fn served() -> (Multiplexed, std::net::TcpStream) {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -147,17 +147,17 @@ mod tests {
     #[test]
     fn no_body_is_sent_beyond_the_window() {
         let (mut client, _server) = served();
-        client.send(0..100, &mut Message::new(true)).unwrap();
-        assert_eq!(client.open.len(), 65_535 / BODY);
-        client.on_frame(&Frame::WindowUpdate { stream: 0, more: 1 << 20 }).unwrap();
-        client.go_on(&mut Message::new(true)).unwrap();
+        client.send(0..100, &mut NumberedRequest::new(true)).unwrap();
+        assert_eq!(client.open.len(), 65_535 / MEMBER_BODY_BYTES);
+        client.on_frame(&ReceivedFrame::WindowUpdate { stream: 0, more: 1 << 20 }).unwrap();
+        client.go_on(&mut NumberedRequest::new(true)).unwrap();
         assert_eq!(client.open.len(), 100);
     }
 
     #[test]
     fn each_stream_has_an_answer_of_its_own() {
         let (mut client, mut server) = served();
-        let mut message = Message::new(true);
+        let mut message = NumberedRequest::new(true);
         client.send(0..2, &mut message).unwrap();
         let (one, two) = STREAMED.body.split_at(50);
         let beat = b": waiting phase=queue waited=20s\n\n";
@@ -169,7 +169,7 @@ mod tests {
             let mut one = |one| news.push(one);
             client.on_event(&mut [0; 64], &mut message, &mut one).unwrap();
         }
-        assert_eq!(news.iter().filter(|news| news.end == Some(End::Served)).count(), 2);
+        assert_eq!(news.iter().filter(|news| news.end == Some(RequestEnd::Served)).count(), 2);
         assert_eq!((news.iter().filter(|news| news.begun).count(), news[1].heartbeats), (1, 1));
         server.write_all(&data(1, b"more", false)).unwrap();
         while client.on_event(&mut [0; 64], &mut message, |_| {}).is_ok() {}
@@ -178,8 +178,10 @@ mod tests {
     #[test]
     fn half_an_answer_is_an_error() {
         let (mut client, _server) = served();
-        client.send(0..1, &mut Message::new(true)).unwrap();
+        client.send(0..1, &mut NumberedRequest::new(true)).unwrap();
         let half = &STREAMED.body[..50];
-        assert!(client.on_frame(&Frame::Data { stream: 1, data: half, flow: 50, end: true }).is_err());
+        assert!(
+            client.on_frame(&ReceivedFrame::Data { stream: 1, data: half, flow: 50, end: true }).is_err()
+        );
     }
 }

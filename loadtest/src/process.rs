@@ -11,10 +11,10 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::clock::Instant;
 use crate::cores::{self, Cores};
-use crate::error::Error;
+use crate::error::LoadtestError;
 
 /// Time to exit after SIGTERM.
-const GRACE: Duration = Duration::from_secs(2);
+const SIGTERM_GRACE: Duration = Duration::from_secs(2);
 
 /// A running process. Dropping it stops it and its children.
 #[derive(Debug)]
@@ -33,10 +33,10 @@ impl Process {
         env: &[(&str, &OsStr)],
         log: PathBuf,
         cores: Cores,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, LoadtestError> {
         let what = || format!("start {}", program.display());
-        let output = File::create(&log).map_err(|error| Error::io(what(), error))?;
-        let errors = output.try_clone().map_err(|error| Error::io(what(), error))?;
+        let output = File::create(&log).map_err(|error| LoadtestError::io(what(), error))?;
+        let errors = output.try_clone().map_err(|error| LoadtestError::io(what(), error))?;
         let mut command = Command::new(program);
         command
             .args(args)
@@ -48,7 +48,7 @@ impl Process {
         cores::pin(cores.contender)?;
         let child = command.spawn();
         cores::pin(cores.rig)?;
-        Ok(Self { child: child.map_err(|error| Error::io(what(), error))?, log })
+        Ok(Self { child: child.map_err(|error| LoadtestError::io(what(), error))?, log })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -91,7 +91,7 @@ impl Drop for Process {
         // Errors do not matter if the process has already exited.
         if self.ended().is_none() {
             let _ = kill_process(pid, Signal::TERM);
-            let _ = self.ends_within(GRACE);
+            let _ = self.ends_within(SIGTERM_GRACE);
         }
         // The process leads a group of its own, so the signal reaches workers that outlive their master.
         let _ = kill_process_group(pid, Signal::KILL);

@@ -16,7 +16,7 @@ pub(crate) struct Meter {
 
 /// CPU time since a fixed moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reading {
+pub(crate) struct CpuReading {
     contender: Duration,
     contender_core: Duration,
     rig: Duration,
@@ -25,7 +25,7 @@ pub(crate) struct Reading {
 
 /// CPU time used during a measurement.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spent {
+pub(crate) struct CpuUsage {
     pub(crate) contender: Duration,
     /// Time used by other processes on our two cores: much of it makes the measurement noisy.
     pub(crate) others: Duration,
@@ -34,13 +34,13 @@ pub(crate) struct Spent {
 // === impl Meter ===
 
 impl Meter {
-    pub(crate) fn read(&self) -> io::Result<Reading> {
+    pub(crate) fn read(&self) -> io::Result<CpuReading> {
         let cores = fs::read_to_string("/proc/stat")?;
         let contender = match self.contender {
             Some(pid) => family(pid).into_iter().map(process_time).sum::<io::Result<Duration>>()?,
             None => Duration::ZERO,
         };
-        Ok(Reading {
+        Ok(CpuReading {
             contender,
             contender_core: core_time(&cores, self.cores.contender).ok_or(io::ErrorKind::InvalidData)?,
             rig: process_time(std::process::id())?,
@@ -49,15 +49,15 @@ impl Meter {
     }
 }
 
-// === impl Reading ===
+// === impl CpuReading ===
 
-impl Reading {
-    pub(crate) fn until(&self, end: &Self) -> Spent {
+impl CpuReading {
+    pub(crate) fn until(&self, end: &Self) -> CpuUsage {
         let contender = end.contender.saturating_sub(self.contender);
         let rig = end.rig.saturating_sub(self.rig);
         let cores = end.contender_core.saturating_sub(self.contender_core)
             + end.rig_core.saturating_sub(self.rig_core);
-        Spent { contender, others: cores.saturating_sub(contender + rig) }
+        CpuUsage { contender, others: cores.saturating_sub(contender + rig) }
     }
 }
 

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::error::LoadtestError;
 use crate::findings::Findings;
-use crate::machine::Machine;
+use crate::machine::RigMachine;
 use crate::setup::Setup;
 use crate::table;
 
@@ -18,9 +18,9 @@ use crate::table;
 const SCHEMA: &str = "anteroom.dev/loadtest/v1";
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct LoadtestReport {
     schema: &'static str,
-    machine: Machine,
+    machine: RigMachine,
     /// Command line of the run.
     command: Vec<String>,
     /// Version output of the programs.
@@ -28,13 +28,13 @@ pub(crate) struct Report {
     scenarios: Vec<Findings>,
 }
 
-// === impl Report ===
+// === impl LoadtestReport ===
 
-impl Report {
+impl LoadtestReport {
     pub(crate) fn new(setup: &Setup) -> Self {
         Self {
             schema: SCHEMA,
-            machine: Machine::here(),
+            machine: RigMachine::here(),
             command: std::env::args().skip(1).collect(),
             versions: setup.versions(),
             scenarios: Vec::new(),
@@ -49,7 +49,7 @@ impl Report {
         self.scenarios.iter().flat_map(|scenario| &scenario.aims).filter(|aim| !aim.met).count()
     }
 
-    pub(crate) fn write(&self, file: &Path) -> Result<(), Error> {
+    pub(crate) fn write(&self, file: &Path) -> Result<(), LoadtestError> {
         let mut json = serde_json::to_vec_pretty(self).map_err(|error| unwritable(file, error))?;
         json.push(b'\n');
         fs::write(file, json).map_err(|error| unwritable(file, error))
@@ -105,13 +105,13 @@ impl fmt::Display for Findings {
 }
 
 /// Checks that the report can be written, before anything is measured. An existing file is not changed yet.
-pub(crate) fn check(file: &Path) -> Result<(), Error> {
+pub(crate) fn check(file: &Path) -> Result<(), LoadtestError> {
     let opened = OpenOptions::new().append(true).create(true).open(file);
     opened.map(drop).map_err(|error| unwritable(file, error))
 }
 
-fn unwritable(file: &Path, error: impl Into<io::Error>) -> Error {
-    Error::io(format!("write {}, which --json names", file.display()), error)
+fn unwritable(file: &Path, error: impl Into<io::Error>) -> LoadtestError {
+    LoadtestError::io(format!("write {}, which --json names", file.display()), error)
 }
 
 /// Formats three significant digits.
@@ -128,7 +128,7 @@ fn figure(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::findings::{Aim, Table};
+    use crate::findings::{Criterion, Table};
 
     #[test]
     fn unwritable_report_is_named_and_kept() {
@@ -156,7 +156,7 @@ mod tests {
                 legend: Some("requests/s: of all clients"),
             }],
             results: serde_json::json!([]),
-            aims: vec![Aim::at_least("anteroom", "times Envoy's throughput, at least", 2.0, 1.512)],
+            aims: vec![Criterion::at_least("anteroom", "times Envoy's throughput, at least", 2.0, 1.512)],
             notes: vec!["noisy".into()],
         };
         assert_eq!(

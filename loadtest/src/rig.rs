@@ -13,23 +13,23 @@ use std::time::Duration;
 use mio::{Events, Poll, Registry};
 
 use crate::backend::Backend;
-use crate::clients::{Clients, Measured};
+use crate::clients::{Clients, MeasuredClients};
 use crate::clock::Instant;
-use crate::contender::Running;
-use crate::error::Error;
-use crate::generator::Load;
-use crate::procfs::{Meter, Spent};
+use crate::contender::StartedContender;
+use crate::error::LoadtestError;
+use crate::generator::ClosedLoop;
+use crate::procfs::{CpuUsage, Meter};
 
 /// Time to wait for responses at the end of a measurement, after the last request.
-const LAST_ANSWER: Duration = Duration::from_secs(5);
+const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time a contender may take to respond to its first request.
-const START: Duration = Duration::from_secs(20);
-/// Timeout of one attempt within [`START`]; long, because Anteroom holds it until its own health check has passed.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of one attempt within [`FIRST_RESPONSE_TIMEOUT`]; long, because Anteroom holds it until its own health check has passed.
+const START_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause after a failed attempt.
-const REFUSED: Duration = Duration::from_millis(10);
+const CONNECT_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The event loop and its backend.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct Rig {
 
 /// Parameters of a measurement.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct MeasurementPlan {
     pub(crate) connections: usize,
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
@@ -54,12 +54,12 @@ pub(crate) struct Window {
     pub(crate) elapsed: Duration,
     /// Time spent polling without any event or work.
     pub(crate) idle: Duration,
-    pub(crate) spent: Spent,
+    pub(crate) spent: CpuUsage,
 }
 
 /// Result of a measurement.
 #[derive(Debug)]
-pub(crate) struct Sample {
+pub(crate) struct Measurement {
     pub(crate) elapsed: Duration,
     pub(crate) requests: u64,
     pub(crate) errors: u64,
@@ -68,7 +68,7 @@ pub(crate) struct Sample {
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
     pub(crate) p999: Duration,
-    pub(crate) spent: Spent,
+    pub(crate) spent: CpuUsage,
     /// Time spent polling without any event or work.
     pub(crate) idle: Duration,
     /// Connections accepted by the backend after the warm-up.
@@ -78,10 +78,10 @@ pub(crate) struct Sample {
 // === impl Rig ===
 
 impl Rig {
-    pub(crate) fn new(stop: Arc<AtomicBool>) -> Result<Self, Error> {
-        let poll = Poll::new().map_err(|error| Error::io("make an event loop", error))?;
+    pub(crate) fn new(stop: Arc<AtomicBool>) -> Result<Self, LoadtestError> {
+        let poll = Poll::new().map_err(|error| LoadtestError::io("make an event loop", error))?;
         let backend =
-            Backend::bind(poll.registry()).map_err(|error| Error::io("start the backend", error))?;
+            Backend::bind(poll.registry()).map_err(|error| LoadtestError::io("start the backend", error))?;
         Ok(Self { poll, events: Events::with_capacity(1024), backend, stop })
     }
 
@@ -91,16 +91,16 @@ impl Rig {
 
     /// Returns `true` if a request to `address` succeeds within `patience`. A failure also takes a moment, in which
     /// the backend responds to health checks of the contender, so this may be called in a loop.
-    pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, Error> {
-        let Ok(mut load) = Load::connect(self.poll.registry(), address, 1) else {
-            self.run(None, REFUSED)?;
+    pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, LoadtestError> {
+        let Ok(mut load) = ClosedLoop::connect(self.poll.registry(), address, 1) else {
+            self.run(None, CONNECT_RETRY_INTERVAL)?;
             return Ok(false);
         };
         load.start(1);
         self.drain(&mut load, patience)?;
         let answered = load.waiting() == 0 && load.tally().errors == 0;
         if !answered {
-            self.run(None, REFUSED)?;
+            self.run(None, CONNECT_RETRY_INTERVAL)?;
         }
         Ok(answered)
     }
@@ -115,9 +115,14 @@ impl Rig {
     }
 
     /// Measures [`PROMPT`](crate::generator::PROMPT) in a closed loop.
-    pub(crate) fn measure(&mut self, address: SocketAddr, plan: Plan, meter: Meter) -> Result<Sample, Error> {
-        let mut load = Load::connect(self.registry(), address, plan.connections)
-            .map_err(|error| Error::io("measure", error))?;
+    pub(crate) fn measure(
+        &mut self,
+        address: SocketAddr,
+        plan: MeasurementPlan,
+        meter: Meter,
+    ) -> Result<Measurement, LoadtestError> {
+        let mut load = ClosedLoop::connect(self.registry(), address, plan.connections)
+            .map_err(|error| LoadtestError::io("measure", error))?;
         load.start(u64::MAX);
         self.measure_load(&mut load, plan, meter)
     }
@@ -125,10 +130,10 @@ impl Rig {
     /// Measures clients that are connected and started.
     pub(crate) fn measure_load(
         &mut self,
-        load: &mut impl Measured,
-        plan: Plan,
+        load: &mut impl MeasuredClients,
+        plan: MeasurementPlan,
         meter: Meter,
-    ) -> Result<Sample, Error> {
+    ) -> Result<Measurement, LoadtestError> {
         self.run(Some(load), plan.warm_up)?;
         load.reset();
         let accepted = self.backend.accepted();
@@ -137,11 +142,11 @@ impl Rig {
         let requests = load.tally().completed;
 
         load.finish();
-        self.drain(load, LAST_ANSWER)?;
+        self.drain(load, LAST_RESPONSE_TIMEOUT)?;
         // Includes the last responses, which may be the slowest.
         let tally = load.tally();
         let quantile = |q| Duration::from_nanos(tally.latency.value_at_quantile(q));
-        Ok(Sample {
+        Ok(Measurement {
             elapsed,
             requests,
             errors: tally.errors,
@@ -162,8 +167,8 @@ impl Rig {
         load: &mut dyn Clients,
         duration: Duration,
         meter: Meter,
-    ) -> Result<Window, Error> {
-        let failed = |error: io::Error| Error::io("measure", error);
+    ) -> Result<Window, LoadtestError> {
+        let failed = |error: io::Error| LoadtestError::io("measure", error);
         let before = meter.read().map_err(failed)?;
         let (elapsed, idle) = self.run(Some(load), duration)?;
         let after = meter.read().map_err(failed)?;
@@ -176,7 +181,7 @@ impl Rig {
         load: &mut C,
         patience: Duration,
         done: impl Fn(&C, &mut Backend) -> bool,
-    ) -> Result<bool, Error> {
+    ) -> Result<bool, LoadtestError> {
         let deadline = Instant::now() + patience;
         while !done(load, &mut self.backend) {
             if load.hopeless() || Instant::now() >= deadline {
@@ -187,15 +192,15 @@ impl Rig {
         Ok(true)
     }
 
-    /// Waits until `running` responds. Fails with its log if it exits or takes longer than [`START`].
+    /// Waits until `running` responds. Fails with its log if it exits or takes longer than [`FIRST_RESPONSE_TIMEOUT`].
     pub(crate) fn await_answer(
         &mut self,
         contender: &'static str,
-        running: &mut Running,
-    ) -> Result<(), Error> {
-        let deadline = Instant::now() + START;
+        running: &mut StartedContender,
+    ) -> Result<(), LoadtestError> {
+        let deadline = Instant::now() + FIRST_RESPONSE_TIMEOUT;
         loop {
-            if self.answers(running.address, FIRST_ANSWER)? {
+            if self.answers(running.address, START_ATTEMPT_TIMEOUT)? {
                 return Ok(());
             }
             running.check_start(contender, deadline)?;
@@ -208,7 +213,7 @@ impl Rig {
         &mut self,
         mut load: Option<&mut dyn Clients>,
         duration: Duration,
-    ) -> Result<(Duration, Duration), Error> {
+    ) -> Result<(Duration, Duration), LoadtestError> {
         let start = Instant::now();
         let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
         loop {
@@ -228,19 +233,19 @@ impl Rig {
     }
 
     /// Waits for the responses to all requests sent.
-    fn drain(&mut self, load: &mut impl Measured, patience: Duration) -> Result<(), Error> {
+    fn drain(&mut self, load: &mut impl MeasuredClients, patience: Duration) -> Result<(), LoadtestError> {
         self.until(load, patience, |load, _| load.waiting() == 0).map(drop)
     }
 
     /// Polls once, handles the events and due work, and returns the amount of work done.
-    pub(crate) fn turn(&mut self, mut load: Option<&mut dyn Clients>) -> Result<usize, Error> {
+    pub(crate) fn turn(&mut self, mut load: Option<&mut dyn Clients>) -> Result<usize, LoadtestError> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
+            return Err(LoadtestError::Interrupted);
         }
         match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(0),
-            Err(error) => return Err(Error::io("look for events", error)),
+            Err(error) => return Err(LoadtestError::io("look for events", error)),
         }
         let mut events = 0;
         let registry = self.poll.registry();
@@ -254,13 +259,13 @@ impl Rig {
             } else {
                 Ok(())
             };
-            handled.map_err(|error| Error::io("exchange messages", error))?;
+            handled.map_err(|error| LoadtestError::io("exchange messages", error))?;
         }
         let due = self.backend.on_turn().and_then(|due| match &mut load {
             Some(load) => load.on_turn(&mut self.backend).map(|more| due + more),
             None => Ok(due),
         });
-        Ok(events + due.map_err(|error| Error::io("exchange messages", error))?)
+        Ok(events + due.map_err(|error| LoadtestError::io("exchange messages", error))?)
     }
 }
 
@@ -275,8 +280,11 @@ mod tests {
         (Rig::new(Arc::clone(&stop)).unwrap(), stop, meter)
     }
 
-    const PLAN: Plan =
-        Plan { connections: 8, warm_up: Duration::from_millis(20), duration: Duration::from_millis(100) };
+    const PLAN: MeasurementPlan = MeasurementPlan {
+        connections: 8,
+        warm_up: Duration::from_millis(20),
+        duration: Duration::from_millis(100),
+    };
 
     #[test]
     fn clients_and_backend_exchange_messages() {
@@ -302,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_hangs_up_is_an_error_and_ends_early() {
+    fn closed_connection_is_an_error_and_ends_early() {
         let (mut rig, _stop, meter) = rig();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -313,7 +321,7 @@ mod tests {
             }
         });
 
-        let plan = Plan { duration: Duration::from_secs(20), ..PLAN };
+        let plan = MeasurementPlan { duration: Duration::from_secs(20), ..PLAN };
         let sample = rig.measure(address, plan, meter).unwrap();
 
         assert!(sample.errors >= 100, "{sample:?}");
@@ -321,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_ends_it() {
+    fn signal_ends_the_measurement() {
         let (mut rig, stop, meter) = rig();
         stop.store(true, Ordering::Relaxed);
         let backend = rig.backend();
-        assert!(matches!(rig.measure(backend, PLAN, meter), Err(Error::Interrupted)));
+        assert!(matches!(rig.measure(backend, PLAN, meter), Err(LoadtestError::Interrupted)));
     }
 }

@@ -5,93 +5,93 @@ use std::time::Duration;
 
 use mio::{Registry, Token};
 
-use crate::admin::{Admin, Demand};
+use crate::admin::{AdminClient, OnlyRouteLoad};
 use crate::backend::Backend;
 use crate::clients::Clients;
 use crate::clock::Instant;
-use crate::contender::Running;
+use crate::contender::StartedContender;
 use crate::crowd::Crowd;
-use crate::error::Error;
+use crate::error::LoadtestError;
 use crate::footprint::{self, Footprint};
-use crate::procfs::{Meter, Reading};
+use crate::procfs::{CpuReading, Meter};
 use crate::rig::Rig;
 use crate::setup::Setup;
-use crate::target::{Ramp, Target};
+use crate::target::{RampSettings, TargetServer};
 
 /// Timeout of any wait; on expiry the run fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TESTBED_WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections opened before their acceptance is checked; they fit the accept queue.
-const BATCH: usize = 1000;
+const CONNECTIONS_PER_BATCH: usize = 1000;
 /// Requests sent before other events are handled.
-const BURST: usize = 64;
+const REQUESTS_PER_TURN: usize = 64;
 
 /// Settings of the only route.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub(crate) struct RouteSettings {
     /// Maximum number of held requests.
     pub(crate) hold: usize,
-    pub(crate) ramp: Ramp,
+    pub(crate) ramp: RampSettings,
     pub(crate) streamed: bool,
 }
 
 /// Anteroom and both its peers.
 #[derive(Debug)]
-pub(crate) struct Scene {
+pub(crate) struct Testbed {
     rig: Rig,
-    pub(crate) admin: Admin,
-    running: Running,
+    pub(crate) admin: AdminClient,
+    running: StartedContender,
     meter: Meter,
-    pub(crate) sides: Sides,
+    pub(crate) sides: CrowdAndTarget,
 }
 
 /// The clients and their model server.
 #[derive(Debug)]
-pub(crate) struct Sides {
+pub(crate) struct CrowdAndTarget {
     pub(crate) crowd: Crowd,
-    pub(crate) target: Target,
+    pub(crate) target: TargetServer,
 }
 
 /// Time passed during a wait.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Passed {
+pub(crate) struct WaitTime {
     pub(crate) elapsed: Duration,
     /// Time in which the rig polled without any event or work.
     pub(crate) idle: Duration,
 }
 
-// === impl Scene ===
+// === impl Testbed ===
 
-impl Scene {
+impl Testbed {
     /// Starts Anteroom in front of a model server that is down.
-    pub(crate) fn start(setup: &Setup, bounds: Bounds) -> Result<Self, Error> {
+    pub(crate) fn start(setup: &Setup, bounds: RouteSettings) -> Result<Self, LoadtestError> {
         let rig = Rig::new(setup.stop.clone())?;
-        let mut target =
-            Target::bind(rig.registry()).map_err(|error| Error::io("start the model server", error))?;
+        let mut target = TargetServer::bind(rig.registry())
+            .map_err(|error| LoadtestError::io("start the model server", error))?;
         target.ramp = bounds.ramp;
         let template = include_str!("../contenders/crowd.yaml")
             .replace("{hold}", &bounds.hold.to_string())
             .replace("{max}", &bounds.ramp.max.to_string())
             .replace("{start}", &bounds.ramp.start.to_string());
         let mut running = setup.anteroom()?.start_with(&template, target.address(), setup.cores)?;
-        let admin = Admin::await_start(&mut running)?;
+        let admin = AdminClient::await_start(&mut running)?;
         let meter =
             Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
         let crowd = Crowd::new(running.address, bounds.streamed);
-        Ok(Self { rig, admin, running, meter, sides: Sides { crowd, target } })
+        Ok(Self { rig, admin, running, meter, sides: CrowdAndTarget { crowd, target } })
     }
 
     /// Connects `count` more clients and waits until all are accepted and read from.
-    pub(crate) fn gather(&mut self, count: usize) -> Result<(), Error> {
+    pub(crate) fn gather(&mut self, count: usize) -> Result<(), LoadtestError> {
         // Counts descriptors: nothing else in the process opens many.
         let before = self.descriptors()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TESTBED_WAIT_TIMEOUT;
         let mut joined = 0;
         while joined < count {
-            let batch = BATCH.min(count - joined);
+            let batch = CONNECTIONS_PER_BATCH.min(count - joined);
             let crowd = &mut self.sides.crowd;
             crowd
                 .join(self.rig.registry(), batch)
-                .map_err(|error| Error::io(format!("connect {count} clients"), error))?;
+                .map_err(|error| LoadtestError::io(format!("connect {count} clients"), error))?;
             joined += batch;
             while self.descriptors()? < before + joined as u64 {
                 self.turn()?;
@@ -105,17 +105,17 @@ impl Scene {
     }
 
     /// Adds `count` more clients on shared connections; they send at once.
-    pub(crate) fn gather_multiplexed(&mut self, count: usize) -> Result<(), Error> {
+    pub(crate) fn gather_multiplexed(&mut self, count: usize) -> Result<(), LoadtestError> {
         let crowd = &mut self.sides.crowd;
         let joined = crowd.join_multiplexed(self.rig.registry(), count);
-        joined.map(drop).map_err(|error| Error::io("connect over HTTP/2", error))
+        joined.map(drop).map_err(|error| LoadtestError::io("connect over HTTP/2", error))
     }
 
     /// Sends the request of every client with its own connection, one after another, so their order is known.
-    pub(crate) fn send_all(&mut self) -> Result<(), Error> {
+    pub(crate) fn send_all(&mut self) -> Result<(), LoadtestError> {
         for member in 0..self.sides.crowd.len() {
             self.sides.crowd.send(member, Instant::now());
-            if member % BURST == BURST - 1 {
+            if member % REQUESTS_PER_TURN == REQUESTS_PER_TURN - 1 {
                 self.turn()?;
             }
         }
@@ -123,11 +123,11 @@ impl Scene {
     }
 
     /// Waits until `count` requests are held.
-    pub(crate) fn await_held(&mut self, count: usize) -> Result<(), Error> {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn await_held(&mut self, count: usize) -> Result<(), LoadtestError> {
+        let deadline = Instant::now() + TESTBED_WAIT_TIMEOUT;
         loop {
             let demand = self.admin.demand().map_err(|error| self.running.explain("anteroom", error));
-            let Demand { held, .. } = demand?;
+            let OnlyRouteLoad { held, .. } = demand?;
             if held == count as u64 {
                 return Ok(());
             }
@@ -138,13 +138,17 @@ impl Scene {
         }
     }
 
-    /// Runs the loop until `done`. Fails after [`PATIENCE`].
-    pub(crate) fn until(&mut self, what: &str, done: impl Fn(&Sides) -> bool) -> Result<Passed, Error> {
-        self.go_on(PATIENCE, done)?.ok_or_else(|| late(&format!("not {what}")))
+    /// Runs the loop until `done`. Fails after [`TESTBED_WAIT_TIMEOUT`].
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        done: impl Fn(&CrowdAndTarget) -> bool,
+    ) -> Result<WaitTime, LoadtestError> {
+        self.go_on(TESTBED_WAIT_TIMEOUT, done)?.ok_or_else(|| late(&format!("not {what}")))
     }
 
     /// Runs the loop for `duration`.
-    pub(crate) fn stay(&mut self, duration: Duration) -> Result<Passed, Error> {
+    pub(crate) fn stay(&mut self, duration: Duration) -> Result<WaitTime, LoadtestError> {
         let begin = Instant::now();
         let mut idle = Duration::ZERO;
         let mut elapsed = Duration::ZERO;
@@ -155,13 +159,17 @@ impl Scene {
                 idle += elapsed - before;
             }
         }
-        Ok(Passed { elapsed, idle })
+        Ok(WaitTime { elapsed, idle })
     }
 
     /// Runs the loop until `done`; returns `None` if that takes longer than `patience`.
-    fn go_on(&mut self, patience: Duration, done: impl Fn(&Sides) -> bool) -> Result<Option<Passed>, Error> {
+    fn go_on(
+        &mut self,
+        patience: Duration,
+        done: impl Fn(&CrowdAndTarget) -> bool,
+    ) -> Result<Option<WaitTime>, LoadtestError> {
         let begin = Instant::now();
-        let mut passed = Passed { elapsed: Duration::ZERO, idle: Duration::ZERO };
+        let mut passed = WaitTime { elapsed: Duration::ZERO, idle: Duration::ZERO };
         while !done(&self.sides) {
             let events = self.turn()?;
             let before = std::mem::replace(&mut passed.elapsed, begin.elapsed());
@@ -176,25 +184,25 @@ impl Scene {
     }
 
     /// Polls once, handles the events and returns their number. An unexpected observation of a client is an error.
-    pub(crate) fn turn(&mut self) -> Result<usize, Error> {
+    pub(crate) fn turn(&mut self) -> Result<usize, LoadtestError> {
         let error = match (self.rig.turn(Some(&mut self.sides)), &self.sides.crowd.tally.wrong) {
             (Ok(events), None) => return Ok(events),
-            (Ok(_), Some(why)) => Error::Wrong(why.clone()),
+            (Ok(_), Some(why)) => LoadtestError::Wrong(why.clone()),
             (Err(error), _) => error,
         };
         Err(self.running.explain("anteroom", error))
     }
 
-    pub(crate) fn read(&self) -> Result<Reading, Error> {
-        self.meter.read().map_err(|error| Error::io("measure", error))
+    pub(crate) fn read(&self) -> Result<CpuReading, LoadtestError> {
+        self.meter.read().map_err(|error| LoadtestError::io("measure", error))
     }
 
-    pub(crate) fn footprint(&self) -> Result<Footprint, Error> {
-        Footprint::of(self.pid()).map_err(|error| Error::io("read anteroom's footprint", error))
+    pub(crate) fn footprint(&self) -> Result<Footprint, LoadtestError> {
+        Footprint::of(self.pid()).map_err(|error| LoadtestError::io("read anteroom's footprint", error))
     }
 
-    pub(crate) fn descriptors(&self) -> Result<u64, Error> {
-        footprint::descriptors(self.pid()).map_err(|error| Error::io("count anteroom's files", error))
+    pub(crate) fn descriptors(&self) -> Result<u64, LoadtestError> {
+        footprint::descriptors(self.pid()).map_err(|error| LoadtestError::io("count anteroom's files", error))
     }
 
     fn pid(&self) -> u32 {
@@ -202,15 +210,15 @@ impl Scene {
     }
 }
 
-fn late(what: &str) -> Error {
-    Error::Wrong(format!("{what} within {} s", PATIENCE.as_secs()))
+fn late(what: &str) -> LoadtestError {
+    LoadtestError::Wrong(format!("{what} within {} s", TESTBED_WAIT_TIMEOUT.as_secs()))
 }
 
-// === impl Sides ===
+// === impl CrowdAndTarget ===
 
-impl Clients for Sides {
+impl Clients for CrowdAndTarget {
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        if Target::owns(token) {
+        if TargetServer::owns(token) {
             return self.target.on_event(registry, token);
         }
         self.crowd.on_event(token);
@@ -222,9 +230,9 @@ impl Clients for Sides {
     }
 }
 
-// === impl Passed ===
+// === impl WaitTime ===
 
-impl Passed {
+impl WaitTime {
     /// Returns the share of the rig's core used by the clients and the model server.
     pub(crate) fn busy(self) -> f64 {
         1.0 - self.idle.as_secs_f64() / self.elapsed.as_secs_f64()

@@ -8,29 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::cli::{Options, Scenario};
-use crate::contender::{Contender, Installed, Programs};
+use crate::cli::{ScenarioCommand, ScenarioOptions};
+use crate::contender::{Contender, InstalledContender, Programs};
 use crate::cores::{self, Cores};
-use crate::error::Error;
+use crate::error::LoadtestError;
 
 /// Created once, before the first scenario.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) cores: Cores,
-    /// Set by a signal: the running scenario then ends with [`Error::Interrupted`].
+    /// Set by a signal: the running scenario then ends with [`LoadtestError::Interrupted`].
     pub(crate) stop: Arc<AtomicBool>,
     /// Brief measurements, for a first impression.
     pub(crate) quick: bool,
     rounds: Option<u16>,
     seconds: Option<u16>,
-    installed: Vec<Installed>,
+    installed: Vec<InstalledContender>,
 }
 
 // === impl Setup ===
 
 impl Setup {
     /// Finds the programs that `scenario` measures, and moves this thread to the core of the clients and the backend.
-    pub(crate) fn new(scenario: &Scenario, stop: Arc<AtomicBool>) -> Result<Self, Error> {
+    pub(crate) fn new(scenario: &ScenarioCommand, stop: Arc<AtomicBool>) -> Result<Self, LoadtestError> {
         let options = scenario.options();
         let cores = Cores::choose()?;
         let installed = find(scenario, || options.anteroom.clone().map_or_else(built, Ok))?;
@@ -46,7 +46,7 @@ impl Setup {
     }
 
     /// Returns the contenders to be measured, in order.
-    pub(crate) fn contenders(&self) -> &[Installed] {
+    pub(crate) fn contenders(&self) -> &[InstalledContender] {
         &self.installed
     }
 
@@ -56,8 +56,11 @@ impl Setup {
     }
 
     /// Returns Anteroom, for scenarios that measure nothing else.
-    pub(crate) fn anteroom(&self) -> Result<&Installed, Error> {
-        self.installed.iter().find(|each| each.contender == Contender::Anteroom).ok_or(Error::NotMeasured)
+    pub(crate) fn anteroom(&self) -> Result<&InstalledContender, LoadtestError> {
+        self.installed
+            .iter()
+            .find(|each| each.contender == Contender::Anteroom)
+            .ok_or(LoadtestError::NotMeasured)
     }
 
     /// Returns the number of rounds per contender.
@@ -76,8 +79,8 @@ impl Setup {
         self.seconds.map_or(own, |seconds| Duration::from_secs(seconds.into()))
     }
 
-    pub(crate) fn check_stop(&self) -> Result<(), Error> {
-        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    pub(crate) fn check_stop(&self) -> Result<(), LoadtestError> {
+        if self.stop.load(Ordering::Relaxed) { Err(LoadtestError::Interrupted) } else { Ok(()) }
     }
 
     pub(crate) fn versions(&self) -> BTreeMap<&'static str, String> {
@@ -89,7 +92,7 @@ impl Setup {
 }
 
 /// Returns the contenders of `--contenders` that the scenario measures, each once and in that order.
-fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
+fn wanted(scenario: &ScenarioCommand) -> Result<Vec<Contender>, LoadtestError> {
     let mut wanted = Vec::new();
     for contender in &scenario.options().contenders {
         if !wanted.contains(contender) {
@@ -97,7 +100,7 @@ fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
         }
     }
     if scenario.needs_anteroom() && !wanted.contains(&Contender::Anteroom) {
-        return Err(Error::NotMeasured);
+        return Err(LoadtestError::NotMeasured);
     }
     if !scenario.compares() {
         wanted.retain(|contender| *contender == Contender::Anteroom);
@@ -108,12 +111,12 @@ fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
 /// Finds the programs of the contenders. Anteroom is resolved last: it may have to be built first, which would be
 /// wasted if another program is missing.
 fn find(
-    scenario: &Scenario,
-    anteroom: impl FnOnce() -> Result<PathBuf, Error>,
-) -> Result<Vec<Installed>, Error> {
+    scenario: &ScenarioCommand,
+    anteroom: impl FnOnce() -> Result<PathBuf, LoadtestError>,
+) -> Result<Vec<InstalledContender>, LoadtestError> {
     let contenders = wanted(scenario)?;
     let (ours, others): (Vec<_>, Vec<_>) = contenders.iter().partition(|contender| contender.is_anteroom());
-    let Options { haproxy, nginx, envoy, .. } = scenario.options();
+    let ScenarioOptions { haproxy, nginx, envoy, .. } = scenario.options();
     let mut programs = Programs {
         anteroom: PathBuf::new(),
         haproxy: haproxy.clone(),
@@ -122,14 +125,14 @@ fn find(
     };
     let mut installed = Vec::with_capacity(contenders.len());
     for contender in others {
-        installed.push(Installed::find(contender, &programs, &contenders)?);
+        installed.push(InstalledContender::find(contender, &programs, &contenders)?);
     }
     if !ours.is_empty() {
         programs.anteroom = anteroom()?;
     }
     for contender in ours {
         let instead: &[_] = if scenario.needs_anteroom() { &[] } else { &contenders };
-        installed.push(Installed::find(contender, &programs, instead)?);
+        installed.push(InstalledContender::find(contender, &programs, instead)?);
     }
     installed.sort_by_key(|each| contenders.iter().position(|contender| *contender == each.contender));
     Ok(installed)
@@ -137,7 +140,7 @@ fn find(
 
 /// Returns the path of Anteroom beside this program. Under cargo, builds it first, so the measured binary matches the
 /// source tree.
-fn built() -> Result<PathBuf, Error> {
+fn built() -> Result<PathBuf, LoadtestError> {
     let beside = env::current_exe().unwrap_or_default().with_file_name("anteroom");
     let Some(cargo) = env::var_os("CARGO") else { return Ok(beside) };
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
@@ -146,8 +149,8 @@ fn built() -> Result<PathBuf, Error> {
         .args(["build", "--package", "anteroom", "--bin", "anteroom", "--profile", profile])
         .stdin(Stdio::null())
         .status()
-        .map_err(|error| Error::io("run cargo", error))?;
-    if status.success() { Ok(beside) } else { Err(Error::Build(status)) }
+        .map_err(|error| LoadtestError::io("run cargo", error))?;
+    if status.success() { Ok(beside) } else { Err(LoadtestError::Build(status)) }
 }
 
 #[cfg(test)]
@@ -159,12 +162,13 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::Cli;
+    use crate::cli::LoadtestCli;
 
-    const ALONE: [&str; 8] = ["held", "release", "overflow", "hangup", "attack", "signal", "routes", "soak"];
+    const ANTEROOM_ONLY: [&str; 8] =
+        ["held", "release", "overflow", "hangup", "attack", "signal", "routes", "soak"];
 
-    fn scenario(words: &[&str]) -> Scenario {
-        Cli::parse_from(["loadtest"].iter().chain(words)).scenario
+    fn scenario(words: &[&str]) -> ScenarioCommand {
+        LoadtestCli::parse_from(["loadtest"].iter().chain(words)).scenario
     }
 
     /// Creates a program that prints its name as its version.
@@ -176,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn a_scenario_about_anteroom_asks_for_nobody_else() {
+    fn anteroom_scenario_needs_no_other_contender() {
         let dir = tempfile::tempdir().unwrap();
         let anteroom = program(dir.path(), "anteroom");
         let gone = ["--haproxy", "/nowhere/a", "--nginx", "/nowhere/b", "--envoy", "/nowhere/c"];
-        for name in ALONE {
+        for name in ANTEROOM_ONLY {
             let found =
                 find(&scenario(&[&[name][..], &gone].concat()), || Ok(anteroom.clone().into())).unwrap();
             let said: Vec<_> = found.iter().map(|each| each.version.as_deref().unwrap()).collect();
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_before_anteroom_is_built() {
+    fn missing_programs_are_reported_before_the_build() {
         let dir = tempfile::tempdir().unwrap();
         let (haproxy, nginx) = (program(dir.path(), "haproxy"), program(dir.path(), "nginx"));
         for name in ["all", "warm", "body", "stream"] {
@@ -207,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_has_the_order_of_the_command_line() {
+    fn contenders_keep_command_line_order() {
         let dir = tempfile::tempdir().unwrap();
         let (anteroom, nginx) = (program(dir.path(), "anteroom"), program(dir.path(), "nginx"));
         let words = ["warm", "--nginx", &nginx, "--contenders", "anteroom,nginx,direct,nginx"];
@@ -218,9 +222,9 @@ mod tests {
 
     #[test]
     fn measured_contender_cannot_be_left_out() {
-        for name in ALONE.into_iter().chain(["all"]) {
+        for name in ANTEROOM_ONLY.into_iter().chain(["all"]) {
             let left_out = find(&scenario(&[name, "--contenders", "direct"]), || panic!("built in vain"));
-            assert!(matches!(left_out, Err(Error::NotMeasured)), "{name}");
+            assert!(matches!(left_out, Err(LoadtestError::NotMeasured)), "{name}");
             let words = [name, "--contenders", "direct,anteroom"];
             let error = find(&scenario(&words), || Ok("/nowhere/anteroom".into())).unwrap_err().to_string();
             assert!(error.ends_with("pass its path with --anteroom"), "{error}");

@@ -14,35 +14,35 @@ use slab::Slab;
 use crate::clock::Instant;
 use crate::http::{self, Framing};
 use crate::listen;
-use crate::member::{Message, PLAIN, STREAMED};
+use crate::member::{NumberedRequest, PLAIN, STREAMED};
 
 /// Bit set in the tokens of this server, never in those of the clients or the rig's own backend.
-const OURS: usize = 1 << 33;
-const LISTENER: usize = OURS | (1 << 31);
-const BUFFER: usize = 16 * 1024;
+const TARGET_TOKEN_BIT: usize = 1 << 33;
+const TARGET_LISTENER: usize = TARGET_TOKEN_BIT | (1 << 31);
+const TARGET_BUFFER_BYTES: usize = 16 * 1024;
 
-const UP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-const DOWN: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+const HEALTHY_RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const UNHEALTHY_RESPONSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
 /// A listener on a free port of 127.0.0.1, its connections and the observations.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct TargetServer {
     listener: TcpListener,
     address: SocketAddr,
-    connections: Slab<Connection>,
+    connections: Slab<TargetConnection>,
     /// Health reported by `/health`.
     pub(crate) ready: bool,
     /// Time from a request to its response.
     pub(crate) delay: Duration,
     /// Requests a new endpoint may get at first, and at most.
-    pub(crate) ramp: Ramp,
-    due: VecDeque<Due>,
-    pub(crate) seen: Seen,
+    pub(crate) ramp: RampSettings,
+    due: VecDeque<DueResponse>,
+    pub(crate) seen: TargetStats,
 }
 
-/// Observations since the last [`Target::forget`].
+/// Observations since the last [`TargetServer::forget`].
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct TargetStats {
     /// Time of the first 200 from `/health`.
     pub(crate) known: Option<Instant>,
     /// Number in the body of each request, and its time of arrival.
@@ -58,31 +58,31 @@ pub(crate) struct Seen {
 
 /// `concurrency` of the route.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ramp {
+pub(crate) struct RampSettings {
     pub(crate) start: u64,
     pub(crate) max: u64,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct TargetConnection {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
 }
 
 #[derive(Debug)]
-struct Due {
+struct DueResponse {
     at: Instant,
     connection: usize,
     answer: &'static [u8],
 }
 
-// === impl Target ===
+// === impl TargetServer ===
 
-impl Target {
+impl TargetServer {
     pub(crate) fn bind(registry: &Registry) -> io::Result<Self> {
         let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        registry.register(&mut listener, Token(LISTENER), Interest::READABLE)?;
+        registry.register(&mut listener, Token(TARGET_LISTENER), Interest::READABLE)?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
@@ -90,9 +90,9 @@ impl Target {
             connections: Slab::new(),
             ready: false,
             delay: Duration::ZERO,
-            ramp: Ramp { start: u64::MAX, max: u64::MAX },
+            ramp: RampSettings { start: u64::MAX, max: u64::MAX },
             due: VecDeque::new(),
-            seen: Seen::default(),
+            seen: TargetStats::default(),
         })
     }
 
@@ -101,19 +101,19 @@ impl Target {
     }
 
     pub(crate) fn owns(token: Token) -> bool {
-        token.0 & OURS != 0
+        token.0 & TARGET_TOKEN_BIT != 0
     }
 
     /// Discards the observations, but not the pending responses.
-    pub(crate) fn forget(&mut self) {
-        self.seen = Seen::default();
+    pub(crate) fn reset_stats(&mut self) {
+        self.seen = TargetStats::default();
     }
 
     pub(crate) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        if token.0 == LISTENER {
+        if token.0 == TARGET_LISTENER {
             return self.accept(registry);
         }
-        let key = token.0 & !OURS;
+        let key = token.0 & !TARGET_TOKEN_BIT;
         while let Some(connection) = self.connections.get_mut(key) {
             // A read that leaves room in the buffer has emptied the socket; later data triggers a new edge.
             match connection.stream.read(&mut connection.buffer[connection.filled..]) {
@@ -151,8 +151,8 @@ impl Target {
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
         while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
-            registry.register(&mut stream, Token(entry.key() | OURS), Interest::READABLE)?;
-            entry.insert(Connection { stream, buffer: vec![0; BUFFER].into(), filled: 0 });
+            registry.register(&mut stream, Token(entry.key() | TARGET_TOKEN_BIT), Interest::READABLE)?;
+            entry.insert(TargetConnection { stream, buffer: vec![0; TARGET_BUFFER_BYTES].into(), filled: 0 });
             self.seen.accepted += 1;
         }
         Ok(())
@@ -162,7 +162,7 @@ impl Target {
     fn serve(&mut self, key: usize) -> io::Result<()> {
         let mut used = 0;
         while let Some(connection) = self.connections.get_mut(key) {
-            let Some(request) = Request::read(&connection.buffer[used..connection.filled])? else {
+            let Some(request) = ParsedRequest::read(&connection.buffer[used..connection.filled])? else {
                 connection.buffer.copy_within(used..connection.filled, 0);
                 connection.filled -= used;
                 break;
@@ -172,7 +172,11 @@ impl Target {
                 if self.ready {
                     self.seen.known.get_or_insert_with(Instant::now);
                 }
-                connection.stream.write_all(if self.ready { UP } else { DOWN })?;
+                connection.stream.write_all(if self.ready {
+                    HEALTHY_RESPONSE
+                } else {
+                    UNHEALTHY_RESPONSE
+                })?;
                 continue;
             };
             let now = Instant::now();
@@ -181,7 +185,7 @@ impl Target {
             if self.delay.is_zero() {
                 self.answer(key, answer)?;
             } else {
-                self.due.push_back(Due { at: now + self.delay, connection: key, answer });
+                self.due.push_back(DueResponse { at: now + self.delay, connection: key, answer });
             }
         }
         Ok(())
@@ -198,12 +202,12 @@ impl Target {
     }
 }
 
-// === impl Seen ===
+// === impl TargetStats ===
 
-impl Seen {
+impl TargetStats {
     /// Counts a request. Anteroom learns of a response later than this server, so its own limit is never above
     /// `allowed`.
-    fn arrived(&mut self, number: u32, now: Instant, ramp: Ramp) {
+    fn arrived(&mut self, number: u32, now: Instant, ramp: RampSettings) {
         self.arrivals.push((number, now));
         let here = self.arrivals.len() as u64 - self.answered;
         self.most = self.most.max(here);
@@ -226,16 +230,16 @@ impl Seen {
 
 /// The relevant parts of a request.
 #[derive(Debug, PartialEq, Eq)]
-struct Request {
+struct ParsedRequest {
     len: usize,
     /// `None` for a health check.
     number: Option<u32>,
     streamed: bool,
 }
 
-// === impl Request ===
+// === impl ParsedRequest ===
 
-impl Request {
+impl ParsedRequest {
     fn read(buf: &[u8]) -> io::Result<Option<Self>> {
         let Some(head) = http::head(buf).map_err(io::Error::other)? else { return Ok(None) };
         let len = match head.body {
@@ -246,7 +250,7 @@ impl Request {
             }
         };
         let Some(body) = buf.get(head.len..len) else { return Ok(None) };
-        let number = Message::number(body)
+        let number = NumberedRequest::number(body)
             .ok_or_else(|| io::Error::other("a request's body was changed on its way"))?;
         let streamed = memmem::find(body, b"\"stream\":true").is_some();
         Ok(Some(Self { len, number: Some(number), streamed }))
@@ -258,11 +262,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_beyond_the_ramp_is_counted() {
-        let ramp = Ramp { start: 2, max: 4 };
-        let mut seen = Seen::default();
-        let arrive =
-            |seen: &mut Seen, count: u32| (0..count).for_each(|at| seen.arrived(at, Instant::now(), ramp));
+    fn requests_beyond_the_ramp_are_counted() {
+        let ramp = RampSettings { start: 2, max: 4 };
+        let mut seen = TargetStats::default();
+        let arrive = |seen: &mut TargetStats, count: u32| {
+            (0..count).for_each(|at| seen.arrived(at, Instant::now(), ramp))
+        };
         arrive(&mut seen, 2);
         assert_eq!((seen.most, seen.beyond), (2, 0));
         arrive(&mut seen, 1);
@@ -277,10 +282,10 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_later_than_its_turn_is_late() {
+    fn request_after_its_turn_counts_as_late() {
         let seen = |numbers: &[u32]| {
             let arrivals = numbers.iter().map(|number| (*number, Instant::now())).collect();
-            Seen { arrivals, ..Seen::default() }
+            TargetStats { arrivals, ..TargetStats::default() }
         };
         assert_eq!(seen(&[0, 1, 2, 3]).disorder(), (0, 0));
         assert_eq!(seen(&[1, 2, 0, 3]).disorder(), (1, 2));
@@ -288,17 +293,20 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_told_from_health_checks() {
+    fn requests_are_distinguished_from_health_checks() {
         let health = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
-        let read = |bytes: &[u8]| Request::read(bytes).unwrap();
-        assert_eq!(read(health), Some(Request { len: health.len(), number: None, streamed: false }));
+        let read = |bytes: &[u8]| ParsedRequest::read(bytes).unwrap();
+        assert_eq!(read(health), Some(ParsedRequest { len: health.len(), number: None, streamed: false }));
         for streamed in [false, true] {
-            let mut message = Message::new(streamed);
+            let mut message = NumberedRequest::new(streamed);
             let bytes = message.numbered(77);
-            let expected = Request { len: bytes.len(), number: Some(77), streamed };
+            let expected = ParsedRequest { len: bytes.len(), number: Some(77), streamed };
             assert_eq!(read(bytes), Some(expected));
             assert_eq!(read(&bytes[..bytes.len() - 1]), None);
         }
-        assert!(Request::read(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}").is_err(), "none of ours");
+        assert!(
+            ParsedRequest::read(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}").is_err(),
+            "none of ours"
+        );
     }
 }

@@ -56,7 +56,7 @@ const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(60);
 const UNREAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A listener with a bounded number of connections.
-pub(super) struct Bounded {
+pub(super) struct BoundedListener {
     listener: TcpListener,
     places: Arc<Places>,
     open: Arc<Semaphore>,
@@ -77,8 +77,8 @@ pub(super) struct LargeAnswer {
     taken: Arc<Mutex<Option<(Place, OwnedSemaphorePermit)>>>,
 }
 
-/// A connection accepted by [`Bounded`].
-pub(super) struct Watched {
+/// A connection accepted by [`BoundedListener`].
+pub(super) struct AdminConnection {
     stream: TcpStream,
     last_activity: Instant,
     /// Arrival of the first byte without a response.
@@ -94,9 +94,9 @@ pub(super) struct Watched {
     _open: OwnedSemaphorePermit,
 }
 
-// === impl Bounded ===
+// === impl BoundedListener ===
 
-impl Bounded {
+impl BoundedListener {
     pub(super) fn new(listener: TcpListener) -> Self {
         Self {
             listener,
@@ -107,7 +107,7 @@ impl Bounded {
         }
     }
 
-    fn watched(&self, stream: TcpStream, address: SocketAddr, open: OwnedSemaphorePermit) -> Watched {
+    fn watched(&self, stream: TcpStream, address: SocketAddr, open: OwnedSemaphorePermit) -> AdminConnection {
         let socket = SockRef::from(&stream);
         // Neither fails on a connection that lives.
         let _ = socket.set_tcp_keepalive(
@@ -126,15 +126,15 @@ impl Bounded {
             building: self.building.clone(),
             taken: Arc::default(),
         };
-        Watched::new(stream, answer, place, open)
+        AdminConnection::new(stream, answer, place, open)
     }
 }
 
-impl Listener for Bounded {
-    type Io = Watched;
+impl Listener for BoundedListener {
+    type Io = AdminConnection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Watched, SocketAddr) {
+    async fn accept(&mut self) -> (AdminConnection, SocketAddr) {
         loop {
             // The semaphore is never closed. While too many connections are closing, others wait in the kernel's queue.
             let Ok(open) = self.open.clone().acquire_owned().await else { continue };
@@ -176,15 +176,15 @@ impl LargeAnswer {
     }
 }
 
-impl Connected<IncomingStream<'_, Bounded>> for LargeAnswer {
-    fn connect_info(connection: IncomingStream<'_, Bounded>) -> Self {
+impl Connected<IncomingStream<'_, BoundedListener>> for LargeAnswer {
+    fn connect_info(connection: IncomingStream<'_, BoundedListener>) -> Self {
         connection.io().answer.clone()
     }
 }
 
-// === impl Watched ===
+// === impl AdminConnection ===
 
-impl Watched {
+impl AdminConnection {
     fn new(stream: TcpStream, answer: LargeAnswer, place: Place, open: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
@@ -241,7 +241,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for AdminConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -264,7 +264,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for AdminConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.answered(&written);
@@ -307,8 +307,8 @@ mod tests {
     use super::*;
 
     /// Returns the server's end of a connection, its client, and the only place it occupies.
-    async fn connected() -> (Watched, TcpStream, Arc<Places>) {
-        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    async fn connected() -> (AdminConnection, TcpStream, Arc<Places>) {
+        let mut listener = BoundedListener::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         listener.places = Places::new(1, 1);
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await;
@@ -318,7 +318,7 @@ mod tests {
     /// Opens more slow connections than are allowed in all and per source.
     #[tokio::test]
     async fn trickling_connections_keep_no_probe_out() {
-        let listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let listener = BoundedListener::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(async move {
             axum::serve(listener, Router::new().route("/livez", get(|| async { "ok" }))).await

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::View;
 use crate::{coldstart::ColdStarts, config::budget::ADMIN_WATCHERS, telemetry::Pulse};
 use samples::Samples;
-pub(super) use shown::Shown;
-use shown::{About, Maker};
+pub(super) use shown::RenderedState;
+use shown::{About, StateRenderer};
 
 /// Maximum number of watchers. Each costs a connection and a reference to the newest state, without a queue.
 pub(super) const WATCHERS: usize = ADMIN_WATCHERS;
@@ -41,15 +41,15 @@ pub(super) struct Live {
     cold_starts: Arc<ColdStarts>,
     draining: Arc<AtomicBool>,
     places: Arc<Semaphore>,
-    shown: watch::Sender<Arc<Shown>>,
-    making: Mutex<Making>,
+    shown: watch::Sender<Arc<RenderedState>>,
+    making: Mutex<RenderState>,
     stopped: CancellationToken,
     instance: Arc<str>,
     began: Instant,
 }
 
-struct Making {
-    maker: Maker,
+struct RenderState {
+    maker: StateRenderer,
     samples: Samples,
     last: Instant,
 }
@@ -57,7 +57,7 @@ struct Making {
 /// A watcher. Dropping it frees its slot.
 pub(super) struct Watcher {
     live: Arc<Live>,
-    shown: watch::Receiver<Arc<Shown>>,
+    shown: watch::Receiver<Arc<RenderedState>>,
     seen: u64,
     _place: OwnedSemaphorePermit,
 }
@@ -71,7 +71,11 @@ impl Live {
         draining: Arc<AtomicBool>,
         stopped: CancellationToken,
     ) -> Arc<Self> {
-        let making = Making { maker: Maker::default(), samples: Samples::default(), last: Instant::now() };
+        let making = RenderState {
+            maker: StateRenderer::default(),
+            samples: Samples::default(),
+            last: Instant::now(),
+        };
         Arc::new(Self {
             view,
             cold_starts,
@@ -126,7 +130,7 @@ impl Live {
         self.make_next(&mut self.making.lock());
     }
 
-    fn make_next(&self, making: &mut Making) {
+    fn make_next(&self, making: &mut RenderState) {
         self.pulse().take();
         let gates = self.view.gates();
         making.samples.see(&gates);

@@ -18,8 +18,8 @@ use crate::{
     domain::ObstacleKind,
     error::{Outcome, Refusal},
     telemetry::{
-        BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed, TraceLabel, dropped_log_lines,
-        exemplar, limited_log_lines,
+        BUCKETS, HistogramSnapshot, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, TraceLabel,
+        dropped_log_lines, exemplar, limited_log_lines,
     },
 };
 
@@ -37,9 +37,9 @@ type Histograms = Family<
     fn() -> HistogramWithExemplars<TraceLabel>,
 >;
 
-struct Routes(Arc<dyn View>);
+struct RouteMetrics(Arc<dyn View>);
 
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+type MetricLabels<'a> = Vec<(&'static str, &'a str)>;
 
 /// Route label of requests without a route.
 const UNROUTED: &str = "";
@@ -88,7 +88,7 @@ impl ColdStartMetrics {
 /// Creates the registry behind `/metrics`.
 pub(super) fn registry(view: Arc<dyn View>, cold_starts: &ColdStartMetrics) -> Registry {
     let mut registry = Registry::with_prefix("anteroom");
-    registry.register_collector(Box::new(Routes(view)));
+    registry.register_collector(Box::new(RouteMetrics(view)));
     registry.register_with_unit(
         "cold_start_duration",
         "Duration of cold starts, from the first request to the first byte or the failure",
@@ -110,15 +110,15 @@ pub(super) fn registry(view: Arc<dyn View>, cold_starts: &ColdStartMetrics) -> R
     registry
 }
 
-// === impl Routes ===
+// === impl RouteMetrics ===
 
-impl fmt::Debug for Routes {
+impl fmt::Debug for RouteMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Routes").finish_non_exhaustive()
     }
 }
 
-impl Collector for Routes {
+impl Collector for RouteMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let gates = &self.0.gates()[..];
         let all = || {
@@ -156,7 +156,7 @@ impl Collector for Routes {
             let help = "Other replicas by state";
             let mut metric = encoder.encode_descriptor("peers", help, None, MetricType::Gauge)?;
             for (state, number) in peers {
-                let labels: Labels<'_> = vec![("state", state)];
+                let labels: MetricLabels<'_> = vec![("state", state)];
                 metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
             }
         }
@@ -271,7 +271,7 @@ fn oldest_held(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt:
     let mut metric =
         encoder.encode_descriptor("oldest_held", help, Some(&Unit::Seconds), MetricType::Gauge)?;
     for gate in gates {
-        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let labels: MetricLabels<'_> = vec![("route", gate.key().as_str())];
         let waited = gate.oldest_held().unwrap_or_default();
         metric.encode_family(&labels)?.encode_gauge(&waited.as_secs_f64())?;
     }
@@ -284,7 +284,7 @@ fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
         let endpoints = gate.target().endpoints();
         let ready = endpoints.iter().filter(|endpoint| endpoint.is_ready()).count() as u64;
         for (state, number) in [("ready", ready), ("not_ready", endpoints.len() as u64 - ready)] {
-            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("state", state)];
+            let labels: MetricLabels<'_> = vec![("route", gate.key().as_str()), ("state", state)];
             metric.encode_family(&labels)?.encode_gauge(&number)?;
         }
     }
@@ -297,7 +297,7 @@ fn obstacles(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
     for gate in gates {
         let obstacle = gate.target().obstacle().map(|obstacle| obstacle.kind);
         for kind in ObstacleKind::ALL {
-            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("kind", kind.name())];
+            let labels: MetricLabels<'_> = vec![("route", gate.key().as_str()), ("kind", kind.name())];
             metric.encode_family(&labels)?.encode_gauge(&u64::from(obstacle == Some(kind)))?;
         }
     }
@@ -308,7 +308,7 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
     let help = "Routes of the cluster, by the reason of their condition Accepted";
     let mut metric = encoder.encode_descriptor("cluster_routes", help, None, MetricType::Gauge)?;
     for (kind, reason, number) in &counts.routes {
-        let labels: Labels<'_> = vec![("kind", kind), ("reason", reason)];
+        let labels: MetricLabels<'_> = vec![("kind", kind), ("reason", reason)];
         metric.encode_family(&labels)?.encode_gauge(&(*number as u64))?;
     }
     let mut metric = counter(encoder, "status_writes", "Writes of the status of routes by outcome")?;
@@ -321,7 +321,7 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
     let help = "Watches of the API server by state; the state behind a lost one is stale";
     let mut metric = encoder.encode_descriptor("cluster_watches", help, None, MetricType::Gauge)?;
     for (state, number) in [("open", open), ("lost", lost)] {
-        let labels: Labels<'_> = vec![("state", state)];
+        let labels: MetricLabels<'_> = vec![("state", state)];
         metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
     }
     Ok(())
@@ -337,7 +337,7 @@ fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Resu
     let help = "Queue depth reported to KEDA, over all replicas";
     let mut metric = encoder.encode_descriptor("scaler_queue_depth", help, None, MetricType::Gauge)?;
     for gate in gates {
-        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let labels: MetricLabels<'_> = vec![("route", gate.key().as_str())];
         let depth = queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy()));
         metric.encode_family(&labels)?.encode_gauge(&depth)?;
     }
@@ -355,7 +355,7 @@ fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
         encoder.encode_descriptor("hold_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for gate in gates {
         for end in HoldEnd::all() {
-            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("outcome", end.name())];
+            let labels: MetricLabels<'_> = vec![("route", gate.key().as_str()), ("outcome", end.name())];
             if let Some(durations) = gate.counters().hold_durations(end) {
                 durations.encode(metric.encode_family(&labels)?)?;
             }
@@ -365,7 +365,8 @@ fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
     let mut metric =
         encoder.encode_descriptor("time_to_first_byte", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for gate in gates {
-        let labels = |cold| -> Labels<'_> { vec![("route", gate.key().as_str()), ("cold_start", cold)] };
+        let labels =
+            |cold| -> MetricLabels<'_> { vec![("route", gate.key().as_str()), ("cold_start", cold)] };
         histogram(&mut metric, &labels("false"), &gate.counters().first_byte_durations())?;
         if let Some(durations) = gate.counters().cold_first_byte_durations() {
             durations.encode(metric.encode_family(&labels("true"))?)?;
@@ -395,13 +396,17 @@ fn gauge(
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for gate in gates {
-        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let labels: MetricLabels<'_> = vec![("route", gate.key().as_str())];
         metric.encode_family(&labels)?.encode_gauge(&value(gate))?;
     }
     Ok(())
 }
 
-fn histogram(metric: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, summed: &Summed) -> fmt::Result {
+fn histogram(
+    metric: &mut MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    summed: &HistogramSnapshot,
+) -> fmt::Result {
     if summed.count == 0 {
         return Ok(());
     }

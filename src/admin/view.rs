@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderValue};
 
-use crate::{admission::Gate, error::ProxyError, history::History, telemetry::RouteCounters};
+use crate::{admission::Gate, error::ProxyError, history::RequestHistory, telemetry::RouteCounters};
 
 /// State read by the admin listener.
 pub trait View: Send + Sync {
@@ -25,7 +25,7 @@ pub trait View: Send + Sync {
     /// Returns the counters of requests without a route.
     fn unrouted(&self) -> &RouteCounters;
     /// Returns the history of recent requests.
-    fn history(&self) -> &History;
+    fn history(&self) -> &RequestHistory;
     /// Returns the bytes of memory used on behalf of clients, by kind.
     fn memory(&self) -> Vec<(&'static str, usize)>;
     /// Returns whether the routes of the cluster are still unknown.

@@ -156,7 +156,7 @@ mod tests {
         coldstart::ColdStarts,
         demand::{Capacity, queue_depth},
         domain::Policy,
-        hold::Released,
+        hold::ReleaseOutcome,
         state::Endpoint,
     };
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_the_first_warm_request_after_idle_is_edge() {
+    async fn first_warm_request_after_idle_is_an_edge() {
         let gate = gate();
         let endpoint = Endpoint::new("127.0.0.1:1", 2);
         gate.target().add(&endpoint);
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(depth(), 3.75, "9 s after it opened");
         tokio::time::advance(secs(1)).await;
         assert_eq!(depth(), 44.3125, "stuck: 44 + 4 × 5 ÷ 64");
-        let Released::Dispatch(first) = held[0].released().await else { panic!("not released") };
+        let ReleaseOutcome::Dispatch(first) = held[0].released().await else { panic!("not released") };
         // The first answer of a round widens nothing, but shows progress.
         first.first_byte();
         assert_eq!(depth(), 3.75);

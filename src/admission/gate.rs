@@ -45,13 +45,13 @@ pub struct Gate {
 pub struct Permit {
     pub(super) gate: Arc<Gate>,
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) kind: Kind,
+    pub(super) kind: PermitKind,
     pub(super) level: Level,
 }
 
 /// The accounting of a permit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum PermitKind {
     /// On the target; the request is demand.
     Demand,
     /// On the target; the request is not demand.

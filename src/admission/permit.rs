@@ -2,18 +2,18 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::gate::{Gate, Kind, Permit};
+use super::gate::{Gate, Permit, PermitKind};
 use crate::{coldstart::FirstAnswer, state::Endpoint};
 
 // === impl Permit ===
 
 impl Permit {
     /// Creates a permit after [`Endpoint::acquire`].
-    pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: Kind) -> Self {
+    pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: PermitKind) -> Self {
         match kind {
-            Kind::Demand => {}
-            Kind::Quiet => gate.quiet.begin(),
-            Kind::Fallback => _ = gate.in_flight_on_fallback.fetch_add(1, Ordering::SeqCst),
+            PermitKind::Demand => {}
+            PermitKind::Quiet => gate.quiet.begin(),
+            PermitKind::Fallback => _ = gate.in_flight_on_fallback.fetch_add(1, Ordering::SeqCst),
         }
         let level = endpoint.level();
         Self { gate: gate.clone(), endpoint, kind, level }
@@ -39,8 +39,8 @@ impl Permit {
     pub fn answered(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         // Only demand takes part in a cold start.
         let awaited = match self.kind {
-            Kind::Demand => self.gate.cold_starts.first_byte(answer),
-            Kind::Quiet | Kind::Fallback => None,
+            PermitKind::Demand => self.gate.cold_starts.first_byte(answer),
+            PermitKind::Quiet | PermitKind::Fallback => None,
         };
         if self.endpoint.succeeded(self.level) {
             self.gate.pump();
@@ -51,7 +51,7 @@ impl Permit {
     /// Marks the endpoint as doubted: it broke off a request that was written, so either may be at fault.
     pub fn doubt(&self) {
         // A fallback is not probed, so it would stay doubted.
-        if self.kind != Kind::Fallback {
+        if self.kind != PermitKind::Fallback {
             self.lower_ramp();
             self.endpoint.doubt();
         }
@@ -60,7 +60,7 @@ impl Permit {
     /// Marks the endpoint as suspect: it failed before the request was written, or behaves as if down.
     pub fn suspect(&self) {
         // A fallback is not probed, so it would stay suspect.
-        if self.kind != Kind::Fallback {
+        if self.kind != PermitKind::Fallback {
             self.lower_ramp();
             self.endpoint.suspect();
         }
@@ -74,13 +74,13 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.kind != Kind::Quiet {
+        if self.kind != PermitKind::Quiet {
             self.gate.demand.record_activity();
         }
         match self.kind {
-            Kind::Demand => {}
-            Kind::Quiet => self.gate.quiet.end(),
-            Kind::Fallback => _ = self.gate.in_flight_on_fallback.fetch_sub(1, Ordering::SeqCst),
+            PermitKind::Demand => {}
+            PermitKind::Quiet => self.gate.quiet.end(),
+            PermitKind::Fallback => _ = self.gate.in_flight_on_fallback.fetch_sub(1, Ordering::SeqCst),
         }
         self.endpoint.release();
         self.gate.pump();

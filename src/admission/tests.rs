@@ -13,11 +13,11 @@ async fn dropped_permit_releases_the_next_request() {
     let (mut first, mut second) = (gate.hold(1, true).unwrap(), gate.hold(1, true).unwrap());
     assert!(gate.demand().is_leased());
     gate.target().ready(&endpoint, Some(1));
-    let Released::Dispatch(permit) = first.released().await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = first.released().await else { panic!("not released") };
     assert_eq!((gate.held(), gate.in_flight()), (1, 1));
     assert!(gate.enter().is_none(), "held requests go first");
     drop(permit);
-    let Released::Dispatch(permit) = second.released().await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = second.released().await else { panic!("not released") };
     drop(permit);
     assert_eq!((gate.held(), gate.in_flight()), (0, 0));
     assert!(gate.enter().is_some());
@@ -30,8 +30,8 @@ async fn evicted_queue_takes_no_request_back() {
     gate.drain();
     assert!(matches!(gate.hold(1, true), Err(ProxyError::Draining { admitted: false })));
     assert_eq!(gate.evict(), 1);
-    assert!(matches!(held.released().await, Released::Draining));
-    assert!(matches!(gate.readmit(held.place(), 1).released().await, Released::Draining));
+    assert!(matches!(held.released().await, ReleaseOutcome::Draining));
+    assert!(matches!(gate.readmit(held.place(), 1).released().await, ReleaseOutcome::Draining));
     assert_eq!(gate.held(), 0);
 }
 
@@ -121,7 +121,7 @@ async fn pause_fails_held_requests_at_once() {
     let mut held = gate.hold(1, true).unwrap();
     gate.cold_starts().begin(tokio::time::Instant::now(), 1);
     gate.target().set_obstacle(paused());
-    let Released::Failed(reason, retry_after) = held.released().await else { panic!("not failed") };
+    let ReleaseOutcome::Failed(reason, retry_after) = held.released().await else { panic!("not failed") };
     assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", Some(MAX_RETRY_AFTER)));
     assert!(!gate.demand().is_leased());
     assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
@@ -134,7 +134,7 @@ async fn pause_fails_held_requests_at_once() {
     assert_eq!(gate.held(), 1, "it is up");
     endpoint.retire();
     gate.fail_held_if_paused();
-    assert!(matches!(held.released().await, Released::Failed(..)));
+    assert!(matches!(held.released().await, ReleaseOutcome::Failed(..)));
 }
 
 #[tokio::test]
@@ -150,5 +150,5 @@ async fn when_paused_hold_keeps_requests() {
     gate.fail_held_if_paused();
     assert_eq!(gate.held(), 1);
     gate.set_policy(Policy::default());
-    assert!(matches!(held.released().await, Released::Failed(..)), "the policy rejects now");
+    assert!(matches!(held.released().await, ReleaseOutcome::Failed(..)), "the policy rejects now");
 }

@@ -9,16 +9,16 @@ use rustix::{process::setpriority_process, thread::gettid};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// A multi-threaded runtime at low priority. Dropping it aborts its tasks.
-pub(super) struct Background(Option<Runtime>);
+pub(super) struct BackgroundRuntime(Option<Runtime>);
 
 /// Niceness: weight 110, where a worker thread has 1024 (`sched_prio_to_weight` in the kernel).
 const NICE: i32 = 10;
 /// Number of threads: a scan of all routes must not delay updates of endpoints.
 const THREADS: usize = 2;
 
-// === impl Background ===
+// === impl BackgroundRuntime ===
 
-impl Background {
+impl BackgroundRuntime {
     pub(super) fn new() -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -34,7 +34,7 @@ impl Background {
     }
 }
 
-impl Drop for Background {
+impl Drop for BackgroundRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             // Blocking on its threads would panic in an async context.
@@ -59,7 +59,7 @@ mod tests {
     #[tokio::test]
     async fn only_background_threads_are_niced() {
         let before = getpriority_process(Some(gettid())).unwrap();
-        let background = Background::new().unwrap();
+        let background = BackgroundRuntime::new().unwrap();
         let there = async { getpriority_process(Some(gettid())).unwrap() };
         assert_eq!(background.handle().unwrap().spawn(there).await.unwrap(), NICE);
         assert_eq!(getpriority_process(Some(gettid())).unwrap(), before);

@@ -18,13 +18,15 @@ use crate::{
     coldstart::ColdStarts,
     config::Config,
     domain::{Route, RouteKey, ScaleBy},
-    kube::{Cluster, ClusterRoutes, LastColdStart, Liveness, RouteReport, RouteReports, State, StatusCounts},
+    kube::{
+        Cluster, ClusterRoutes, LastColdStart, Liveness, RouteReport, RouteReports, RouteState, StatusCounts,
+    },
     proxy::Shared,
     state::Status,
 };
 
 /// A watched cluster.
-pub(super) struct Watching {
+pub(super) struct ClusterWatch {
     cluster: Cluster,
     /// Routes of the file, which take precedence over those of the cluster.
     file: watch::Sender<Arc<Vec<Route>>>,
@@ -44,9 +46,9 @@ pub(super) struct ClusterMetrics {
 /// Interval between updates of the status of routes.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-// === impl Watching ===
+// === impl ClusterWatch ===
 
-impl Watching {
+impl ClusterWatch {
     /// Watches the cluster, if one is configured.
     pub(super) fn start(
         cluster: Option<Cluster>,
@@ -176,13 +178,13 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let held = gate.counts_everywhere().held;
     let (state, failure) = match gate.target().status() {
         // Another replica starts it.
-        Status::Idle if held > 0 => (State::Starting, None),
+        Status::Idle if held > 0 => (RouteState::Starting, None),
         // Only processes sleep, and cluster routes have none.
-        Status::Idle | Status::Sleeping => (State::Idle, None),
-        Status::Starting => (State::Starting, None),
-        Status::Ready => (State::Ready, None),
-        Status::Stopping => (State::Stopping, None),
-        Status::Failed(reason) => (State::Failed, Some(reason)),
+        Status::Idle | Status::Sleeping => (RouteState::Idle, None),
+        Status::Starting => (RouteState::Starting, None),
+        Status::Ready => (RouteState::Ready, None),
+        Status::Stopping => (RouteState::Stopping, None),
+        Status::Failed(reason) => (RouteState::Failed, Some(reason)),
     };
     RouteReport {
         state,

@@ -17,8 +17,8 @@ use crate::{
     config::{self, Config},
     error::ProxyError,
     grpc::{GrpcListener, Tls},
-    history::History,
-    peer::Peers,
+    history::RequestHistory,
+    peer::PeerGroup,
     proxy::{Shared, is_address},
     scaler::keda,
     telemetry::RouteCounters,
@@ -36,15 +36,15 @@ pub(super) struct Running {
     draining: CancellationToken,
     stopping: CancellationToken,
     has_scaler: bool,
-    peers: Option<Arc<Peers>>,
+    peers: Option<Arc<PeerGroup>>,
 }
 
 /// State for the admin listener.
-pub(super) struct View {
+pub(super) struct AppView {
     address: SocketAddr,
     shared: Arc<Shared>,
     has_scaler: bool,
-    peers: Option<Arc<Peers>>,
+    peers: Option<Arc<PeerGroup>>,
     cluster: Option<ClusterMetrics>,
 }
 
@@ -93,7 +93,7 @@ impl Control {
             tasks.spawn(keda::serve(listener, routes.clone(), draining.clone(), stopping.clone()));
         }
         let peers = self.peers.map(|(listener, config)| {
-            let peers = Arc::new(Peers::new(routes, config));
+            let peers = Arc::new(PeerGroup::new(routes, config));
             let (running, stopping) = (peers.clone(), stopping.clone());
             tasks.spawn(async move { running.run(listener, stopping).await });
             peers
@@ -133,14 +133,14 @@ impl Running {
         address: SocketAddr,
         shared: Arc<Shared>,
         cluster: Option<ClusterMetrics>,
-    ) -> View {
-        View { address, shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
+    ) -> AppView {
+        AppView { address, shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
     }
 }
 
-// === impl View ===
+// === impl AppView ===
 
-impl admin::View for View {
+impl admin::View for AppView {
     fn address(&self) -> SocketAddr {
         self.address
     }
@@ -169,7 +169,7 @@ impl admin::View for View {
         &self.shared.unrouted
     }
 
-    fn history(&self) -> &History {
+    fn history(&self) -> &RequestHistory {
         &self.shared.history
     }
 

@@ -17,8 +17,8 @@ use crate::{
     coldstart::{ColdStart, ColdStartOutcome},
     domain::{ObstacleKind, Phase, Route, RouteKey},
     kube::{
-        AllFacts, Cluster, DirectScale, EventSubject, Events, Facts, Liveness, Notice, Pods, ProxyView,
-        ScaledObjects, Trouble, session,
+        AllFacts, Cluster, DirectScale, EventNotice, EventSubject, Events, Facts, KubeProblem, Liveness,
+        PodWatches, ProxyView, ScaledObjects, session,
     },
     proxy::Shared,
     scaler,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Sources of obstacles in the cluster, and the notifier.
-pub(super) struct Obstacles {
+pub(super) struct ObstacleSources {
     cluster: Cluster,
     scaled_objects: watch::Receiver<ScaledObjects>,
     notifier: Notifier,
@@ -67,7 +67,7 @@ const SETTLE_PERIOD: Duration = Duration::from_secs(5);
 
 impl RouteHistory {
     /// Returns the obstacle unless it may be transient.
-    fn settled(&mut self, trouble: Option<Trouble>) -> Option<Trouble> {
+    fn settled(&mut self, trouble: Option<KubeProblem>) -> Option<KubeProblem> {
         use ObstacleKind::{NoPodsSelected, NoService, NotReady, Volume};
         let kind = trouble.as_ref().map(|trouble| trouble.kind);
         let Some(kind) = kind.filter(|kind| matches!(kind, NoPodsSelected | NoService | NotReady | Volume))
@@ -81,13 +81,13 @@ impl RouteHistory {
     }
 }
 
-// === impl Obstacles ===
+// === impl ObstacleSources ===
 
-impl Obstacles {
+impl ObstacleSources {
     /// Watches the cluster for these routes, and installs scaling without KEDA in `options`.
     pub(super) fn new(
         cluster: &Cluster,
-        pods: Arc<Pods>,
+        pods: Arc<PodWatches>,
         routes: watch::Receiver<Arc<Vec<Arc<Route>>>>,
         options: &mut scaler::Options,
     ) -> Self {
@@ -253,7 +253,7 @@ impl Notifier {
             };
             EventSubject::ScaledObject { namespace: scaled.namespace.clone(), name: scaled.name.clone() }
         };
-        self.events.publish(Notice { about, is_warning, reason, note });
+        self.events.publish(EventNotice { about, is_warning, reason, note });
     }
 }
 

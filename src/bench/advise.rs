@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use advice::Advice;
 pub use args::{AdviseArgs, TraceArgs};
-use args::{Budget, ScaledBy, SyntheticLog, WaitGoal};
+use args::{CostBudget, ScaledBy, SyntheticLog, WaitGoal};
 use choice::{Choice, Goal, SettingsGrid};
 use error::AdviseError;
 use inputs::AdviseInputs;
@@ -147,7 +147,7 @@ fn goal(args: &AdviseArgs) -> Result<Option<Goal>, AdviseError> {
     if let Some(WaitGoal(quantile, within)) = args.goal {
         return Ok(Some(Goal::Wait(quantile, u64::try_from(within.get().as_millis()).unwrap_or(u64::MAX))));
     }
-    let Some(Budget { amount, is_hours }) = args.budget else { return Ok(None) };
+    let Some(CostBudget { amount, is_hours }) = args.budget else { return Ok(None) };
     match (is_hours, args.gpu_hour_price) {
         (true, _) => Ok(Some(Goal::GpuHours(amount))),
         (false, Some(price)) if price > 0.0 => Ok(Some(Goal::GpuHours(amount / price))),

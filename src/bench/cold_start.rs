@@ -31,12 +31,12 @@ use self::{
 use super::{
     html,
     http::BaseUrl,
-    results::{Cycle, Machine, Run, RunSettings, SCHEMA, Summary, Verdict},
+    results::{Cycle, CycleVerdict, Machine, Run, RunSettings, SCHEMA, Summary},
     stats::Bootstrap,
     table,
 };
 use crate::{
-    drain::{Request, Signals},
+    drain::{Signals, StopSignal},
     output::OutputFile,
     terminal::{Paint, say},
 };
@@ -45,7 +45,7 @@ pub use args::ColdStartArgs;
 pub(super) use args::DEFAULT_CYCLES;
 
 /// Everything needed to run cycles.
-struct Bench {
+struct CycleRunner {
     admins: AdminApis,
     burst: Burst,
     zero: ZeroWait,
@@ -56,7 +56,7 @@ struct Bench {
 /// Reason for the end of a run.
 enum RunEnd {
     Completed,
-    Signal(Request),
+    Signal(StopSignal),
     Aborted(String),
 }
 
@@ -106,11 +106,11 @@ async fn measure(args: &ColdStartArgs) -> Result<ExitCode, String> {
 fn exit_code(run: &Run, end: &RunEnd) -> ExitCode {
     let summary = &run.summary;
     match end {
-        RunEnd::Signal(Request::Interrupt) => {
+        RunEnd::Signal(StopSignal::Interrupt) => {
             eprintln!("interrupted after {} of {} cycles", run.cycles.len(), run.settings.cycles);
             ExitCode::from(130)
         }
-        RunEnd::Signal(Request::Terminate) => ExitCode::from(143),
+        RunEnd::Signal(StopSignal::Terminate) => ExitCode::from(143),
         RunEnd::Aborted(error) => {
             eprintln!("error: {error}");
             ExitCode::from(if run.cycles.is_empty() { 2 } else { 1 })
@@ -178,7 +178,7 @@ async fn benchmark(
     let mut headers = spec.map(ProxySpec::headers).unwrap_or_default();
     headers.extend(args.headers());
     let size = args.burst.map_or(inputs.times.len().max(1), usize::from);
-    let bench = Bench {
+    let bench = CycleRunner {
         burst: Burst {
             base,
             endpoint: args.endpoint,
@@ -254,9 +254,9 @@ async fn first_model(base: &BaseUrl) -> Option<String> {
     Some(models["data"][0]["id"].as_str()?.to_owned())
 }
 
-// === impl Bench ===
+// === impl CycleRunner ===
 
-impl Bench {
+impl CycleRunner {
     /// Runs all cycles. Cancel-safe: `cycles` only gets finished ones.
     async fn run_cycles(&self, progress: &Progress, cycles: &mut Vec<Cycle>) -> Result<(), String> {
         let mut last: Option<Instant> = None;
@@ -268,7 +268,7 @@ impl Bench {
                 sleep(self.pause).await;
             }
             progress.show("sending the burst, waiting for the answers");
-            let kinds = cycles.iter().filter(|cycle| cycle.verdict == Verdict::Cold);
+            let kinds = cycles.iter().filter(|cycle| cycle.verdict == CycleVerdict::Cold);
             let kind = kinds.filter_map(|cycle| Some(cycle.cold_start.as_ref()?.kind)).next();
             let mut done = self.burst.run(number, &self.admins, kind).await?;
             done.cycle.idle_ms = idle_ms;

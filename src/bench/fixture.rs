@@ -1,7 +1,9 @@
 //! Runs with known times, for tests.
 
 use super::{
-    results::{ClockCheck, Cost, Cycle, Machine, RequestResult, Run, RunSettings, SCHEMA, Summary, Verdict},
+    results::{
+        ClockCheck, Cost, Cycle, CycleVerdict, Machine, RequestResult, Run, RunSettings, SCHEMA, Summary,
+    },
     stats::Bootstrap,
 };
 use crate::coldstart::{ColdStart, ColdStartOutcome, Part, PartSpan, Phase, PhaseSpan};
@@ -50,7 +52,7 @@ pub(super) fn cycle(number: usize, record: ColdStart) -> Cycle {
         number,
         started_at: record.started_at.clone(),
         idle_ms: (number > 1).then_some(1500.0),
-        verdict: Verdict::Cold,
+        verdict: CycleVerdict::Cold,
         error: None,
         outside_clock: ClockCheck::of(&requests, &record),
         cost: Cost::of(&record, ttft + 100.0).map(|cost| Cost { idle_s: Some(1.5), ..cost }),
@@ -73,7 +75,7 @@ pub(super) fn failed(number: usize, why: &str) -> Cycle {
         number,
         started_at: "2026-01-02T03:04:05.000Z".to_owned(),
         idle_ms: None,
-        verdict: Verdict::Failed,
+        verdict: CycleVerdict::Failed,
         error: Some(why.to_owned()),
         requests: vec![request],
         cold_start: None,

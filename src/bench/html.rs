@@ -11,7 +11,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use self::text::time;
 use super::{
-    results::{Cycle, Run, Verdict},
+    results::{Cycle, CycleVerdict, Run},
     samples::Metric,
     table::{self, headline, money, quantile_note},
 };
@@ -257,7 +257,7 @@ fn cycle_body(cycle: &Cycle) -> Markup {
             @if let Some(pod) = &record.pod {
                 p.dim { "pod " (pod) @if let Some(node) = &record.node { " on node " (node) } }
             }
-            @if !record.last_lines.is_empty() && cycle.verdict != Verdict::Cold {
+            @if !record.last_lines.is_empty() && cycle.verdict != CycleVerdict::Cold {
                 pre.command { code { (record.last_lines.join("\n")) } }
             }
         }

@@ -18,7 +18,7 @@ pub struct BaseUrl {
 }
 
 /// A connection. Closed on drop.
-pub(super) struct Connection {
+pub(super) struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
     _driver: JoinSet<()>,
 }
@@ -27,7 +27,7 @@ pub(super) struct Connection {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest body that [`BaseUrl::get`] reads.
-const MAX_BODY_BYTES: usize = 64 << 20;
+const MAX_API_BODY_BYTES: usize = 64 << 20;
 
 // === impl BaseUrl ===
 
@@ -88,7 +88,7 @@ impl BaseUrl {
     }
 
     /// Opens a connection, within [`CONNECT_TIMEOUT`].
-    pub(super) async fn connect(&self) -> Result<Connection, String> {
+    pub(super) async fn connect(&self) -> Result<HttpConnection, String> {
         let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect((self.host.as_str(), self.port))).await
         {
             Ok(Ok(stream)) => stream,
@@ -103,7 +103,7 @@ impl BaseUrl {
         let mut driver = JoinSet::new();
         // Ignores errors: the reader of the response gets them as well.
         driver.spawn(async { connection.await.unwrap_or_default() });
-        Ok(Connection { sender, _driver: driver })
+        Ok(HttpConnection { sender, _driver: driver })
     }
 
     /// Builds a request.
@@ -133,7 +133,7 @@ impl BaseUrl {
             let mut connection = self.connect().await?;
             let response = connection.send(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
+            let body = Limited::new(response.into_body(), MAX_API_BODY_BYTES).collect().await;
             Ok((status, body.map_err(|error| format!("response interrupted: {error}"))?.to_bytes()))
         };
         timeout(time_limit, get)
@@ -142,9 +142,9 @@ impl BaseUrl {
     }
 }
 
-// === impl Connection ===
+// === impl HttpConnection ===
 
-impl Connection {
+impl HttpConnection {
     /// Sends a request and waits for the response head.
     pub(super) async fn send(
         &mut self,

@@ -101,7 +101,7 @@ pub struct Cycle {
     /// Time from the last answer of the previous cycle until the route was at zero. Absent in the first cycle.
     pub idle_ms: Option<f64>,
     /// Classification of the cycle; only `cold` enters the statistics.
-    pub verdict: Verdict,
+    pub verdict: CycleVerdict,
     /// Reason for any other verdict.
     pub error: Option<String>,
     /// Requests of the burst, measured by the client.
@@ -119,7 +119,7 @@ pub struct Cycle {
 /// Classification of a cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum CycleVerdict {
     /// A cold start with at least one complete answer. The only verdict that counts.
     Cold,
     /// The target was already up, or a foreign request woke it.
@@ -192,11 +192,11 @@ pub struct CostSummary {
 pub struct Summary {
     /// All finished cycles.
     pub cycles: usize,
-    /// Cycles with [`Verdict::Cold`].
+    /// Cycles with [`CycleVerdict::Cold`].
     pub counted: usize,
-    /// Cycles with [`Verdict::NotCold`].
+    /// Cycles with [`CycleVerdict::NotCold`].
     pub not_cold: usize,
-    /// Cycles with [`Verdict::Failed`].
+    /// Cycles with [`CycleVerdict::Failed`].
     pub failed: usize,
     /// Requests of all cycles.
     pub requests: usize,
@@ -283,9 +283,9 @@ impl Run {
             .map_err(|error| format!("{name} is not a valid benchmark result: {error}"))
     }
 
-    /// Returns the cycles with [`Verdict::Cold`].
+    /// Returns the cycles with [`CycleVerdict::Cold`].
     pub fn counted(&self) -> impl Iterator<Item = &Cycle> {
-        self.cycles.iter().filter(|cycle| cycle.verdict == Verdict::Cold)
+        self.cycles.iter().filter(|cycle| cycle.verdict == CycleVerdict::Cold)
     }
 }
 
@@ -302,9 +302,9 @@ impl Machine {
     }
 }
 
-// === impl Verdict ===
+// === impl CycleVerdict ===
 
-impl Verdict {
+impl CycleVerdict {
     /// Returns the text for tables and error messages.
     pub(super) const fn label(self) -> &'static str {
         match self {

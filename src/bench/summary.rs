@@ -1,7 +1,7 @@
 //! Statistics over the cycles of a run.
 
 use super::{
-    results::{BootstrapParameters, CostSummary, Distribution, Run, Summary, Verdict},
+    results::{BootstrapParameters, CostSummary, CycleVerdict, Distribution, Run, Summary},
     samples::{Metric, Sample},
     stats::{Bootstrap, median, quantile},
 };
@@ -24,9 +24,9 @@ impl Summary {
         };
         for cycle in &run.cycles {
             match cycle.verdict {
-                Verdict::Cold => summary.counted += 1,
-                Verdict::NotCold => summary.not_cold += 1,
-                Verdict::Failed => summary.failed += 1,
+                CycleVerdict::Cold => summary.counted += 1,
+                CycleVerdict::NotCold => summary.not_cold += 1,
+                CycleVerdict::Failed => summary.failed += 1,
             }
             summary.requests += cycle.requests.len();
             summary.requests_failed +=

@@ -3,7 +3,7 @@
 use owo_colors::Style;
 
 use super::{
-    results::{Run, Verdict},
+    results::{CycleVerdict, Run},
     samples::Metric,
 };
 use crate::{
@@ -127,7 +127,7 @@ pub(super) fn money(amount: f64) -> String {
 
 /// Lists the cycles that do not count and the number of failed requests.
 pub(super) fn problems(run: &Run) -> Vec<String> {
-    let cycles = run.cycles.iter().filter(|cycle| cycle.verdict != Verdict::Cold);
+    let cycles = run.cycles.iter().filter(|cycle| cycle.verdict != CycleVerdict::Cold);
     let mut problems: Vec<_> = cycles
         .map(|cycle| {
             let why = cycle.error.as_deref().unwrap_or("unknown reason");

@@ -10,7 +10,7 @@ use kube::Client;
 use super::connect::connect;
 use crate::{
     domain::Period,
-    kube::session::{Clock, SessionError, Sessions, check_period},
+    kube::session::{ApiServerClock, SessionError, Sessions, check_period},
     terminal::print,
 };
 
@@ -18,11 +18,11 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct SessionArgs {
     #[command(subcommand)]
-    command: Command,
+    command: SessionCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum SessionCommand {
     /// Resume autoscaling and pause it again after a period. Replaces the end of a running session.
     ///
     /// The end is stored in an annotation of the ScaledObject and enforced by every Anteroom that serves its namespace. If
@@ -82,11 +82,13 @@ pub async fn run(args: SessionArgs) -> ExitCode {
     }
 }
 
-async fn execute(command: Command) -> Result<String, String> {
+async fn execute(command: SessionCommand) -> Result<String, String> {
     let scope = match &command {
-        Command::Start { scope, .. } | Command::Status { scope, .. } | Command::Stop { scope, .. } => scope,
+        SessionCommand::Start { scope, .. }
+        | SessionCommand::Status { scope, .. }
+        | SessionCommand::Stop { scope, .. } => scope,
     };
-    if let Command::Start { period, .. } = &command {
+    if let SessionCommand::Start { period, .. } = &command {
         // Checked before connecting to a cluster.
         check_period(*period).map_err(|error| error.to_string())?;
     }
@@ -95,24 +97,28 @@ async fn execute(command: Command) -> Result<String, String> {
     run_command(command, client, namespace).await.map_err(|error| error.to_string())
 }
 
-async fn run_command(command: Command, client: Client, namespace: String) -> Result<String, SessionError> {
-    let clock = Clock::of_server(&client).await.unwrap_or_else(Clock::of_machine);
+async fn run_command(
+    command: SessionCommand,
+    client: Client,
+    namespace: String,
+) -> Result<String, SessionError> {
+    let clock = ApiServerClock::of_server(&client).await.unwrap_or_else(ApiServerClock::of_machine);
     let sessions = Sessions::new(client, namespace);
     match command {
-        Command::Start { name, period, to_zero, .. } => {
+        SessionCommand::Start { name, period, to_zero, .. } => {
             let (before, session) = sessions.start(&name, period, to_zero, &clock).await?;
             Ok(text::started(&before, &session, clock.now()))
         }
-        Command::Status { name: Some(name), .. } => {
+        SessionCommand::Status { name: Some(name), .. } => {
             Ok(text::status(&sessions.get(&name).await?, clock.now()))
         }
-        Command::Status { all_namespaces: true, .. } => {
+        SessionCommand::Status { all_namespaces: true, .. } => {
             Ok(text::table(&sessions.list_everywhere().await?, clock.now(), None))
         }
-        Command::Status { .. } => {
+        SessionCommand::Status { .. } => {
             Ok(text::table(&sessions.list().await?, clock.now(), Some(sessions.namespace())))
         }
-        Command::Stop { name, to_zero, .. } => {
+        SessionCommand::Stop { name, to_zero, .. } => {
             let (before, session) = sessions.stop(&name, to_zero).await?;
             Ok(text::stopped(&before, session.as_ref()))
         }

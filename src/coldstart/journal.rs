@@ -46,7 +46,7 @@ pub enum JournalError {
 const COUNTS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Longest line read, in bytes: far more than a record with its last lines of output.
-const MAX_LINE_BYTES: u64 = 1 << 20;
+const MAX_RECORD_LINE_BYTES: u64 = 1 << 20;
 
 // === impl Journal ===
 
@@ -196,7 +196,7 @@ fn read(path: &Path, records: &mut BTreeMap<u64, ColdStart>) -> io::Result<()> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        if reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
+        if reader.by_ref().take(MAX_RECORD_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         match serde_json::from_slice::<ColdStart>(&line) {

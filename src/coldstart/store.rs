@@ -17,7 +17,7 @@ use crate::{domain::RouteKey, telemetry::Pulse};
 /// The recent cold starts of all routes, at most [`Self::MAX_RECORDS`].
 pub struct ColdStarts {
     pub(super) next_id: AtomicU64,
-    ended: Mutex<VecDeque<Arc<Ended>>>,
+    ended: Mutex<VecDeque<Arc<StoredColdStart>>>,
     /// Reports each record to metrics and log.
     on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
     changed: watch::Sender<u64>,
@@ -26,16 +26,16 @@ pub struct ColdStarts {
 
 /// Counts that go on after the record was made: the last held requests leave later than the first byte arrives.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct HoldTally {
     pub(super) held_peak: AtomicU64,
     pub(super) released: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) left: AtomicU64,
 }
 
-struct Ended {
+struct StoredColdStart {
     record: ColdStart,
-    tally: Arc<Tally>,
+    tally: Arc<HoldTally>,
 }
 
 // === impl ColdStarts ===
@@ -61,14 +61,16 @@ impl ColdStarts {
         self.next_id.fetch_max(last + 1, Ordering::Relaxed);
         let kept = records.len().saturating_sub(Self::MAX_RECORDS);
         let records = records.into_iter().skip(kept);
-        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), record }));
+        let ended = records
+            .map(|record| Arc::new(StoredColdStart { tally: Arc::new(HoldTally::of(&record)), record }));
         *self.ended.lock() = ended.collect();
     }
 
     /// Returns up to `limit` records, newest first.
     pub fn recent(&self, route: Option<&str>, limit: usize) -> Vec<ColdStart> {
         let ended = self.ended.lock();
-        let of_route = |ended: &&Arc<Ended>| route.is_none_or(|route| ended.record.route.as_str() == route);
+        let of_route =
+            |ended: &&Arc<StoredColdStart>| route.is_none_or(|route| ended.record.route.as_str() == route);
         ended.iter().rev().filter(of_route).take(limit).map(|ended| ended.record()).collect()
     }
 
@@ -82,13 +84,13 @@ impl ColdStarts {
         &self.pulse
     }
 
-    pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
+    pub(super) fn end(&self, record: ColdStart, tally: Arc<HoldTally>) {
         (self.on_end)(&record);
         let mut ended = self.ended.lock();
         if ended.len() == Self::MAX_RECORDS {
             ended.pop_front();
         }
-        ended.push_back(Arc::new(Ended { record, tally }));
+        ended.push_back(Arc::new(StoredColdStart { record, tally }));
         drop(ended);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -107,9 +109,9 @@ impl ColdStarts {
     }
 }
 
-// === impl Ended ===
+// === impl StoredColdStart ===
 
-impl Ended {
+impl StoredColdStart {
     fn record(&self) -> ColdStart {
         let mut record = self.record.clone();
         self.tally.write_to(&mut record);
@@ -117,9 +119,9 @@ impl Ended {
     }
 }
 
-// === impl Tally ===
+// === impl HoldTally ===
 
-impl Tally {
+impl HoldTally {
     fn of(record: &ColdStart) -> Self {
         Self {
             held_peak: AtomicU64::new(record.held_peak as u64),

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{PartSpan, Phase, PhaseSpan};
-use crate::state::{PartSeen, Seen, Stamp};
+use crate::state::{Observation, PartObservation, Stamp};
 
 /// Everything known of a cold start.
 pub(super) struct Timeline<'a> {
@@ -22,8 +22,8 @@ pub(super) struct Timeline<'a> {
     /// Ends of phases by this proxy's own action.
     pub(super) ours: &'a [(Phase, Instant)],
     /// Ends of phases observed in the cluster.
-    pub(super) observed: Vec<(Phase, &'a Seen)>,
-    pub(super) parts: Vec<&'a PartSeen>,
+    pub(super) observed: Vec<(Phase, &'a Observation)>,
+    pub(super) parts: Vec<&'a PartObservation>,
     /// The unfinished phase, and the time up to which it is reported.
     pub(super) running: Option<(Phase, Instant)>,
 }

@@ -18,10 +18,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally};
+use super::{ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::HoldTally};
 use crate::{
     domain::RouteKey,
-    state::{PartSeen, PodStart, Seen},
+    state::{Observation, PartObservation, PodStart},
     telemetry::Pulse,
 };
 
@@ -37,7 +37,7 @@ pub struct Tracker {
     /// Activations that made the target ready. An increase during a hold means that a cold start caused the hold.
     activations: AtomicU64,
     /// Counts of the running cold start, or of the last one.
-    tally: ArcSwap<Tally>,
+    tally: ArcSwap<HoldTally>,
     /// Indexed by [`ColdStartKind`].
     estimates: [ArcSwapOption<Estimates>; 2],
     last: ArcSwapOption<EndedColdStart>,
@@ -199,7 +199,7 @@ impl Tracker {
 
     /// Records the end of a phase of the whole target, as observed in the cluster. The first observation in a cold start
     /// counts; it may precede [`Self::begin`].
-    pub fn observe(&self, phase: Phase, seen: Seen) {
+    pub fn observe(&self, phase: Phase, seen: Observation) {
         let mut state = self.state.lock();
         let began = state.active.as_ref().map(|active| active.began);
         let known = &mut state.observations.ends;
@@ -220,7 +220,7 @@ impl Tracker {
     }
 
     /// Records a part of a phase of our own process. A later report of the same part replaces the earlier one.
-    pub fn record_part(&self, part: PartSeen) {
+    pub fn record_part(&self, part: PartObservation) {
         if let Some(active) = self.state.lock().active.as_mut() {
             active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);

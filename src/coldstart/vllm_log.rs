@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{domain::Part, state::PartSeen};
+use crate::{domain::Part, state::PartObservation};
 
 /// The log of one start.
 ///
@@ -19,7 +19,7 @@ use crate::{domain::Part, state::PartSeen};
 /// the last end.
 #[derive(Debug, Default)]
 pub struct VllmLog {
-    known: BTreeMap<Part, PartSeen>,
+    known: BTreeMap<Part, PartObservation>,
     /// Start of the work on the model.
     model: Option<Instant>,
     /// Starts of compilations without an end yet.
@@ -62,7 +62,7 @@ impl VllmLog {
     const MAX_COMPILING: usize = 1024;
 
     /// Parses a line read at `at`. Returns the new and changed parts; each replaces an earlier one of the same kind.
-    pub fn line(&mut self, line: &str, at: Instant) -> Vec<PartSeen> {
+    pub fn line(&mut self, line: &str, at: Instant) -> Vec<PartObservation> {
         let Some(event) = VllmLogEvent::parse(line) else { return Vec::new() };
         let ago = |took: Duration| at.checked_sub(took).unwrap_or(at);
         let parts = match event {
@@ -109,7 +109,7 @@ impl VllmLog {
     }
 
     /// Ends `engine_start` at the start of the work on the model.
-    fn model_begins(&mut self, at: Instant) -> Option<PartSeen> {
+    fn model_begins(&mut self, at: Instant) -> Option<PartObservation> {
         if self.model.is_some() {
             return None;
         }
@@ -117,13 +117,13 @@ impl VllmLog {
         let first = self.known.values().filter_map(|part| part.start).min();
         let at = first.map_or(at, |first| first.min(at));
         self.model = Some(at);
-        let part = PartSeen { part: Part::EngineStart, start: None, end: at };
+        let part = PartObservation { part: Part::EngineStart, start: None, end: at };
         self.known.insert(Part::EngineStart, part.clone());
         Some(part)
     }
 
     /// Adds a part, cut to start after the one before it. Ignored once a later part is known.
-    fn part(&mut self, part: Part, start: Instant, end: Instant) -> Option<PartSeen> {
+    fn part(&mut self, part: Part, start: Instant, end: Instant) -> Option<PartObservation> {
         if self.known.range((Bound::Excluded(part), Bound::Unbounded)).next().is_some() {
             return None;
         }
@@ -143,7 +143,7 @@ impl VllmLog {
         if known == Some((start, end)) {
             return None;
         }
-        let seen = PartSeen { part, start: Some(start), end };
+        let seen = PartObservation { part, start: Some(start), end };
         self.known.insert(part, seen.clone());
         Some(seen)
     }

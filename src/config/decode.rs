@@ -13,8 +13,8 @@ use super::{
     env::{self, Expansion},
     error::Problem,
     overlay::{Edits, Overlay},
-    schema::{Kind, Section, sections},
-    source::{Faults, KeyPath, Node, Shape, Source, Step, known},
+    schema::{Section, ValueKind, sections},
+    source::{Faults, KeyPath, NodeKind, PathSegment, SourceFile, SourceNode, known},
 };
 
 /// Decodings of one file. Each of them finds one more value of a wrong type.
@@ -30,9 +30,9 @@ pub(super) fn decode<'a>(
     name: &'a str,
     text: &'a str,
     problems: &mut Vec<Problem>,
-) -> Result<(Config, Source<'a>), ()> {
-    let source = Source::new(name, text);
-    let root = match serde_saphyr::from_str_with_options::<Spanned<Shape>>(text, options()) {
+) -> Result<(Config, SourceFile<'a>), ()> {
+    let source = SourceFile::new(name, text);
+    let root = match serde_saphyr::from_str_with_options::<Spanned<NodeKind>>(text, options()) {
         Ok(root) => root,
         // Invalid YAML: no further checks are possible.
         Err(error) => {
@@ -77,7 +77,7 @@ pub(super) fn decode<'a>(
 
 /// Decodes the file of a valid configuration again, for a summary: texts show the names of variables, not their values.
 /// Values of other types appear as they take effect.
-pub(super) fn decode_masked(source: &Source<'_>) -> Option<Config> {
+pub(super) fn decode_masked(source: &SourceFile<'_>) -> Option<Config> {
     let expansions = &source.expansions;
     let mut texts = expansions
         .iter()
@@ -107,29 +107,31 @@ fn decode_edited(text: &str, edits: Edits<'_>) -> Result<Config, (KeyPath, Error
 
 /// Expands the references to environment variables in all values.
 fn expand_variables(
-    source: &Source<'_>,
-    node: &Node,
+    source: &SourceFile<'_>,
+    node: &SourceNode,
     path: &KeyPath,
     expansions: &mut BTreeMap<KeyPath, Expansion>,
     faults: &mut Faults,
     problems: &mut Vec<Problem>,
 ) {
     match &node.value {
-        Shape::Leaf(_) => {}
-        Shape::Text(text) if env::has_reference(text) && !faults.concern(path) => match env::expand(text) {
-            Ok(expansion) => drop(expansions.insert(path.clone(), expansion)),
-            Err(message) => {
-                problems.push(source.problem(path, message));
-                faults.skipped.insert(path.clone());
+        NodeKind::Leaf(_) => {}
+        NodeKind::Text(text) if env::has_reference(text) && !faults.concern(path) => {
+            match env::expand(text) {
+                Ok(expansion) => drop(expansions.insert(path.clone(), expansion)),
+                Err(message) => {
+                    problems.push(source.problem(path, message));
+                    faults.skipped.insert(path.clone());
+                }
             }
-        },
-        Shape::Text(_) => {}
-        Shape::List(items) => {
+        }
+        NodeKind::Text(_) => {}
+        NodeKind::List(items) => {
             for (index, item) in items.iter().enumerate() {
                 expand_variables(source, item, &path.index(index), expansions, faults, problems);
             }
         }
-        Shape::Map(entries) => {
+        NodeKind::Map(entries) => {
             for (key, child) in entries {
                 expand_variables(source, child, &path.key(&key.value), expansions, faults, problems);
             }
@@ -151,21 +153,21 @@ fn options() -> Options {
 
 /// Collects all unknown and missing keys; typos rarely come alone.
 fn check_keys(
-    source: &Source<'_>,
+    source: &SourceFile<'_>,
     sections: &[Section],
-    node: &Node,
+    node: &SourceNode,
     path: &KeyPath,
     faults: &mut Faults,
     problems: &mut Vec<Problem>,
 ) {
     match &node.value {
-        Shape::Leaf(_) | Shape::Text(_) => {}
-        Shape::List(items) => {
+        NodeKind::Leaf(_) | NodeKind::Text(_) => {}
+        NodeKind::List(items) => {
             for (index, item) in items.iter().enumerate() {
                 check_keys(source, sections, item, &path.index(index), faults, problems);
             }
         }
-        Shape::Map(entries) => {
+        NodeKind::Map(entries) => {
             let Some(section) = sections.iter().find(|section| section.path == pattern(path)) else { return };
             let is_missing = |name: &str| entries.iter().all(|(key, _)| key.value != name);
             for (key, child) in entries {
@@ -228,21 +230,21 @@ fn pattern(path: &KeyPath) -> String {
     let mut pattern = String::new();
     for step in path.steps() {
         match step {
-            Step::Key(name) if pattern.is_empty() => pattern.push_str(name),
-            Step::Key(name) => pattern.extend([".", name]),
-            Step::Index(_) => pattern.push_str("[]"),
+            PathSegment::Key(name) if pattern.is_empty() => pattern.push_str(name),
+            PathSegment::Key(name) => pattern.extend([".", name]),
+            PathSegment::Index(_) => pattern.push_str("[]"),
         }
     }
     pattern
 }
 
 /// Returns the expected kind at a path: of the key, or of the items of its list or map.
-fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
+fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<ValueKind> {
     let pattern = pattern(path);
     if sections.iter().any(|section| !section.path.is_empty() && section.path == pattern)
         && pattern.ends_with("[]")
     {
-        return Some(Kind::Section(Vec::new()));
+        return Some(ValueKind::Section(Vec::new()));
     }
     let kind_of = |pattern: &str| {
         let (section, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
@@ -251,18 +253,18 @@ fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
     };
     if let Some(list) = pattern.strip_suffix("[]") {
         return match kind_of(list)? {
-            Kind::List(item) => Some(*item),
+            ValueKind::List(item) => Some(*item),
             _ => None,
         };
     }
     kind_of(&pattern).or_else(|| match kind_of(pattern.rsplit_once('.')?.0)? {
-        Kind::Map => Some(Kind::Text),
+        ValueKind::Map => Some(ValueKind::Text),
         _ => None,
     })
 }
 
 /// Converts an error of the parser to a problem of the file.
-fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Section]) -> Problem {
+fn explain(source: &SourceFile<'_>, path: &KeyPath, error: &Error, sections: &[Section]) -> Problem {
     let error = error.without_snippet();
     if source.expansions.contains_key(path) {
         let message = mismatch(source, path, sections).unwrap_or_else(|| "is invalid".to_owned());
@@ -288,7 +290,7 @@ fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Secti
             (source.position(path), format!("unknown value \"{variant}\"{way_out}"))
         }
         // Messages of our own types name the expected value.
-        Error::Message { msg, .. } if kind_at(path, sections) != Some(Kind::Address) => {
+        Error::Message { msg, .. } if kind_at(path, sections) != Some(ValueKind::Address) => {
             (source.position(path).or(place), msg.clone())
         }
         Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
@@ -319,22 +321,27 @@ fn wording(error: &Error) -> String {
 }
 
 /// Describes the expected and the actual value at the path.
-fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option<String> {
-    let kind = if path.steps().is_empty() { Kind::Section(Vec::new()) } else { kind_at(path, sections)? };
+fn mismatch(source: &SourceFile<'_>, path: &KeyPath, sections: &[Section]) -> Option<String> {
+    let kind =
+        if path.steps().is_empty() { ValueKind::Section(Vec::new()) } else { kind_at(path, sections)? };
     let found = match (&kind, &source.node(path)?.value) {
-        (Kind::Section(_), Shape::Map(entries)) => match entries.len() {
+        (ValueKind::Section(_), NodeKind::Map(entries)) => match entries.len() {
             0 => "none".to_owned(),
             _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
         },
         // Not shown: `env: TOKEN=…` may be a secret.
-        (Kind::Map, Shape::Leaf(text) | Shape::Text(text)) if !text.is_empty() => "a single value".to_owned(),
+        (ValueKind::Map, NodeKind::Leaf(text) | NodeKind::Text(text)) if !text.is_empty() => {
+            "a single value".to_owned()
+        }
         (_, shape) => shape.to_string(),
     };
     let hint = match (&kind, found.as_str()) {
-        (Kind::Text, "nothing") => "; an empty text is \"\"",
+        (ValueKind::Text, "nothing") => "; an empty text is \"\"",
         (_, "nothing") => "; leave the key out for its default",
         // A whole number, but out of range.
-        (Kind::Number(_), number) if number.parse::<f64>().is_ok_and(|number| number > u32::MAX.into()) => {
+        (ValueKind::Number(_), number)
+            if number.parse::<f64>().is_ok_and(|number| number > u32::MAX.into()) =>
+        {
             "; choose a smaller one"
         }
         _ => "",

@@ -11,13 +11,13 @@ use super::{
     budget::WorstCase,
     decode::{decode, decode_masked},
     describe,
-    source::{KeyPath, Source},
+    source::{KeyPath, SourceFile},
     validate::validate,
 };
 
 /// A valid configuration with its warnings.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The configuration.
     pub config: Config,
     /// Settings that are valid but rarely intended, in the order of the file.
@@ -38,7 +38,7 @@ pub fn check(
     memory: Option<&MemoryLimit>,
     width: Option<usize>,
 ) -> Result<String, ConfigError> {
-    let Loaded { config, warnings, masked, .. } = Loaded::load(path, overrides)?.fit(memory);
+    let LoadedConfig { config, warnings, masked, .. } = LoadedConfig::load(path, overrides)?.fit(memory);
     // Limits may have been fitted to the memory.
     let config = masked.map_or(config.clone(), |masked| Config { limits: config.limits, ..*masked });
     let mut report = describe::body(&config, memory, width.unwrap_or(describe::MAX_REPORT_CHARS));
@@ -55,24 +55,24 @@ pub fn check(
 impl Config {
     /// Reads the file, applies the overrides and validates the result.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        Loaded::load(path, overrides).map(|loaded| loaded.config)
+        LoadedConfig::load(path, overrides).map(|loaded| loaded.config)
     }
 
     /// Parses and validates a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
-        Loaded::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
+        LoadedConfig::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
     }
 }
 
 // === impl Loaded ===
 
-impl Loaded {
+impl LoadedConfig {
     /// Reads the file, applies the overrides and validates the result.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         Self::from_read(read(path), path, overrides)
     }
 
-    /// Same as [`Loaded::load`], for content read earlier: the file may have changed since.
+    /// Same as [`LoadedConfig::load`], for content read earlier: the file may have changed since.
     pub fn from_content(content: &[u8], path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         Self::from_read(read_text(content), path, overrides)
     }
@@ -85,7 +85,7 @@ impl Loaded {
         }
     }
 
-    /// Same as [`Loaded::load`], for a text; `name` stands for the file in errors.
+    /// Same as [`LoadedConfig::load`], for a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let Ok((mut config, mut source)) = decode(name, text, &mut problems) else {
@@ -129,7 +129,7 @@ impl Loaded {
 }
 
 /// Lowers the default of `rampStart` to a lower `max`, instead of an error about it.
-fn lower_ramps(config: &mut Config, source: &Source<'_>) {
+fn lower_ramps(config: &mut Config, source: &SourceFile<'_>) {
     for (index, route) in source.route_indices().into_iter().zip(&mut config.routes) {
         let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
         if source.node(&concurrency.key("rampStart")).is_none() {

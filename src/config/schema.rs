@@ -25,16 +25,16 @@ pub struct Section {
     /// True if exactly one of the keys must be given.
     pub either: bool,
     /// Keys in the order of the types.
-    pub keys: Vec<Key>,
+    pub keys: Vec<ConfigKey>,
 }
 
 /// A key of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct ConfigKey {
     /// Name of the key.
     pub name: String,
     /// Kind of its value.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// Default as JSON; `None` if the key is required or has no default value.
     pub default: Option<Value>,
     /// True if the key must be given.
@@ -45,7 +45,7 @@ pub struct Key {
 
 /// Kind of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// A duration.
     Duration,
     /// A number of bytes.
@@ -63,7 +63,7 @@ pub enum Kind {
     /// One of these words, each with its meaning.
     Choice(Vec<(String, String)>),
     /// A list.
-    List(Box<Kind>),
+    List(Box<ValueKind>),
     /// A mapping of arbitrary names to texts.
     Map,
     /// A mapping with fixed keys; if not empty, exactly one of these must be given.
@@ -74,20 +74,20 @@ pub enum Kind {
 pub fn sections() -> Vec<Section> {
     let root = root().to_value();
     let mut sections = Vec::new();
-    Walk { root: &root, sections: &mut sections }.section(String::new(), &root);
+    SchemaWalker { root: &root, sections: &mut sections }.section(String::new(), &root);
     sections
 }
 
 fn root() -> Schema {
     let mut schema = schemars::schema_for!(Config);
-    Unwrap.transform(&mut schema);
+    LineJoiner.transform(&mut schema);
     schema
 }
 
 /// Joins the lines of descriptions, which the source wraps.
-struct Unwrap;
+struct LineJoiner;
 
-impl Transform for Unwrap {
+impl Transform for LineJoiner {
     fn transform(&mut self, schema: &mut Schema) {
         if let Some(Value::String(text)) = schema.get_mut("description") {
             *text = text.replace('\n', " ");
@@ -97,12 +97,12 @@ impl Transform for Unwrap {
 }
 
 /// Walks a schema, in the subset that our types generate.
-struct Walk<'a> {
+struct SchemaWalker<'a> {
     root: &'a Value,
     sections: &'a mut Vec<Section>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> SchemaWalker<'a> {
     fn section(&mut self, path: String, schema: &'a Value) {
         let description = text(schema, "description");
         let required = schema["required"].as_array();
@@ -114,7 +114,7 @@ impl<'a> Walk<'a> {
         let plain = properties(schema).map(|(name, schema)| (name, schema, text(schema, "description")));
         let properties = plain.chain(described).collect::<Vec<_>>();
 
-        let keys = properties.iter().map(|(name, property, description)| Key {
+        let keys = properties.iter().map(|(name, property, description)| ConfigKey {
             name: (*name).clone(),
             kind: self.kind(property),
             default: property.get("default").cloned(),
@@ -131,8 +131,8 @@ impl<'a> Walk<'a> {
         for (name, property, _) in properties {
             let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match self.kind(property) {
-                Kind::Section(_) => self.section(below, self.resolve(property)),
-                Kind::List(item) if matches!(*item, Kind::Section(_)) => {
+                ValueKind::Section(_) => self.section(below, self.resolve(property)),
+                ValueKind::List(item) if matches!(*item, ValueKind::Section(_)) => {
                     self.section(format!("{below}[]"), self.resolve(&property["items"]));
                 }
                 _ => {}
@@ -140,12 +140,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn kind(&self, schema: &'a Value) -> Kind {
+    fn kind(&self, schema: &'a Value) -> ValueKind {
         let schema = given(schema);
         match schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
-            Some("Duration") => return Kind::Duration,
-            Some("ByteCount") => return Kind::Bytes,
-            Some("Ratio") => return Kind::Ratio,
+            Some("Duration") => return ValueKind::Duration,
+            Some("ByteCount") => return ValueKind::Bytes,
+            Some("Ratio") => return ValueKind::Ratio,
             _ => {}
         }
         let schema = self.resolve(schema);
@@ -156,21 +156,21 @@ impl<'a> Walk<'a> {
             let words = words.collect::<Vec<_>>();
             return if words.is_empty() {
                 let names = variants.iter().flat_map(properties).map(|(name, _)| name.clone());
-                Kind::Section(names.collect())
+                ValueKind::Section(names.collect())
             } else {
-                Kind::Choice(words)
+                ValueKind::Choice(words)
             };
         }
         // Optional values have the type `["string", "null"]`.
         let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
         match kind {
-            Some("boolean") => Kind::Boolean,
-            Some("integer") => Kind::Number(schema["minimum"].as_u64().unwrap_or(0)),
-            Some("array") => Kind::List(Box::new(self.kind(&schema["items"]))),
-            Some("object") if schema.get("properties").is_some() => Kind::Section(Vec::new()),
-            Some("object") => Kind::Map,
-            _ if schema["format"] == "ip:port" => Kind::Address,
-            _ => Kind::Text,
+            Some("boolean") => ValueKind::Boolean,
+            Some("integer") => ValueKind::Number(schema["minimum"].as_u64().unwrap_or(0)),
+            Some("array") => ValueKind::List(Box::new(self.kind(&schema["items"]))),
+            Some("object") if schema.get("properties").is_some() => ValueKind::Section(Vec::new()),
+            Some("object") => ValueKind::Map,
+            _ if schema["format"] == "ip:port" => ValueKind::Address,
+            _ => ValueKind::Text,
         }
     }
 
@@ -197,9 +197,9 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema["properties"].as_object().into_iter().flat_map(Map::iter)
 }
 
-// === impl Kind ===
+// === impl ValueKind ===
 
-impl fmt::Display for Kind {
+impl fmt::Display for ValueKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = |names: &mut dyn Iterator<Item = &String>| {
             names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")

@@ -14,10 +14,10 @@ use super::{
 };
 
 /// A parsed file: its name, text, and tree of positions.
-pub(super) struct Source<'a> {
+pub(super) struct SourceFile<'a> {
     name: &'a str,
     text: &'a str,
-    root: Node,
+    root: SourceNode,
     pub(super) faults: Faults,
     /// Values that refer to environment variables.
     pub(super) expansions: BTreeMap<KeyPath, Expansion>,
@@ -34,35 +34,35 @@ pub(super) struct Faults {
 
 /// Path to a key, displayed as `routes[0].hold.maxRequests`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct KeyPath(Vec<Step>);
+pub(super) struct KeyPath(Vec<PathSegment>);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Step {
+pub(super) enum PathSegment {
     Key(String),
     Index(usize),
 }
 
-pub(super) type Node = Spanned<Shape>;
+pub(super) type SourceNode = Spanned<NodeKind>;
 
 /// Kind of a node. Collected by a second pass over the text, since the configuration's types have no positions.
-pub(super) enum Shape {
+pub(super) enum NodeKind {
     /// A scalar other than a text, formatted for messages.
     Leaf(String),
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<(Spanned<String>, Node)>),
+    List(Vec<SourceNode>),
+    Map(Vec<(Spanned<String>, SourceNode)>),
 }
 
-// === impl Source ===
+// === impl SourceFile ===
 
-impl<'a> Source<'a> {
+impl<'a> SourceFile<'a> {
     pub(super) fn new(name: &'a str, text: &'a str) -> Self {
         let unknown = Location::UNKNOWN;
-        let root = Spanned::new(Shape::Map(Vec::new()), unknown, unknown);
+        let root = Spanned::new(NodeKind::Map(Vec::new()), unknown, unknown);
         Self { name, text, root, faults: Faults::default(), expansions: BTreeMap::new() }
     }
 
-    pub(super) fn with_root(self, root: Node) -> Self {
+    pub(super) fn with_root(self, root: SourceNode) -> Self {
         Self { root, ..self }
     }
 
@@ -70,33 +70,33 @@ impl<'a> Source<'a> {
         self.text
     }
 
-    pub(super) fn root(&self) -> &Node {
+    pub(super) fn root(&self) -> &SourceNode {
         &self.root
     }
 
     /// Removes a top-level key that has been overridden.
     pub(super) fn forget(&mut self, key: &str) {
-        if let Shape::Map(entries) = &mut self.root.value {
+        if let NodeKind::Map(entries) = &mut self.root.value {
             entries.retain(|(name, _)| name.value != key);
         }
     }
 
     /// Returns the node at a path, if the file has it.
-    pub(super) fn node(&self, path: &KeyPath) -> Option<&Node> {
+    pub(super) fn node(&self, path: &KeyPath) -> Option<&SourceNode> {
         path.0.iter().try_fold(&self.root, |node, step| Some(node.value.child(step)?.0))
     }
 
     /// Returns the indices in the file of the routes that the configuration has.
     pub(super) fn route_indices(&self) -> Vec<usize> {
         let path = KeyPath::default().key("routes");
-        let Some(Shape::List(items)) = self.node(&path).map(|node| &node.value) else { return Vec::new() };
+        let Some(NodeKind::List(items)) = self.node(&path).map(|node| &node.value) else { return Vec::new() };
         (0..items.len()).filter(|index| !self.faults.skipped.contains(&path.index(*index))).collect()
     }
 
     /// Returns the text at a path as the file has it, with references to variables.
     pub(super) fn raw_text(&self, path: &KeyPath) -> Option<&str> {
         match &self.node(path)?.value {
-            Shape::Text(text) => Some(text),
+            NodeKind::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -109,7 +109,7 @@ impl<'a> Source<'a> {
         for step in &path.0 {
             let Some((child, key)) = node.value.child(step) else { break };
             place = match child.value {
-                Shape::Leaf(_) | Shape::Text(_) => Some(child.referenced),
+                NodeKind::Leaf(_) | NodeKind::Text(_) => Some(child.referenced),
                 _ => Some(key.unwrap_or(child.referenced)),
             };
             node = child;
@@ -168,27 +168,27 @@ impl Faults {
 
 impl KeyPath {
     pub(super) fn key(&self, name: impl Into<String>) -> Self {
-        self.step(Step::Key(name.into()))
+        self.step(PathSegment::Key(name.into()))
     }
 
     pub(super) fn index(&self, index: usize) -> Self {
-        self.step(Step::Index(index))
+        self.step(PathSegment::Index(index))
     }
 
     pub(super) fn parent(&self) -> Self {
         Self(self.0[..self.0.len().saturating_sub(1)].to_vec())
     }
 
-    fn step(&self, step: Step) -> Self {
+    fn step(&self, step: PathSegment) -> Self {
         Self(self.0.iter().cloned().chain([step]).collect())
     }
 
     /// Returns whether the path is that of a route.
     pub(super) fn is_route(&self) -> bool {
-        matches!(&self.0[..], [Step::Key(key), Step::Index(_)] if key == "routes")
+        matches!(&self.0[..], [PathSegment::Key(key), PathSegment::Index(_)] if key == "routes")
     }
 
-    pub(super) fn steps(&self) -> &[Step] {
+    pub(super) fn steps(&self) -> &[PathSegment] {
         &self.0
     }
 }
@@ -197,23 +197,23 @@ impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, step) in self.0.iter().enumerate() {
             match step {
-                Step::Key(name) if number == 0 => f.write_str(name)?,
-                Step::Key(name) => write!(f, ".{name}")?,
-                Step::Index(index) => write!(f, "[{index}]")?,
+                PathSegment::Key(name) if number == 0 => f.write_str(name)?,
+                PathSegment::Key(name) => write!(f, ".{name}")?,
+                PathSegment::Index(index) => write!(f, "[{index}]")?,
             }
         }
         Ok(())
     }
 }
 
-// === impl Shape ===
+// === impl NodeKind ===
 
-impl Shape {
+impl NodeKind {
     /// Returns the child, and the position of its key if it has one.
-    fn child(&self, step: &Step) -> Option<(&Node, Option<Location>)> {
+    fn child(&self, step: &PathSegment) -> Option<(&SourceNode, Option<Location>)> {
         match (self, step) {
-            (Self::List(items), Step::Index(index)) => Some((items.get(*index)?, None)),
-            (Self::Map(entries), Step::Key(name)) => entries
+            (Self::List(items), PathSegment::Index(index)) => Some((items.get(*index)?, None)),
+            (Self::Map(entries), PathSegment::Key(name)) => entries
                 .iter()
                 .find(|(key, _)| key.value == *name)
                 .map(|(key, child)| (child, Some(key.referenced))),
@@ -222,7 +222,7 @@ impl Shape {
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for NodeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leaf(text) if text.is_empty() => f.write_str("nothing"),
@@ -241,70 +241,70 @@ impl fmt::Display for Shape {
     }
 }
 
-impl<'de> Deserialize<'de> for Shape {
+impl<'de> Deserialize<'de> for NodeKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
+        struct NodeVisitor;
 
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Shape;
+        impl<'de> de::Visitor<'de> for NodeVisitor {
+            type Value = NodeKind;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a scalar, a list or a mapping")
             }
 
-            fn visit_unit<E>(self) -> Result<Shape, E> {
-                Ok(Shape::Leaf(String::new()))
+            fn visit_unit<E>(self) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(String::new()))
             }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_bool<E>(self, value: bool) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_i64<E>(self, value: i64) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_i64<E>(self, value: i64) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_u64<E>(self, value: u64) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_u64<E>(self, value: u64) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_i128<E>(self, value: i128) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_i128<E>(self, value: i128) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_u128<E>(self, value: u128) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_u128<E>(self, value: u128) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Shape, E> {
-                Ok(Shape::Leaf(value.to_string()))
+            fn visit_f64<E>(self, value: f64) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf(value.to_string()))
             }
 
-            fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
-                Ok(Shape::Text(value.to_owned()))
+            fn visit_str<E>(self, value: &str) -> Result<NodeKind, E> {
+                Ok(NodeKind::Text(value.to_owned()))
             }
 
-            fn visit_bytes<E>(self, _: &[u8]) -> Result<Shape, E> {
-                Ok(Shape::Leaf("binary data".to_owned()))
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<NodeKind, E> {
+                Ok(NodeKind::Leaf("binary data".to_owned()))
             }
 
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut access: A) -> Result<Shape, A::Error> {
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut access: A) -> Result<NodeKind, A::Error> {
                 let mut items = Vec::new();
                 while let Some(item) = access.next_element()? {
                     items.push(item);
                 }
-                Ok(Shape::List(items))
+                Ok(NodeKind::List(items))
             }
 
-            fn visit_map<A: de::MapAccess<'de>>(self, mut access: A) -> Result<Shape, A::Error> {
+            fn visit_map<A: de::MapAccess<'de>>(self, mut access: A) -> Result<NodeKind, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = access.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Shape::Map(entries))
+                Ok(NodeKind::Map(entries))
             }
         }
 
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(NodeVisitor)
     }
 }

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, time::Duration};
 use super::{
     Config, Limits, env,
     error::{Problem, one_line},
-    source::{KeyPath, Source},
+    source::{KeyPath, SourceFile},
 };
 use crate::domain::{ByteCount, Period, Route, WebOrigin};
 
@@ -40,7 +40,7 @@ pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>
 /// Returns warnings, or all errors together with those of decoding.
 pub(super) fn validate(
     config: &Config,
-    source: &Source<'_>,
+    source: &SourceFile<'_>,
     decoding: Vec<Problem>,
 ) -> Result<Vec<Problem>, Vec<Problem>> {
     let mut checker = Checker { errors: decoding, ..Checker::new(config, Some(source)) };
@@ -63,7 +63,7 @@ pub(super) fn validate(
 struct Checker<'a> {
     config: &'a Config,
     /// `None` for a route of the cluster.
-    source: Option<&'a Source<'a>>,
+    source: Option<&'a SourceFile<'a>>,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
 }
@@ -71,7 +71,7 @@ struct Checker<'a> {
 // === impl Checker ===
 
 impl<'a> Checker<'a> {
-    const fn new(config: &'a Config, source: Option<&'a Source<'a>>) -> Self {
+    const fn new(config: &'a Config, source: Option<&'a SourceFile<'a>>) -> Self {
         Self { config, source, errors: Vec::new(), warnings: Vec::new() }
     }
 

@@ -33,13 +33,13 @@ pub struct ConfigWatcher {
     seen: Vec<u8>,
     hangup: Signal,
     changes: Arc<Notify>,
-    folders: Option<Folders>,
+    folders: Option<DirectoryWatches>,
     poll: Interval,
 }
 
 /// Watches of directories rather than the file, which is replaced by a rename or reached through a symlink. For a
 /// ConfigMap, `config.yaml -> ..data/config.yaml` with `..data -> ..2026_01_01`, and `..data` changes.
-struct Folders {
+struct DirectoryWatches {
     watcher: RecommendedWatcher,
     /// Directory of the path as given.
     named: PathBuf,
@@ -54,7 +54,7 @@ impl ConfigWatcher {
     pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         let changes = Arc::new(Notify::new());
-        let folders = Folders::new(&path, &changes).inspect_err(|error| {
+        let folders = DirectoryWatches::new(&path, &changes).inspect_err(|error| {
             warn!(path = %path.display(), %error, "cannot watch the configuration; polling it every 2 s");
         });
         let period = if folders.is_ok() { REPAIR_INTERVAL } else { POLL_INTERVAL };
@@ -64,7 +64,7 @@ impl ConfigWatcher {
     fn with(
         path: PathBuf,
         changes: Arc<Notify>,
-        folders: Option<Folders>,
+        folders: Option<DirectoryWatches>,
         period: Duration,
     ) -> io::Result<Self> {
         let mut poll = interval(period);
@@ -113,9 +113,9 @@ impl ConfigWatcher {
     }
 }
 
-// === impl Folders ===
+// === impl DirectoryWatches ===
 
-impl Folders {
+impl DirectoryWatches {
     fn new(path: &Path, changes: &Arc<Notify>) -> notify::Result<Self> {
         let changes = Arc::clone(changes);
         let name = path.file_name().map(ToOwned::to_owned);

@@ -49,30 +49,30 @@ impl Rate {
 mod tests {
     use super::*;
 
-    const WINDOW: Duration = Duration::from_secs(60);
+    const RATE_WINDOW: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
     async fn rate_covers_the_last_window() {
         let mut rate = Rate::default();
         let start = Instant::now();
         let at = |second: u64| start + Duration::from_secs(second);
-        assert_eq!(rate.per_second(start, 0, WINDOW), 0.0);
+        assert_eq!(rate.per_second(start, 0, RATE_WINDOW), 0.0);
         // 3 a second for two minutes.
         for second in 0..=120 {
-            rate.sample(at(second), 3 * second, WINDOW);
+            rate.sample(at(second), 3 * second, RATE_WINDOW);
             if second == 30 {
-                assert_eq!(rate.per_second(at(30), 90, WINDOW), 1.5, "90 ÷ 60 s, after 30 s");
+                assert_eq!(rate.per_second(at(30), 90, RATE_WINDOW), 1.5, "90 ÷ 60 s, after 30 s");
             }
         }
-        assert_eq!(rate.per_second(at(120), 360, WINDOW), 3.0, "(360 - 180) ÷ 60");
+        assert_eq!(rate.per_second(at(120), 360, RATE_WINDOW), 3.0, "(360 - 180) ÷ 60");
         for second in 121..=150 {
-            rate.sample(at(second), 360, WINDOW);
+            rate.sample(at(second), 360, RATE_WINDOW);
         }
-        assert_eq!(rate.per_second(at(150), 360, WINDOW), 1.5, "(360 - 270) ÷ 60");
+        assert_eq!(rate.per_second(at(150), 360, RATE_WINDOW), 1.5, "(360 - 270) ÷ 60");
         for second in 151..=180 {
-            rate.sample(at(second), 360, WINDOW);
+            rate.sample(at(second), 360, RATE_WINDOW);
         }
-        assert_eq!(rate.per_second(at(180), 360, WINDOW), 0.0);
+        assert_eq!(rate.per_second(at(180), 360, RATE_WINDOW), 0.0);
     }
 
     #[tokio::test(start_paused = true)]

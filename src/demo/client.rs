@@ -33,13 +33,13 @@ pub(super) struct ClientState {
 }
 
 /// Clients of a burst, with a common clock.
-pub(super) struct Clients {
+pub(super) struct DemoClients {
     pub(super) began: Instant,
     states: Vec<Arc<Mutex<ClientState>>>,
     running: JoinSet<()>,
 }
 
-struct Client {
+struct DemoClient {
     began: Instant,
     state: Arc<Mutex<ClientState>>,
     sender: SendRequest<Full<Bytes>>,
@@ -57,9 +57,9 @@ const PROMPTS: [&str; 8] = [
     "What happens while I wait?",
 ];
 
-// === impl Clients ===
+// === impl DemoClients ===
 
-impl Clients {
+impl DemoClients {
     /// Opens `count` connections, then sends all requests concurrently.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Clients {
         for (number, sender) in senders.into_iter().enumerate() {
             let state = Arc::<Mutex<ClientState>>::default();
             clients.states.push(state.clone());
-            let client = Client { began: clients.began, state, sender };
+            let client = DemoClient { began: clients.began, state, sender };
             clients.running.spawn(client.run(address, number));
         }
         Ok(clients)
@@ -105,9 +105,9 @@ impl Clients {
     }
 }
 
-// === impl Client ===
+// === impl DemoClient ===
 
-impl Client {
+impl DemoClient {
     async fn run(mut self, address: SocketAddr, number: usize) {
         let error = self.ask(address, number).await.err();
         let mut state = self.state.lock();
@@ -143,7 +143,7 @@ impl Client {
 
     async fn read(&self, response: Response<Incoming>) -> Result<(), String> {
         let mut body = response.into_body();
-        let mut lines = LineBuffer::default();
+        let mut lines = StreamLines::default();
         let mut ended = false;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| format!("answer interrupted: {error}"))?;
@@ -195,9 +195,9 @@ fn error_message(body: &Value) -> Option<String> {
 
 /// Splits a stream into lines.
 #[derive(Default)]
-struct LineBuffer(Vec<u8>);
+struct StreamLines(Vec<u8>);
 
-impl LineBuffer {
+impl StreamLines {
     /// Returns the lines completed by `part`.
     fn take(&mut self, part: &[u8]) -> Vec<String> {
         self.0.extend_from_slice(part);
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn lines_are_reassembled_from_parts() {
-        let mut lines = LineBuffer::default();
+        let mut lines = StreamLines::default();
         assert!(lines.take(b"data: {\"a\"").is_empty());
         assert_eq!(lines.take(b": 1}\r\n\n: beat\nda"), ["data: {\"a\": 1}", "", ": beat"]);
         assert_eq!(lines.take(b"ta: [DONE]\n"), ["data: [DONE]"]);

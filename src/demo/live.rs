@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Lines updated in place.
-pub(super) struct Live {
+pub(super) struct LiveLines {
     lines: ProgressBar,
     /// Number of requests with their own line.
     shown: usize,
@@ -30,9 +30,9 @@ const PHASES: [Phase; 6] =
 /// Rows other than requests, including the shell prompt.
 const OTHER_ROWS: usize = 6;
 
-// === impl Live ===
+// === impl LiveLines ===
 
-impl Live {
+impl LiveLines {
     pub(super) fn new(requests: usize) -> Self {
         let shown = requests.min(MAX_SHOWN_REQUESTS).min(size().1.saturating_sub(OTHER_ROWS).max(1));
         Self { lines: message_line(), shown, paint: Paint::for_stdout() }

@@ -7,11 +7,11 @@ use tokio::{sync::mpsc, task::JoinHandle, time::interval};
 use super::error::DemoError;
 use crate::{
     admission::Gate,
-    app::{Account, Bound, Command, StartError},
+    app::{Account, BoundProxy, Command, StartError},
     coldstart::{ColdStart, ColdStarts},
     config::Config,
     domain::{Period, RouteKey, Target},
-    drain::Request,
+    drain::StopSignal,
     error::Outcome,
     scaler,
 };
@@ -34,7 +34,7 @@ const SETTLE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Name of the route in [`CONFIG`].
-const ROUTE: &str = "demo";
+const DEMO_ROUTE: &str = "demo";
 
 const CONFIG: &str = include_str!("config.yaml");
 
@@ -47,7 +47,7 @@ impl DemoProxy {
             Target::Url(_) | Target::Cluster(_) => Period::from_secs(0),
         };
         let bound = loop {
-            match Bound::new(config.clone(), scaler::Options::default()).await {
+            match BoundProxy::new(config.clone(), scaler::Options::default()).await {
                 Ok(bound) => break bound,
                 Err(StartError::Listen { key, address, source })
                     if source.kind() == io::ErrorKind::AddrInUse && address.port() != 0 =>
@@ -65,7 +65,7 @@ impl DemoProxy {
         let mut ticks = interval(SETTLE_POLL_INTERVAL);
         let gate = loop {
             ticks.tick().await;
-            if let Some(gate) = shared.table.load().gate(&RouteKey::from(ROUTE)) {
+            if let Some(gate) = shared.table.load().gate(&RouteKey::from(DEMO_ROUTE)) {
                 break gate.clone();
             }
             if running.is_finished() {
@@ -82,7 +82,7 @@ impl DemoProxy {
 
     /// Returns the last finished cold start.
     pub(super) fn last_cold_start(&self) -> Option<ColdStart> {
-        self.cold_starts.recent(Some(ROUTE), 1).pop()
+        self.cold_starts.recent(Some(DEMO_ROUTE), 1).pop()
     }
 
     /// Returns the current request counts.
@@ -113,7 +113,7 @@ impl DemoProxy {
     /// Stops the proxy and the model server gracefully, or immediately once `cancelled` completes.
     pub(super) async fn stop(self, cancelled: impl Future<Output = ()>) -> Account {
         let Self { commands, mut running, .. } = self;
-        let send_stop = async || commands.send(Command::Stop(Request::Interrupt)).await;
+        let send_stop = async || commands.send(Command::Stop(StopSignal::Interrupt)).await;
         let _ = send_stop().await;
         tokio::select! {
             // Biased: the proxy may already have ended.
@@ -161,6 +161,6 @@ mod tests {
         let open: Vec<_> = process.command.iter().filter(|argument| argument.contains('{')).collect();
         assert_eq!(open, ["--port={port}"]);
         assert!(process.command.contains(&"--load-time=1s500ms".to_owned()), "{:?}", process.command);
-        assert_eq!(config.routes[0].name.as_str(), ROUTE);
+        assert_eq!(config.routes[0].name.as_str(), DEMO_ROUTE);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 
 /// Report of the demo.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct DemoReport {
     version: &'static str,
     /// Configured load time of the model server.
     load_time: Period,
@@ -66,9 +66,9 @@ struct AccountReport {
     balances: bool,
 }
 
-// === impl Report ===
+// === impl DemoReport ===
 
-impl Report {
+impl DemoReport {
     pub(super) fn new(
         load_time: Period,
         cold_start: Option<ColdStart>,

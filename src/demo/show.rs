@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     client::ClientState,
-    live::Live,
+    live::LiveLines,
     view::{MAX_SHOWN_REQUESTS, RouteView},
 };
 use crate::{
@@ -13,25 +13,25 @@ use crate::{
 };
 
 /// Display of the first burst.
-pub(super) enum Show {
-    Live(Live),
-    Lines(Lines),
+pub(super) enum BurstDisplay {
+    Live(LiveLines),
+    Lines(LinePrinter),
 }
 
 /// Prints a line per change. The fields are what has been printed.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct LinePrinter {
     phases: usize,
     heartbeats: u32,
     first_token: bool,
     done: Vec<bool>,
 }
 
-// === impl Show ===
+// === impl BurstDisplay ===
 
-impl Show {
+impl BurstDisplay {
     pub(super) fn new(requests: usize) -> Self {
-        if is_live() { Self::Live(Live::new(requests)) } else { Self::Lines(Lines::new(requests)) }
+        if is_live() { Self::Live(LiveLines::new(requests)) } else { Self::Lines(LinePrinter::new(requests)) }
     }
 
     /// Returns the interval of updates.
@@ -56,7 +56,7 @@ impl Show {
         }
     }
 
-    /// Like [`Show::finish`], after Ctrl-C.
+    /// Like [`BurstDisplay::finish`], after Ctrl-C.
     pub(super) fn freeze(self) {
         if let Self::Live(live) = self {
             live.freeze();
@@ -64,9 +64,9 @@ impl Show {
     }
 }
 
-// === impl Lines ===
+// === impl LinePrinter ===
 
-impl Lines {
+impl LinePrinter {
     fn new(requests: usize) -> Self {
         Self { done: vec![false; requests], ..Self::default() }
     }

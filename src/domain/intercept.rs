@@ -119,7 +119,7 @@ impl Intercept {
     pub const PLACEHOLDER_STATUS: u16 = 503;
 
     /// Default number of requests per replica.
-    pub const TARGET: u32 = 100;
+    pub const DEFAULT_TARGET: u32 = 100;
 
     /// Default number of held requests. The Add-on has no limit.
     pub const MAX_PENDING: u32 = 10_000;
@@ -158,7 +158,7 @@ impl Intercept {
 
 impl StaticRoute {
     /// Default status.
-    pub const STATUS: u16 = 200;
+    pub const DEFAULT_STATUS: u16 = 200;
 }
 
 // === impl StaticAnswer ===
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholder_is_immediate_unless_holding_is_allowed() {
+    fn placeholder_is_immediate_unless_hold_is_allowed() {
         let placeholder = StaticAnswer::new(503, [], text("soon")).ok();
         for (max_pending, overflow, at_once, beyond) in [
             (None, Overflow::Reject, true, false),

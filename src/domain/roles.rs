@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 /// Labels, all of which a pod must have.
-type Labels = BTreeMap<String, String>;
+type PodLabels = BTreeMap<String, String>;
 
 /// Pods of a target that serve, and pods that must be ready for that. By default every pod serves, and one is enough.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Roles {
     /// The labels of the pods that requests go to. Empty: all pods.
-    pub serve: Labels,
+    pub serve: PodLabels,
     /// Groups of pods by name. The target is up while each of them has a pod that is ready.
-    pub groups: BTreeMap<String, Labels>,
+    pub groups: BTreeMap<String, PodLabels>,
 }
 
 /// Purpose of one pod.
@@ -35,7 +35,7 @@ impl Roles {
     }
 
     /// Returns the role of a pod with these labels; `None` if the pod is irrelevant to the target.
-    pub fn of(&self, labels: Option<&Labels>) -> Option<Role> {
+    pub fn of(&self, labels: Option<&PodLabels>) -> Option<Role> {
         let has =
             |(key, value): (&String, &String)| labels.is_some_and(|labels| labels.get(key) == Some(value));
         let serves = self.serve.iter().all(has);
@@ -50,7 +50,7 @@ impl Roles {
 mod tests {
     use super::*;
 
-    fn labels(text: &str) -> Labels {
+    fn labels(text: &str) -> PodLabels {
         let pairs = text.split_whitespace().filter_map(|pair| pair.split_once('='));
         pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }

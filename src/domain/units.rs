@@ -158,9 +158,9 @@ impl fmt::Debug for ByteCount {
 
 impl<'de> Deserialize<'de> for ByteCount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
+        struct ByteCountVisitor;
 
-        impl de::Visitor<'_> for Visitor {
+        impl de::Visitor<'_> for ByteCountVisitor {
             type Value = ByteCount;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for ByteCount {
             }
         }
 
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(ByteCountVisitor)
     }
 }
 

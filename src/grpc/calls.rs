@@ -24,7 +24,7 @@ use tower::{Layer, Service};
 
 use crate::{
     config::budget::{GRPC_CALLS, GRPC_MESSAGE_BYTES, GRPC_REFLECTIONS},
-    places::{InUse, Place, Places, Source},
+    places::{InUseGuard, Place, Places, Source},
 };
 
 /// Connection of a call.
@@ -66,7 +66,7 @@ struct OpenAnswer {
     /// Place of the call, with a future that resolves on its eviction.
     place: Option<(Place, Cancelled)>,
     _ends_request: Option<DropGuard>,
-    _in_use: InUse,
+    _in_use: InUseGuard,
 }
 
 /// Messages of a call that may continue beside its response. They end with it, as the service reads them in a separate
@@ -223,7 +223,7 @@ async fn answer(
     ends_request: Option<DropGuard>,
     answering: impl Future<Output = Result<Response<Body>, Infallible>> + Send,
 ) -> Result<Response<Body>, Infallible> {
-    let in_use = InUse::new(caller.uses.clone());
+    let in_use = InUseGuard::new(caller.uses.clone());
     let places = if ends_request.is_some() { &caller.calls.reflections } else { &caller.calls.calls };
     let mut answering = pin!(answering);
     let mut place = None;

@@ -17,14 +17,14 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer as _, Service as _};
 
 use super::*;
-use crate::{config::budget::GRPC_CALLS, places::InUse};
+use crate::{config::budget::GRPC_CALLS, places::InUseGuard};
 
-const END_HEADERS: u8 = 4;
+const END_HEADERS_FLAG: u8 = 4;
 
-const END_STREAM: u8 = 1;
+const END_STREAM_FLAG: u8 = 1;
 
 /// Start of a connection: the preface, and settings that change nothing.
-const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+const PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// Connects a client. Also returns the places left for others.
 async fn connected() -> (DuplexStream, Arc<Semaphore>) {
@@ -36,7 +36,7 @@ async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
     let places = Arc::new(Semaphore::new(1));
     let open = places.clone().acquire_owned().await.unwrap();
     let place = Places::new(1, 1).enter(Source::default(), CancellationToken::new());
-    let connection = Connection::open(stream, caller, None, place, open).await.unwrap();
+    let connection = GrpcConnection::open(stream, caller, None, place, open).await.unwrap();
     let (_, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::once(Ok::<_, Infallible>(connection));
     let serving = server(100).add_routes(Routes::new(health)).serve_with_incoming(incoming);
@@ -59,9 +59,9 @@ async fn silent_client_loses_its_place_after_10_s() {
     drop(silent);
 
     let (mut slow, places) = connected().await;
-    slow.write_all(&BEGINNING[..1]).await.unwrap();
+    slow.write_all(&PREFACE_AND_SETTINGS[..1]).await.unwrap();
     sleep(Duration::from_secs(9)).await;
-    slow.write_all(&BEGINNING[1..PREFACE.len() - 1]).await.unwrap();
+    slow.write_all(&PREFACE_AND_SETTINGS[1..PREFACE.len() - 1]).await.unwrap();
     assert_eq!(freed(&places).await.as_secs(), 1, "10 s from the beginning, 9 of which are over");
 }
 
@@ -69,7 +69,7 @@ async fn silent_client_loses_its_place_after_10_s() {
 async fn silent_client_is_pinged() {
     let (mut client, places) = connected().await;
     sleep(Duration::from_secs(9)).await;
-    client.write_all(BEGINNING).await.unwrap();
+    client.write_all(PREFACE_AND_SETTINGS).await.unwrap();
     let reading = tokio::spawn(async move { client.read_to_end(&mut Vec::new()).await });
     let freed = freed(&places).await.as_secs();
     assert!((19..=21).contains(&freed), "a ping after 10 s, no answer for 10 s: {freed} s");
@@ -83,15 +83,15 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A client that reads everything and answers PINGs.
-struct Live {
+struct LiveClient {
     writes: Arc<tokio::sync::Mutex<WriteHalf<DuplexStream>>>,
     /// Time at which the connection ended, and the last frame before.
     reading: JoinHandle<(Instant, Vec<u8>)>,
 }
 
-impl Live {
+impl LiveClient {
     async fn new(client: DuplexStream) -> Self {
-        const PING: u8 = 6;
+        const PING_FRAME: u8 = 6;
         let (mut reads, writes) = split(client);
         let writes = Arc::new(tokio::sync::Mutex::new(writes));
         let answers = writes.clone();
@@ -104,14 +104,14 @@ impl Live {
                 }
                 let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
                 reads.read_exact(&mut payload).await.unwrap();
-                if (head[3], head[4]) == (PING, 0) {
-                    let _ = answers.lock().await.write_all(&frame(PING, 1, 0, &payload)).await;
+                if (head[3], head[4]) == (PING_FRAME, 0) {
+                    let _ = answers.lock().await.write_all(&frame(PING_FRAME, 1, 0, &payload)).await;
                 }
                 last = [&head[..], &payload].concat();
             }
         });
         let live = Self { writes, reading };
-        live.send(BEGINNING).await;
+        live.send(PREFACE_AND_SETTINGS).await;
         live
     }
 
@@ -147,18 +147,18 @@ fn call(method: &str, flags: u8, stream: u8) -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connection_is_told_that_it_ends() {
+async fn idle_connection_gets_goaway() {
     let (client, places) = connected().await;
-    assert_eq!(Live::new(client).await.ended_after().await, (300, 0));
+    assert_eq!(LiveClient::new(client).await.ended_after().await, (300, 0));
     assert_eq!(places.available_permits(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn connection_with_calls_is_not_idle() {
     let (client, _places) = connected().await;
-    let client = Live::new(client).await;
+    let client = LiveClient::new(client).await;
     for number in 0..20 {
-        client.send(&call("Check", END_HEADERS | END_STREAM, 2 * number + 1)).await;
+        client.send(&call("Check", END_HEADERS_FLAG | END_STREAM_FLAG, 2 * number + 1)).await;
         sleep(Duration::from_secs(299)).await;
     }
     let (seconds, last) = client.ended_after().await;
@@ -170,8 +170,8 @@ async fn connection_with_calls_is_not_idle() {
 async fn connection_with_a_stream_does_not_end() {
     let caller = Caller::default();
     let (client, _places) = connected_as(caller.clone()).await;
-    let client = Live::new(client).await;
-    let stream = InUse::new(caller.uses.clone());
+    let client = LiveClient::new(client).await;
+    let stream = InUseGuard::new(caller.uses.clone());
     sleep(Duration::from_secs(36_000)).await;
     assert!(!client.reading.is_finished());
     drop(stream);
@@ -180,8 +180,8 @@ async fn connection_with_a_stream_does_not_end() {
 
     // The same with a stream of health.
     let (client, _places) = connected().await;
-    let client = Live::new(client).await;
-    let watch = [call("Watch", END_HEADERS, 1), frame(0, END_STREAM, 1, &[0; 5])].concat();
+    let client = LiveClient::new(client).await;
+    let watch = [call("Watch", END_HEADERS_FLAG, 1), frame(0, END_STREAM_FLAG, 1, &[0; 5])].concat();
     client.send(&watch).await;
     sleep(Duration::from_secs(36_000)).await;
     assert!(!client.reading.is_finished());
@@ -197,7 +197,7 @@ async fn ends_connection(bytes: &[u8]) -> bool {
     let (client, places) = connected().await;
     let (mut reads, mut writes) = split(client);
     let reading = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
-    writes.write_all(BEGINNING).await.unwrap();
+    writes.write_all(PREFACE_AND_SETTINGS).await.unwrap();
     let sent =
         writes.write_all(bytes).await.is_ok() && writes.write_all(&frame(6, 0, 0, b"read all")).await.is_ok();
     // Less than the server's ping interval.
@@ -208,7 +208,7 @@ async fn ends_connection(bytes: &[u8]) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn control_frames_are_limited() {
-    const MOST: usize = MAX_CONTROL_FRAMES as usize;
+    const FRAME_BURST: usize = MAX_CONTROL_FRAMES as usize;
     for (what, control) in [
         ("PING", frame(6, 0, 0, b"floodflo")),
         ("PING that answers none", frame(6, 1, 0, b"answered")),
@@ -217,25 +217,29 @@ async fn control_frames_are_limited() {
         ("WINDOW_UPDATE", frame(8, 0, 0, &[0, 0, 0, 1])),
         ("no known kind", frame(0xee, 0, 0, b"what")),
     ] {
-        assert!(!ends_connection(&control.repeat(MOST / 2)).await, "{what}");
-        assert!(ends_connection(&control.repeat(2 * MOST)).await, "{what}");
+        assert!(!ends_connection(&control.repeat(FRAME_BURST / 2)).await, "{what}");
+        assert!(ends_connection(&control.repeat(2 * FRAME_BURST)).await, "{what}");
     }
 }
 
 /// Bounded by h2, as long as its limits stay the same.
 #[tokio::test(start_paused = true)]
 async fn empty_frames_of_a_call_are_limited() {
-    assert!(!ends_connection(&call("Check", END_HEADERS, 1)).await);
+    assert!(!ends_connection(&call("Check", END_HEADERS_FLAG, 1)).await);
     assert!(
         ends_connection(&[call("Check", 0, 1), frame(9, 0, 1, &[]).repeat(1_000)].concat()).await,
         "CONTINUATION"
     );
     assert!(
-        ends_connection(&[call("Check", END_HEADERS, 1), frame(0, 0, 1, &[]).repeat(1_000)].concat()).await,
+        ends_connection(&[call("Check", END_HEADERS_FLAG, 1), frame(0, 0, 1, &[]).repeat(1_000)].concat())
+            .await,
         "DATA"
     );
-    let empty_heads = frame(1, END_HEADERS, 1, &[]).repeat(2 * MAX_CONTROL_FRAMES as usize);
-    assert!(ends_connection(&[call("Check", END_HEADERS, 1), empty_heads].concat()).await, "HEADERS: by us");
+    let empty_heads = frame(1, END_HEADERS_FLAG, 1, &[]).repeat(2 * MAX_CONTROL_FRAMES as usize);
+    assert!(
+        ends_connection(&[call("Check", END_HEADERS_FLAG, 1), empty_heads].concat()).await,
+        "HEADERS: by us"
+    );
 }
 
 type Parts = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
@@ -294,7 +298,7 @@ async fn call_above_its_size_fails_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_wait_are_bounded_and_whole_ones_are_not() {
+async fn incomplete_calls_are_bounded_complete_are_not() {
     let caller = Caller::default();
     let whole = || stream::iter([part(EMPTY_MESSAGE)]).boxed();
     // One source may have half of the places.

@@ -20,10 +20,10 @@ use crate::config::ScalerTls;
 /// there are few, so that replacing them (cert-manager does, weeks before expiry) needs no notification.
 pub struct Tls {
     files: ScalerTls,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedTls>,
 }
 
-struct Loaded {
+struct LoadedTls {
     contents: Contents,
     config: Arc<ServerConfig>,
 }
@@ -61,7 +61,7 @@ impl Tls {
     pub fn load(files: ScalerTls) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
         let config = contents.config(&files)?;
-        Ok(Self { files, loaded: Mutex::new(Loaded { contents, config }) })
+        Ok(Self { files, loaded: Mutex::new(LoadedTls { contents, config }) })
     }
 
     /// Returns an acceptor for the current files. If these cannot be used, the previous ones remain in effect.
@@ -81,7 +81,7 @@ impl Tls {
             return Ok(());
         }
         let config = contents.config(&self.files)?;
-        *self.loaded.lock() = Loaded { contents, config };
+        *self.loaded.lock() = LoadedTls { contents, config };
         tracing::info!(cert = self.files.cert, "the certificate of the scaler was replaced");
         Ok(())
     }

@@ -46,7 +46,7 @@ pub struct Sequence {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeats: Option<Heartbeats>,
     /// Events in order.
-    pub events: Vec<Moment>,
+    pub events: Vec<TimedEvent>,
     /// Events omitted from the middle.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_out: u32,
@@ -63,7 +63,7 @@ pub struct Heartbeats {
 
 /// An event and its time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Moment {
+pub struct TimedEvent {
     /// Time from the arrival.
     pub at_ms: f64,
     /// The event.

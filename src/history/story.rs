@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     event::{Event, HoldReason, MAX_TEXT_BYTES, bounded},
     query::Query,
-    sequence::{Heartbeats, Moment, Sequence},
+    sequence::{Heartbeats, Sequence, TimedEvent},
 };
 use crate::domain::RouteKey;
 
@@ -29,7 +29,7 @@ pub struct Story {
 
 /// Identity of a request at its arrival.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
+pub struct ArrivedRequest<'a> {
     pub(super) route: &'a RouteKey,
     pub(super) request_id: &'a str,
     pub(super) arrived: Instant,
@@ -78,7 +78,7 @@ pub struct Ending {
 }
 
 /// Longest texts kept, in bytes.
-const MAX_ID_BYTES: usize = 128;
+const MAX_REQUEST_ID_BYTES: usize = 128;
 const MAX_MODEL_BYTES: usize = 128;
 const MAX_REASON_BYTES: usize = 512;
 
@@ -89,9 +89,9 @@ const MAX_EVENTS: usize = 24;
 /// Periods of being held that are kept.
 const MAX_WAITS: usize = 16;
 
-// === impl Arrival ===
+// === impl ArrivedRequest ===
 
-impl<'a> Arrival<'a> {
+impl<'a> ArrivedRequest<'a> {
     /// Creates the identity of a request to `route`.
     pub const fn new(route: &'a RouteKey, request_id: &'a str, arrived: Instant) -> Self {
         Self { route, request_id, arrived }
@@ -137,10 +137,10 @@ impl RequestInfo {
 // === impl Story ===
 
 impl Story {
-    pub(super) fn new(number: u64, arrival: Arrival<'_>, info: Option<RequestInfo>) -> Self {
+    pub(super) fn new(number: u64, arrival: ArrivedRequest<'_>, info: Option<RequestInfo>) -> Self {
         Self {
             number,
-            request_id: bounded(arrival.request_id, MAX_ID_BYTES),
+            request_id: bounded(arrival.request_id, MAX_REQUEST_ID_BYTES),
             route: arrival.route.clone(),
             info,
             arrived: arrival.arrived,
@@ -201,7 +201,7 @@ impl Story {
 
     /// Truncates an id as in a story.
     pub(super) fn id(text: &str) -> &str {
-        &text[..text.floor_char_boundary(MAX_ID_BYTES)]
+        &text[..text.floor_char_boundary(MAX_REQUEST_ID_BYTES)]
     }
 
     pub(super) const fn route(&self) -> &RouteKey {
@@ -263,7 +263,7 @@ impl Story {
     pub(super) fn sequence(&self) -> Sequence {
         let state = self.state.lock();
         let ms = |micros: u64| micros as f64 / 1e3;
-        let moment = |at: u64, event: &Event| Moment { at_ms: ms(at), event: event.clone() };
+        let moment = |at: u64, event: &Event| TimedEvent { at_ms: ms(at), event: event.clone() };
         let now = self.micros(Instant::now());
         let mut events = vec![moment(0, &Event::Arrived)];
         events.extend(state.events.iter().map(|(at, event)| moment(*at, event)));

@@ -9,9 +9,9 @@ use tokio::time::{Instant, advance};
 
 use super::*;
 
-fn begin(history: &History, id: &str) -> Arc<Story> {
+fn begin(history: &RequestHistory, id: &str) -> Arc<Story> {
     let asked = RequestInfo::new(&Method::POST, "/v1/chat/completions", Some("tiny"));
-    history.begin(Arrival::new(&"tiny".into(), id, Instant::now()), Some(asked))
+    history.begin(ArrivedRequest::new(&"tiny".into(), id, Instant::now()), Some(asked))
 }
 
 fn record(story: &Story, event: Event) {
@@ -20,7 +20,7 @@ fn record(story: &Story, event: Event) {
 
 const HELD: Event = Event::Held { position: 1, why: HoldReason::NothingReady };
 const COMPLETED: Ending = Ending { outcome: "completed", admitted: true, status: Some(200), failed: false };
-const REFUSED: Ending = Ending { outcome: "saturated", admitted: false, status: Some(429), failed: true };
+const SATURATED: Ending = Ending { outcome: "saturated", admitted: false, status: Some(429), failed: true };
 
 fn ids(found: &[Sequence]) -> Vec<&str> {
     found.iter().map(|sequence| sequence.request_id.as_str()).collect()
@@ -28,7 +28,7 @@ fn ids(found: &[Sequence]) -> Vec<&str> {
 
 #[tokio::test(start_paused = true)]
 async fn sequence_has_events_with_their_times() {
-    let history = History::new(10);
+    let history = RequestHistory::new(10);
     let story = begin(&history, "mine");
     advance(Duration::from_millis(2)).await;
     record(&story, Event::Held { position: 3, why: HoldReason::NothingReady });
@@ -89,7 +89,7 @@ async fn sequence_has_events_with_their_times() {
 
 #[tokio::test(start_paused = true)]
 async fn refusals_evict_no_request_that_waited() {
-    let history = History::new(3);
+    let history = RequestHistory::new(3);
     for id in ["a", "b", "c", "d"] {
         let story = begin(&history, id);
         record(&story, HELD);
@@ -97,7 +97,7 @@ async fn refusals_evict_no_request_that_waited() {
         advance(Duration::from_secs(1)).await;
     }
     for _ in 0..100 {
-        history.end(begin(&history, "flood"), REFUSED);
+        history.end(begin(&history, "flood"), SATURATED);
     }
     let running = begin(&history, "d");
     assert_eq!(ids(&history.recent(Query::default(), 4)), ["flood", "flood", "flood", "d"]);
@@ -121,7 +121,7 @@ async fn refusals_evict_no_request_that_waited() {
         "one that waited, and one that did not"
     );
     history.set_max(0);
-    history.end(begin(&history, "x"), REFUSED);
+    history.end(begin(&history, "x"), SATURATED);
     begin(&history, "y");
     assert_eq!((history.kept().running, history.bytes()), (0, 0));
     assert!(history.kept().explain().contains("`history.requests` is 0"));
@@ -129,10 +129,10 @@ async fn refusals_evict_no_request_that_waited() {
 
 #[tokio::test(start_paused = true)]
 async fn texts_of_clients_are_bounded() {
-    let history = History::new(100);
+    let history = RequestHistory::new(100);
     let long = "ü".repeat(5000);
     let asked = RequestInfo::new(&Method::from_bytes(&[b'X'; 5000]).unwrap(), &long, Some(&long));
-    let story = history.begin(Arrival::new(&"tiny".into(), &long, Instant::now()), Some(asked));
+    let story = history.begin(ArrivedRequest::new(&"tiny".into(), &long, Instant::now()), Some(asked));
     story.set_reason(&long);
     for _ in 0..1000 {
         record(&story, HELD);
@@ -140,12 +140,12 @@ async fn texts_of_clients_are_bounded() {
         record(&story, Event::dispatch_failed(&long, &long));
     }
     assert!(story.waits().len() <= 16);
-    history.end(story, REFUSED);
+    history.end(story, SATURATED);
     let [sequence] = history.find(&long).try_into().unwrap();
     assert_eq!((sequence.events.len(), sequence.left_out), (1 + 24 + 1, 2000 - 24));
     assert_eq!(sequence.events[1].event, HELD, "the first are kept");
     assert!(
-        history.bytes() < 5 * History::MEAN_STORY_BYTES,
+        history.bytes() < 5 * RequestHistory::MEAN_STORY_BYTES,
         "the largest possible story: {}",
         history.bytes()
     );
@@ -160,7 +160,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().start_paused(true).enable_time().build().unwrap();
         runtime.block_on(async {
-            let history = History::new(max);
+            let history = RequestHistory::new(max);
             for (events, waits, text) in lives {
                 let story = begin(&history, &"i".repeat(text));
                 for _ in 0..events {
@@ -172,7 +172,7 @@ proptest! {
                 history.end(story, COMPLETED);
                 let kept = history.kept();
                 prop_assert!(kept.waited.count <= max && kept.at_once.count <= max);
-                prop_assert!(history.bytes() <= 2 * max * History::MEAN_STORY_BYTES);
+                prop_assert!(history.bytes() <= 2 * max * RequestHistory::MEAN_STORY_BYTES);
                 let there: usize = history.all(|_| true).iter().map(|story| story.bytes()).sum();
                 prop_assert_eq!(history.bytes(), there);
                 prop_assert_eq!(kept.running, 0);
@@ -184,7 +184,7 @@ proptest! {
 
 #[tokio::test(start_paused = true)]
 async fn missing_reason_is_derived_from_the_events() {
-    let history = History::new(100);
+    let history = RequestHistory::new(100);
     let reason_of = |outcome, status, happened: &[Event]| {
         let story = begin(&history, "x");
         happened.iter().for_each(|event| record(&story, event.clone()));

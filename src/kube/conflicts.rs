@@ -34,7 +34,7 @@ pub struct RouteObject {
 
 /// A route object to be considered.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct RouteCandidate {
     pub(super) object: RouteObject,
     /// Creation time in seconds since the Unix epoch.
     pub(super) created: Option<i64>,
@@ -55,25 +55,25 @@ pub(super) const MAX_CLAIMS: usize = 200_000;
 
 /// Owner of a name or match.
 #[derive(Clone, Copy)]
-enum Owner<'a> {
+enum MatchOwner<'a> {
     File(&'a RouteKey),
     Object(&'a RouteObject),
 }
 
 /// Resolves all candidates against each other and the routes of the configuration file.
-pub(super) fn resolve(file: &[Route], mut candidates: Vec<Candidate>) -> Resolution {
+pub(super) fn resolve(file: &[Route], mut candidates: Vec<RouteCandidate>) -> Resolution {
     candidates.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
-    let mut names: HashMap<(&str, &str), Owner<'_>> = HashMap::new();
+    let mut names: HashMap<(&str, &str), MatchOwner<'_>> = HashMap::new();
     let of_ours = candidates.iter().map(|candidate| &candidate.object);
     for object in of_ours.filter(|object| object.kind == RouteKind::ModelRoute) {
-        names.insert((&object.namespace, &object.name), Owner::Object(object));
+        names.insert((&object.namespace, &object.name), MatchOwner::Object(object));
     }
-    let mut claimed: HashMap<Claim<'_>, Owner<'_>> = HashMap::new();
+    let mut claimed: HashMap<Claim<'_>, MatchOwner<'_>> = HashMap::new();
     for route in file {
         if let Some(name) = route.name.as_str().split_once('/') {
-            names.insert(name, Owner::File(&route.name));
+            names.insert(name, MatchOwner::File(&route.name));
         }
-        claimed.extend(route.claims().map(|claim| (claim, Owner::File(&route.name))));
+        claimed.extend(route.claims().map(|claim| (claim, MatchOwner::File(&route.name))));
     }
 
     let mut verdicts = BTreeMap::new();
@@ -115,7 +115,7 @@ fn claim<'a>(
     object: &'a RouteObject,
     route: &'a Route,
     remarks: &[String],
-    claimed: &mut HashMap<Claim<'a>, Owner<'a>>,
+    claimed: &mut HashMap<Claim<'a>, MatchOwner<'a>>,
 ) -> Verdict {
     let (mut all, mut lost) = (0_usize, 0_usize);
     let mut first = None;
@@ -128,7 +128,7 @@ fn claim<'a>(
             }
             Some(_) => {}
             None => {
-                claimed.insert(claim, Owner::Object(object));
+                claimed.insert(claim, MatchOwner::Object(object));
             }
         }
     }
@@ -152,24 +152,24 @@ fn claim<'a>(
     }
 }
 
-// === impl Candidate ===
+// === impl RouteCandidate ===
 
-impl Candidate {
+impl RouteCandidate {
     /// Returns the sort key, lowest first. Without a creation time an object sorts last.
     fn precedence(&self) -> (bool, Option<i64>, &RouteObject) {
         (self.created.is_none(), self.created, &self.object)
     }
 }
 
-// === impl Owner ===
+// === impl MatchOwner ===
 
-impl Owner<'_> {
+impl MatchOwner<'_> {
     fn is(&self, object: &RouteObject) -> bool {
         matches!(self, Self::Object(owner) if *owner == object)
     }
 }
 
-impl std::fmt::Display for Owner<'_> {
+impl std::fmt::Display for MatchOwner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(name) => write!(f, "the route \"{name}\" of the proxy's configuration"),

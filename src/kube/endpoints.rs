@@ -21,13 +21,13 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Cluster, Pods, PodsOf,
-    informer::{Informers, Select},
+    Cluster, PodWatches, PodsOf,
+    informer::{Informers, ObjectSelector},
     starts::{StartSources, Starts},
 };
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, Roles, ServicePort},
-    state::{Discovered, Discovery, Problem},
+    state::{Discovered, Discovery, DiscoveryProblem},
 };
 use dead::DeadAddresses;
 use merge::DeletedPods;
@@ -37,7 +37,7 @@ use pool::InferencePool;
 #[derive(Clone)]
 pub struct Endpoints {
     cluster: Cluster,
-    pods: Arc<Pods>,
+    pods: Arc<PodWatches>,
     services: Arc<Informers<Service>>,
     slices: Arc<Informers<EndpointSlice>>,
     sources: Arc<StartSources>,
@@ -61,7 +61,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 impl Endpoints {
     /// Starts without a watch.
-    pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
+    pub fn new(cluster: Cluster, pods: Arc<PodWatches>) -> Self {
         Self {
             services: Arc::new(Informers::new(cluster.clone(), |service| {
                 service.metadata.annotations = None;
@@ -114,8 +114,8 @@ impl Endpoints {
         found: &DiscoveredSender,
     ) {
         let DiscoveryKey { namespace, roles, .. } = target;
-        let mut services = self.services.watch(namespace, Select::Name(name.to_owned()));
-        let of_service = Select::Labels([(SERVICE_NAME.to_owned(), name.to_owned())].into());
+        let mut services = self.services.watch(namespace, ObjectSelector::Name(name.to_owned()));
+        let of_service = ObjectSelector::Labels([(SERVICE_NAME.to_owned(), name.to_owned())].into());
         let mut slices = self.slices.watch(namespace, of_service);
         let mut pods = SelectedPods::default();
         let mut deleted = DeletedPods::default();
@@ -234,12 +234,12 @@ fn publish(found: &DiscoveredSender, new: Discovered) {
 }
 
 fn invalid_target(why: String) -> Discovered {
-    let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+    let problem = Some(DiscoveryProblem::lasting(ObstacleKind::NoService, why));
     Discovered { is_synced: true, problem, ..Discovered::default() }
 }
 
 fn not_synced(failure: Option<Arc<str>>) -> Discovered {
-    Discovered { problem: failure.map(Problem::passing), ..Discovered::default() }
+    Discovered { problem: failure.map(DiscoveryProblem::passing), ..Discovered::default() }
 }
 
 /// Watch of the pods that a Service or pool currently selects; `None` without a selector.
@@ -251,7 +251,7 @@ struct SelectedPods(Option<(String, PodsOf)>);
 impl SelectedPods {
     fn select<'a>(
         &mut self,
-        pods: &Pods,
+        pods: &PodWatches,
         namespace: &str,
         selector: Option<impl IntoIterator<Item = (&'a String, &'a String)>>,
     ) {

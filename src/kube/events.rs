@@ -26,11 +26,11 @@ use crate::domain::RouteKey;
 
 /// Queue of the Event writer. Notices that exceed its capacity are dropped: Events are informational.
 #[derive(Clone)]
-pub struct Events(mpsc::Sender<Notice>);
+pub struct Events(mpsc::Sender<EventNotice>);
 
 /// An Event to publish.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Notice {
+pub struct EventNotice {
     /// The object concerned.
     pub about: EventSubject,
     /// True if the type is `Warning` rather than `Normal`.
@@ -59,8 +59,8 @@ struct EventWriter {
     client: Client,
     instance: String,
     /// Events published within the current series interval.
-    published: HashMap<Notice, EventSeries>,
-    budgets: HashMap<EventSubject, Budget>,
+    published: HashMap<EventNotice, EventSeries>,
+    budgets: HashMap<EventSubject, EventBudget>,
 }
 
 struct EventSeries {
@@ -71,7 +71,7 @@ struct EventSeries {
 }
 
 /// Token bucket of Events per object.
-struct Budget {
+struct EventBudget {
     left: f64,
     at: Instant,
 }
@@ -85,16 +85,16 @@ const SERIES_WINDOW: Duration = Duration::from_secs(600);
 /// Minimum interval between count updates of an Event.
 const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 /// Events per object: burst, and time per further one.
-const BURST: f64 = 10.0;
+const EVENT_BURST: f64 = 10.0;
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
 /// Timeout of a write.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 // === impl Events ===
 
 impl Events {
     /// Enqueues an Event, or drops it if the queue is full.
-    pub fn publish(&self, notice: Notice) {
+    pub fn publish(&self, notice: EventNotice) {
         if self.0.try_send(notice).is_err() {
             tracing::debug!("Event dropped: the queue is full");
         }
@@ -104,7 +104,7 @@ impl Events {
 impl Cluster {
     /// Spawns the Event writer, which runs until the last handle is dropped.
     pub fn events(&self) -> Events {
-        let (sender, mut notices) = mpsc::channel::<Notice>(QUEUE_CAPACITY);
+        let (sender, mut notices) = mpsc::channel::<EventNotice>(QUEUE_CAPACITY);
         let client = self.client().clone();
         self.spawn(async move {
             let instance = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
@@ -116,7 +116,7 @@ impl Cluster {
             };
             while let Some(notice) = notices.recv().await {
                 let reason = notice.reason;
-                match tokio::time::timeout(WRITE_TIMEOUT, writer.write(notice)).await {
+                match tokio::time::timeout(EVENT_WRITE_TIMEOUT, writer.write(notice)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::debug!(%error, reason, "failed to write an Event"),
                     Err(_) => tracing::debug!(reason, "timed out writing an Event"),
@@ -130,9 +130,9 @@ impl Cluster {
 // === impl EventWriter ===
 
 impl EventWriter {
-    async fn write(&mut self, notice: Notice) -> Result<(), kube::Error> {
+    async fn write(&mut self, notice: EventNotice) -> Result<(), kube::Error> {
         self.published.retain(|_, published| published.first.elapsed() < SERIES_WINDOW);
-        self.budgets.retain(|_, budget| budget.refilled() < BURST);
+        self.budgets.retain(|_, budget| budget.refilled() < EVENT_BURST);
         let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
         if let Some(published) = self.published.get_mut(&notice) {
             published.count = published.count.saturating_add(1);
@@ -149,7 +149,7 @@ impl EventWriter {
                 .await
                 .map(drop);
         }
-        let new = || Budget { left: BURST, at: Instant::now() };
+        let new = || EventBudget { left: EVENT_BURST, at: Instant::now() };
         if !self.budgets.entry(notice.about.clone()).or_insert_with(new).take() {
             return Ok(());
         }
@@ -208,11 +208,11 @@ impl EventSubject {
     }
 }
 
-// === impl Budget ===
+// === impl EventBudget ===
 
-impl Budget {
+impl EventBudget {
     fn refilled(&self) -> f64 {
-        BURST.min(self.left + self.at.elapsed().as_secs_f64() / REFILL_INTERVAL.as_secs_f64())
+        EVENT_BURST.min(self.left + self.at.elapsed().as_secs_f64() / REFILL_INTERVAL.as_secs_f64())
     }
 
     fn take(&mut self) -> bool {
@@ -223,7 +223,7 @@ impl Budget {
     }
 }
 
-fn event(notice: &Notice, regarding: ObjectReference, instance: &str, now: Timestamp) -> Event {
+fn event(notice: &EventNotice, regarding: ObjectReference, instance: &str, now: Timestamp) -> Event {
     let mut hasher = DefaultHasher::new();
     (notice, now.as_second() / SERIES_WINDOW.as_secs().cast_signed()).hash(&mut hasher);
     let (namespace, name) = notice.about.object_name();

@@ -14,10 +14,10 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    Cluster, Pods, SCAN_PAUSE_FACTOR,
-    reasons::{AllFacts, Facts, Keda, ScaledObjectFacts, TargetFacts, WorkloadFacts},
+    Cluster, PodWatches, SCAN_PAUSE_FACTOR,
+    reasons::{AllFacts, Facts, KedaState, ScaledObjectFacts, TargetFacts, WorkloadFacts},
     scale::Refusals,
-    scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
+    scaled_objects::{ExternalTrigger, ScaledObject, ScaledObjects, named},
     workloads::WorkloadRef,
 };
 use crate::{
@@ -30,7 +30,7 @@ pub type AllRoutes = watch::Receiver<Arc<Vec<Arc<Route>>>>;
 
 /// Time during which changes are batched, as a starting pod changes several times in a row; at least
 /// [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
-const GATHER: Duration = Duration::from_millis(20);
+const FACTS_BATCH_DELAY: Duration = Duration::from_millis(20);
 
 type FollowedWorkloads = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
 
@@ -38,13 +38,13 @@ type FollowedWorkloads = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>
 type Targets = HashMap<RouteKey, (ClusterTarget, watch::Receiver<Arc<Discovered>>)>;
 
 /// ScaledObjects by the route they name, with the naming trigger.
-type ScaledObjectsByRoute<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
+type ScaledObjectsByRoute<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, ExternalTrigger)>>;
 
 /// ScaledObjects that name no existing route: namespace to object and name used.
-type Strays<'a> = BTreeMap<&'a str, BTreeSet<(&'a str, String)>>;
+type OrphanedObjects<'a> = BTreeMap<&'a str, BTreeSet<(&'a str, String)>>;
 
 /// Strays reported per route.
-const MAX_STRAYS: usize = 3;
+const MAX_LISTED_ORPHANS: usize = 3;
 
 // === impl Cluster ===
 
@@ -55,7 +55,7 @@ impl Cluster {
         mut routes: AllRoutes,
         mut scaled_objects: watch::Receiver<ScaledObjects>,
         mut refusals: Refusals,
-        pods: Arc<Pods>,
+        pods: Arc<PodWatches>,
         discovery: Arc<dyn Discovery>,
     ) -> watch::Receiver<Arc<AllFacts>> {
         let (facts, receiver) = watch::channel(Arc::default());
@@ -133,7 +133,7 @@ impl Cluster {
                     Some(_) = changes.next() => {}
                     else => return,
                 }
-                sleep(GATHER.max(cost * SCAN_PAUSE_FACTOR)).await;
+                sleep(FACTS_BATCH_DELAY.max(cost * SCAN_PAUSE_FACTOR)).await;
             }
         });
         receiver
@@ -154,7 +154,7 @@ fn follow_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn 
     }
 }
 
-fn scaling_facts(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
+fn scaling_facts(route: &Route, scaled: &[(&ScaledObject, ExternalTrigger)], keda: KedaState) -> Facts {
     Facts {
         scale_by: route.scale_by,
         is_cluster_route: route.name.namespaced().is_some() && !matches!(route.target, Target::Url(_)),
@@ -168,28 +168,28 @@ fn scaling_facts(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda)
     }
 }
 
-fn keda(objects: &ScaledObjects) -> Keda {
+fn keda(objects: &ScaledObjects) -> KedaState {
     match objects {
-        ScaledObjects::Absent => Keda::Absent,
-        known if known.is_complete() => Keda::Known,
-        _ => Keda::Unknown,
+        ScaledObjects::Absent => KedaState::Absent,
+        known if known.is_complete() => KedaState::Known,
+        _ => KedaState::Unknown,
     }
 }
 
-fn stray(strays: &Strays<'_>, route: &Route) -> Option<Vec<String>> {
+fn stray(strays: &OrphanedObjects<'_>, route: &Route) -> Option<Vec<String>> {
     let (namespace, _) = route.name.namespaced()?;
     let describe = |(object, name): &(&str, String)| {
         format!("ScaledObject `{namespace}/{object}` names `{name}`, which is not a route")
     };
-    Some(strays.get(namespace)?.iter().take(MAX_STRAYS).map(describe).collect())
+    Some(strays.get(namespace)?.iter().take(MAX_LISTED_ORPHANS).map(describe).collect())
 }
 
 fn by_route<'a>(
     routes: &[Arc<Route>],
     objects: impl Iterator<Item = &'a ScaledObject>,
-) -> (ScaledObjectsByRoute<'a>, Strays<'a>) {
+) -> (ScaledObjectsByRoute<'a>, OrphanedObjects<'a>) {
     let known: HashSet<&RouteKey> = routes.iter().map(|route| &route.name).collect();
-    let (mut by_route, mut strays) = (ScaledObjectsByRoute::new(), Strays::new());
+    let (mut by_route, mut strays) = (ScaledObjectsByRoute::new(), OrphanedObjects::new());
     for object in objects {
         for trigger in object.triggers() {
             match named(object.namespace(), &trigger.route, |key| known.contains(key)) {
@@ -208,7 +208,7 @@ fn by_route<'a>(
 }
 
 /// Returns the workloads of a route: the one named by the route, else those of its ScaledObjects.
-fn workloads(route: &Route, scaled: &[(&ScaledObject, Trigger)]) -> Vec<WorkloadRef> {
+fn workloads(route: &Route, scaled: &[(&ScaledObject, ExternalTrigger)]) -> Vec<WorkloadRef> {
     let namespace = route.name.namespaced().map(|(namespace, _)| namespace);
     if let (Some(workload), Some(namespace)) = (&route.workload, namespace) {
         return vec![WorkloadRef { namespace: namespace.into(), workload: workload.clone() }];

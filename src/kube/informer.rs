@@ -23,7 +23,7 @@ use super::{
 
 /// Selector of objects within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Select {
+pub(super) enum ObjectSelector {
     /// The object with this name.
     Name(String),
     /// Objects with all of these labels.
@@ -43,7 +43,7 @@ pub(super) struct Informers<K: Watchable> {
 struct ActiveWatches<K: Watchable> {
     /// By namespace.
     indexed: HashMap<String, Weak<NamespaceIndex<K>>>,
-    filtered: HashMap<(String, Select), Weak<Watched<K>>>,
+    filtered: HashMap<(String, ObjectSelector), Weak<Watched<K>>>,
 }
 
 /// Current objects of a subset. The watch ends with the last subset that shares it.
@@ -78,11 +78,11 @@ struct Indexes<K: Watchable> {
 struct LabelIndex<K: Watchable> {
     /// Sorted label keys. Empty means the object name.
     keys: Vec<String>,
-    buckets: HashMap<String, Bucket<K>>,
+    buckets: HashMap<String, Partition<K>>,
 }
 
 /// Objects with equal values.
-struct Bucket<K: Watchable> {
+struct Partition<K: Watchable> {
     objects: BTreeMap<String, Arc<K>>,
     changes: watch::Sender<u64>,
 }
@@ -96,7 +96,7 @@ impl<K: Watchable> Informers<K> {
     }
 
     /// Watches a subset for the lifetime of the result.
-    pub(super) fn watch(&self, namespace: &str, select: Select) -> Subset<K> {
+    pub(super) fn watch(&self, namespace: &str, select: ObjectSelector) -> Subset<K> {
         let mut active = self.active.lock();
         if let Some(key) = select.values() {
             let known = active.indexed.get(namespace).and_then(Weak::upgrade);
@@ -120,10 +120,10 @@ impl<K: Watchable> Informers<K> {
     }
 }
 
-// === impl Select ===
+// === impl ObjectSelector ===
 
-impl Select {
-    /// Parses a selector; equality-based ones become [`Select::Labels`].
+impl ObjectSelector {
+    /// Parses a selector; equality-based ones become [`ObjectSelector::Labels`].
     pub(super) fn of(selector: &str) -> Self {
         let plain = |text: &str| !text.is_empty() && !text.contains(['=', '!', ' ', '(', ')']);
         let pairs = selector.split(',').map(|term| {
@@ -243,8 +243,8 @@ impl<K: Watchable> Indexes<K> {
 // === impl LabelIndex ===
 
 impl<K: Watchable> LabelIndex<K> {
-    fn bucket(&mut self, values: &str) -> &mut Bucket<K> {
-        let new = || Bucket { objects: BTreeMap::new(), changes: watch::Sender::new(0) };
+    fn bucket(&mut self, values: &str) -> &mut Partition<K> {
+        let new = || Partition { objects: BTreeMap::new(), changes: watch::Sender::new(0) };
         self.buckets.entry(values.to_owned()).or_insert_with(new)
     }
 
@@ -266,13 +266,13 @@ impl<K: Watchable> LabelIndex<K> {
     }
 
     fn notify_all(&self) {
-        self.buckets.values().for_each(Bucket::notify);
+        self.buckets.values().for_each(Partition::notify);
     }
 }
 
-// === impl Bucket ===
+// === impl Partition ===
 
-impl<K: Watchable> Bucket<K> {
+impl<K: Watchable> Partition<K> {
     fn notify(&self) {
         self.changes.send_modify(|changes| *changes += 1);
     }

@@ -29,11 +29,11 @@ pub struct InterceptorRouteSpec {
     /// Service that receives requests.
     pub target: ServiceRef,
     /// Matching rules; any of them suffices.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<InterceptorRule>,
     /// Metrics for scaling.
     pub scaling_metric: ScalingMetric,
     /// Behaviour while no endpoint is ready.
-    pub cold_start: Option<ColdStart>,
+    pub cold_start: Option<ColdStartSpec>,
     /// Timeouts.
     pub timeouts: Timeouts,
     /// Responses that need no endpoint.
@@ -56,7 +56,7 @@ pub struct ServiceRef {
 /// Matching rule: all conditions must hold; of several hosts or paths, any one.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Rule {
+pub struct InterceptorRule {
     hosts: Vec<String>,
     paths: Vec<PathMatch>,
     headers: Vec<HeaderMatch>,
@@ -109,7 +109,7 @@ pub struct Timeouts {
 /// Behaviour while no endpoint is ready.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct ColdStart {
+pub struct ColdStartSpec {
     fallback: Option<Fallback>,
     placeholder: Option<Placeholder>,
     max_pending_requests: Option<u32>,
@@ -127,21 +127,21 @@ enum Fallback {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(default)]
 struct Placeholder {
-    response: Response,
+    response: ResponseSpec,
 }
 
 /// Requests answered without an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StaticRouteSpec {
-    rules: Vec<Rule>,
-    response: Response,
+    rules: Vec<InterceptorRule>,
+    response: ResponseSpec,
     response_mode: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Response {
+struct ResponseSpec {
     status_code: Option<u16>,
     body: Option<String>,
     body_from_config_map: Option<ConfigMapKey>,

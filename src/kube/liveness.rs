@@ -57,11 +57,11 @@ pub struct Liveness {
     /// Losses since the start of the process.
     losses: AtomicU64,
     /// Currently lost watches, by path and selectors.
-    lost: Mutex<HashMap<Box<str>, Loss>>,
+    lost: Mutex<HashMap<Box<str>, LostWatch>>,
 }
 
 /// A lost watch that has not been resumed.
-struct Loss {
+struct LostWatch {
     since: Instant,
     tried: Instant,
     error: Arc<str>,
@@ -165,7 +165,7 @@ impl Liveness {
         }
         self.losses.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(watch = key, error = %error, "watch lost; restarting it");
-        lost.insert(key.into(), Loss { since: now, tried: now, error: error.to_string().into() });
+        lost.insert(key.into(), LostWatch { since: now, tried: now, error: error.to_string().into() });
     }
 
     fn resumed(&self, key: &str) {
@@ -176,7 +176,7 @@ impl Liveness {
     }
 }
 
-impl Loss {
+impl LostWatch {
     fn is_wanted(&self) -> bool {
         self.tried.elapsed() < ABANDONED_AFTER
     }

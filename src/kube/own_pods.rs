@@ -10,7 +10,7 @@ use super::{
     pod_reasons::{is_over, trouble},
     reasons::PodFacts,
 };
-use crate::{domain::Workload, state::Seen};
+use crate::{domain::Workload, state::Observation};
 
 /// Identity of a workload, to distinguish its current pods from leftovers and from pods that only share its labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,12 @@ enum Relevance {
 
 impl OwnPods {
     /// Extracts the identity from the metadata and content of the workload object.
-    pub(super) fn of(workload: &Workload, meta: &ObjectMeta, object: &Value, raised: Option<&Seen>) -> Self {
+    pub(super) fn of(
+        workload: &Workload,
+        meta: &ObjectMeta,
+        object: &Value,
+        raised: Option<&Observation>,
+    ) -> Self {
         Self {
             kind: workload.kind.clone(),
             name: workload.name.clone(),

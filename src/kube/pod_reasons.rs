@@ -6,16 +6,16 @@ use crate::domain::{ObstacleKind, Reason};
 
 /// A problem of a pod, workload or target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct KubeProblem {
     /// Kind of obstacle.
     pub kind: ObstacleKind,
     /// Sentence with the object, the cause and, where there is one, the remedy.
     pub message: Reason,
 }
 
-// === impl Trouble ===
+// === impl KubeProblem ===
 
-impl Trouble {
+impl KubeProblem {
     pub(super) fn new(kind: ObstacleKind, message: impl Into<Reason>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -31,7 +31,7 @@ pub fn is_over(pod: &Pod) -> bool {
 }
 
 /// Returns the problem of the pod, if any is apparent yet.
-pub fn trouble(pod: &Pod) -> Option<Trouble> {
+pub fn trouble(pod: &Pod) -> Option<KubeProblem> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = pod.status.as_ref()?;
     if status.phase.as_deref() == Some("Failed") {
@@ -46,7 +46,7 @@ pub fn trouble(pod: &Pod) -> Option<Trouble> {
 }
 
 /// Describes a failed pod: rejected by the node or kubelet, or ended for good.
-fn failed_pod(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble {
+fn failed_pod(name: &str, reason: Option<&str>, message: Option<&str>) -> KubeProblem {
     let reason = reason.unwrap_or("Failed");
     let kind = match reason {
         // The node lacks a resource the pod was scheduled for, such as a GPU that its device plugin has lost.
@@ -57,10 +57,10 @@ fn failed_pod(name: &str, reason: Option<&str>, message: Option<&str>) -> Troubl
         _ => ObstacleKind::CrashLoop,
     };
     let message = message.map(|message| format!(": {}", shorten(message))).unwrap_or_default();
-    Trouble::new(kind, format!("Pod `{name}` has failed ({reason}){message}"))
+    KubeProblem::new(kind, format!("Pod `{name}` has failed ({reason}){message}"))
 }
 
-fn unscheduled_pod(pod: &Pod, name: &str) -> Option<Trouble> {
+fn unscheduled_pod(pod: &Pod, name: &str) -> Option<KubeProblem> {
     let mut conditions = pod.status.as_ref()?.conditions.iter().flatten();
     let scheduled = conditions.find(|condition| condition.type_ == "PodScheduled")?;
     if scheduled.status != "False" {
@@ -74,10 +74,10 @@ fn unscheduled_pod(pod: &Pod, name: &str) -> Option<Trouble> {
         "SchedulingGated" => format!("Pod `{name}` waits until its scheduling gates are removed"),
         _ => return None,
     };
-    Some(Trouble::new(ObstacleKind::Unschedulable, message))
+    Some(KubeProblem::new(ObstacleKind::Unschedulable, message))
 }
 
-fn container_trouble(container: &ContainerStatus, what: &str) -> Option<Trouble> {
+fn container_trouble(container: &ContainerStatus, what: &str) -> Option<KubeProblem> {
     let state = container.state.as_ref()?;
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     if let Some(waiting) = &state.waiting {
@@ -98,7 +98,7 @@ fn waiting_trouble(
     last: Option<&ContainerStateTerminated>,
     container: &ContainerStatus,
     what: &str,
-) -> Option<Trouble> {
+) -> Option<KubeProblem> {
     let reason = waiting.reason.as_deref()?;
     let detail = waiting.message.as_deref().map(shorten).unwrap_or_default();
     let (kind, message) = match reason {
@@ -114,7 +114,12 @@ fn waiting_trouble(
         ),
         "CrashLoopBackOff" => {
             return Some(last.map_or_else(
-                || Trouble::new(ObstacleKind::CrashLoop, format!("{what} ends again and again: {detail}")),
+                || {
+                    KubeProblem::new(
+                        ObstacleKind::CrashLoop,
+                        format!("{what} ends again and again: {detail}"),
+                    )
+                },
                 |last| exit_trouble(last, container, what),
             ));
         }
@@ -127,10 +132,10 @@ fn waiting_trouble(
         // ContainerCreating and PodInitializing are normal.
         _ => return None,
     };
-    Some(Trouble::new(kind, message))
+    Some(KubeProblem::new(kind, message))
 }
 
-fn exit_trouble(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> Trouble {
+fn exit_trouble(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> KubeProblem {
     let times = container.restart_count;
     let again = match times {
         0 => String::new(),
@@ -141,7 +146,7 @@ fn exit_trouble(end: &ContainerStateTerminated, container: &ContainerStatus, wha
         let message = format!(
             "{what} was ended for want of memory (OOMKilled{again}): raise its memory limit, or load less at once"
         );
-        return Trouble::new(ObstacleKind::OutOfMemory, message);
+        return KubeProblem::new(ObstacleKind::OutOfMemory, message);
     }
     let reason = end.reason.as_deref().unwrap_or("Error");
     let lived =
@@ -159,7 +164,7 @@ fn exit_trouble(end: &ContainerStateTerminated, container: &ContainerStatus, wha
     let text =
         |detail: &str| format!("{what} ended{lived} with exit code {code} ({reason}{again}){detail}{hint}");
     // The message in a terminated state is output of the container.
-    Trouble::new(ObstacleKind::CrashLoop, Reason::with_output(&text(""), &text(&detail)))
+    KubeProblem::new(ObstacleKind::CrashLoop, Reason::with_output(&text(""), &text(&detail)))
 }
 
 fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {

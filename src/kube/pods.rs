@@ -7,19 +7,19 @@ use kube::api::ObjectMeta;
 
 use super::{
     Cluster,
-    informer::{Informers, Select, Subset},
+    informer::{Informers, ObjectSelector, Subset},
 };
 
 /// Active pod watches, keyed by namespace and selector.
-pub struct Pods(Informers<Pod>);
+pub struct PodWatches(Informers<Pod>);
 
 /// Current pods matching one selector. The watch ends with the last clone.
 #[derive(Clone)]
 pub struct PodsOf(Subset<Pod>);
 
-// === impl Pods ===
+// === impl PodWatches ===
 
-impl Pods {
+impl PodWatches {
     /// Starts without a watch.
     pub fn new(cluster: Cluster) -> Arc<Self> {
         Arc::new(Self(Informers::new(cluster, trim)))
@@ -28,7 +28,7 @@ impl Pods {
     /// Watches the pods of a namespace that match the selector `labels` (`a=b,c in (d, e)`). Keeps only the fields used
     /// for readiness and failure reasons; see `trim`.
     pub fn watch(&self, namespace: &str, labels: &str) -> PodsOf {
-        PodsOf(self.0.watch(namespace, Select::of(labels)))
+        PodsOf(self.0.watch(namespace, ObjectSelector::of(labels)))
     }
 }
 

@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    pod_reasons::Trouble,
-    scaled_objects::{Pause, ScaledObject, Trigger},
+    pod_reasons::KubeProblem,
+    scaled_objects::{ExternalTrigger, Pause, ScaledObject},
 };
 use crate::{
     domain::{ObstacleKind, RouteKey, ScaleBy, Workload},
@@ -27,7 +27,7 @@ pub struct Facts {
     /// Metadata key by which a KEDA trigger names the route: `route` or `interceptorRoute`.
     pub metadata_key: &'static str,
     /// State of KEDA.
-    pub keda: Keda,
+    pub keda: KedaState,
     /// ScaledObjects that name the route.
     pub scaled_objects: Vec<ScaledObjectFacts>,
     /// Descriptions of ScaledObjects of the namespace that name no existing route; filled only if none names this one.
@@ -43,7 +43,7 @@ pub struct Facts {
 
 /// State of KEDA in the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keda {
+pub enum KedaState {
     /// Not known yet; the absence of ScaledObjects is inconclusive.
     #[default]
     Unknown,
@@ -67,7 +67,7 @@ pub struct ScaledObjectFacts {
     /// Reason and message of the condition `Ready`, if false.
     pub not_ready: Option<(String, String)>,
     /// The trigger that names the route.
-    pub trigger: Trigger,
+    pub trigger: ExternalTrigger,
     /// True if its status lists a metric of the trigger.
     pub is_listed: bool,
     /// Replicas requested by a push.
@@ -86,7 +86,7 @@ pub struct WorkloadFacts {
     /// Desired replicas, if known.
     pub replicas: Option<u32>,
     /// Last observed scale-up from zero, while replicas are above zero.
-    pub raised: Option<state::Seen>,
+    pub raised: Option<state::Observation>,
     /// True if the object does not exist.
     pub is_missing: bool,
     /// Reason why pods cannot be created, such as a quota.
@@ -103,14 +103,14 @@ pub struct PodFacts {
     /// Labels, formatted as a selector.
     pub labels: String,
     /// Problem of the pod; `None` if it may still become ready.
-    pub trouble: Option<Trouble>,
+    pub trouble: Option<KubeProblem>,
 }
 
 /// Known state of the Service or pool of a target, and of its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetFacts {
     /// Reason why the target cannot have pods.
-    pub problem: Option<Trouble>,
+    pub problem: Option<KubeProblem>,
     /// Selection of its pods.
     pub selection: Option<Arc<Selection>>,
     /// A few addresses that the cluster reports as ready.
@@ -147,7 +147,7 @@ const CANNOT_SCALE: [&str; 3] =
 
 impl ScaledObjectFacts {
     /// Extracts the facts of a ScaledObject that names a route with `trigger`.
-    pub fn new(object: &ScaledObject, trigger: Trigger) -> Self {
+    pub fn new(object: &ScaledObject, trigger: ExternalTrigger) -> Self {
         Self {
             namespace: object.namespace().to_owned(),
             name: object.name().to_owned(),
@@ -192,10 +192,11 @@ impl WorkloadFacts {
 
 impl Facts {
     /// Returns the obstacle to the first endpoint of `route`; of several, the one that explains most.
-    pub fn obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<Trouble> {
+    pub fn obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<KubeProblem> {
         let scaling_obstacle = if self.is_at_zero(view) { self.scaling_obstacle(route, view) } else { None };
         let api_server = view.api_server.clone();
-        let api_server = api_server.map(|message| Trouble::new(ObstacleKind::ApiServerUnreachable, message));
+        let api_server =
+            api_server.map(|message| KubeProblem::new(ObstacleKind::ApiServerUnreachable, message));
         let all = scaling_obstacle
             .into_iter()
             .chain(api_server)
@@ -205,7 +206,7 @@ impl Facts {
     }
 
     /// Returns the earliest last scale-up from zero among the workloads.
-    pub fn raised(&self) -> Option<&state::Seen> {
+    pub fn raised(&self) -> Option<&state::Observation> {
         self.workloads.iter().filter_map(|workload| workload.raised.as_ref()).min_by_key(|raised| raised.at)
     }
 
@@ -227,10 +228,10 @@ impl Facts {
         if known.is_empty() { !view.pods } else { known.iter().all(|replicas| *replicas == 0) }
     }
 
-    fn scaling_obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<Trouble> {
+    fn scaling_obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<KubeProblem> {
         if self.scale_by == ScaleBy::Kubernetes {
             let message = self.refused.as_ref()?.to_string();
-            return Some(Trouble::new(ObstacleKind::ScaleRefused, message));
+            return Some(KubeProblem::new(ObstacleKind::ScaleRefused, message));
         }
         if self.scaled_objects.is_empty() {
             return self.no_scaled_object(route);
@@ -242,26 +243,26 @@ impl Facts {
     }
 
     /// No ScaledObject names the route.
-    fn no_scaled_object(&self, route: &RouteKey) -> Option<Trouble> {
+    fn no_scaled_object(&self, route: &RouteKey) -> Option<KubeProblem> {
         let (namespace, name) = route.namespaced().filter(|_| self.is_cluster_route)?;
         let message = match self.keda {
-            Keda::Unknown => return None,
-            Keda::Absent => format!(
+            KedaState::Unknown => return None,
+            KedaState::Absent => format!(
                 "KEDA is not installed in this cluster, so nothing scales `{route}` from zero: install it, or set \
                  `scaleBy: kubernetes` in the route"
             ),
-            Keda::Known => format!(
+            KedaState::Known => format!(
                 "No ScaledObject names `{route}`, so nothing scales it from zero: give one in namespace \
                  `{namespace}` a trigger of type external-push with the metadata `{}: {name}`{}",
                 self.metadata_key,
                 self.strays.iter().map(|stray| format!("; {stray}")).collect::<String>()
             ),
         };
-        Some(Trouble::new(ObstacleKind::NoScaledObject, message))
+        Some(KubeProblem::new(ObstacleKind::NoScaledObject, message))
     }
 
     /// Every ScaledObject that names the route is paused at zero.
-    fn paused(&self) -> Option<Trouble> {
+    fn paused(&self) -> Option<KubeProblem> {
         let holds_zero = |scaled: &ScaledObjectFacts| match scaled.pause {
             Some(Pause::Frozen | Pause::At(0) | Pause::ScaleOut) => true,
             Some(Pause::At(_)) | None => false,
@@ -275,11 +276,11 @@ impl Facts {
             pause_annotations.join(", "),
             scaled.resume()
         );
-        Some(Trouble::new(ObstacleKind::AutoscalingPaused, message))
+        Some(KubeProblem::new(ObstacleKind::AutoscalingPaused, message))
     }
 
     /// KEDA reports that it cannot scale.
-    fn cannot_scale(&self) -> Option<Trouble> {
+    fn cannot_scale(&self) -> Option<KubeProblem> {
         let why = |scaled: &ScaledObjectFacts| {
             let (reason, message) = scaled.not_ready.as_ref()?;
             CANNOT_SCALE.contains(&&**reason).then(|| {
@@ -293,11 +294,11 @@ impl Facts {
         };
         let all: Option<Vec<_>> = self.scaled_objects.iter().map(why).collect();
         let message = all?.into_iter().next()?;
-        Some(Trouble::new(ObstacleKind::ScaleRefused, message))
+        Some(KubeProblem::new(ObstacleKind::ScaleRefused, message))
     }
 
     /// KEDA has no stream to the proxy.
-    fn no_stream(&self, view: &ProxyView) -> Option<Trouble> {
+    fn no_stream(&self, view: &ProxyView) -> Option<KubeProblem> {
         let scaled = self.scaled_objects.iter().find(|scaled| scaled.is_pushed())?;
         view.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let ScaledObjectFacts { namespace, name, trigger, not_ready, .. } = scaled;
@@ -309,11 +310,11 @@ impl Facts {
             if is_add_on_scaler(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
             detail.unwrap_or_default()
         );
-        Some(Trouble::new(ObstacleKind::NoKedaStream, message))
+        Some(KubeProblem::new(ObstacleKind::NoKedaStream, message))
     }
 
     /// KEDA has a stream, but drops the pushes on it.
-    fn pushes_dropped(&self, view: &ProxyView) -> Option<Trouble> {
+    fn pushes_dropped(&self, view: &ProxyView) -> Option<KubeProblem> {
         view.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let ScaledObjectFacts { namespace, name, trigger, .. } = self.drops_pushes()?;
         let message = format!(
@@ -322,20 +323,20 @@ impl Facts {
              its `spec`, or restart KEDA's operator, and it will list it (kedacore/keda#8168)",
             index = trigger.index
         );
-        Some(Trouble::new(ObstacleKind::PushDropped, message))
+        Some(KubeProblem::new(ObstacleKind::PushDropped, message))
     }
 
     /// Returns the problem of a pod from its status, else from kubelet warnings that are due.
-    fn pod_obstacle(&self, pod: &PodFacts) -> Option<Trouble> {
+    fn pod_obstacle(&self, pod: &PodFacts) -> Option<KubeProblem> {
         let now = Instant::now();
         let warnings =
             self.target.warnings.iter().filter(|(name, warning)| **name == *pod.name && warning.from <= now);
-        let mut warnings = warnings.map(|(_, it)| Trouble::new(it.kind, it.message.to_string()));
+        let mut warnings = warnings.map(|(_, it)| KubeProblem::new(it.kind, it.message.to_string()));
         pod.trouble.clone().or_else(|| warnings.next())
     }
 
     /// Returns a problem between the target and its pods.
-    fn target_obstacle(&self, view: &ProxyView) -> Option<Trouble> {
+    fn target_obstacle(&self, view: &ProxyView) -> Option<KubeProblem> {
         let TargetFacts { problem, selection, ready, .. } = &self.target;
         if problem.is_some() {
             return problem.clone();
@@ -352,17 +353,17 @@ impl Facts {
                 pod.name,
                 if pod.labels.is_empty() { "none" } else { &*pod.labels }
             );
-            return Some(Trouble::new(ObstacleKind::NoPodsSelected, message));
+            return Some(KubeProblem::new(ObstacleKind::NoPodsSelected, message));
         }
         let address = view.refusing.iter().find(|address| ready.iter().any(|ready| **ready == ***address));
         let address = address.filter(|_| selection.is_probed)?;
         let message =
             format!("Nothing listens at {address}, though the pod there is ready: {}", selection.ports);
-        Some(Trouble::new(ObstacleKind::PortRefused, message))
+        Some(KubeProblem::new(ObstacleKind::PortRefused, message))
     }
 
     /// Returns the problem of the pods, or `None` if one may still become ready.
-    fn pods_obstacle(&self) -> Option<Trouble> {
+    fn pods_obstacle(&self) -> Option<KubeProblem> {
         // At zero desired replicas, leftover pods reveal nothing about future ones.
         let wanted = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
         let pods = || wanted().flat_map(|workload| &workload.pods).map(|pod| self.pod_obstacle(pod));
@@ -372,11 +373,11 @@ impl Facts {
         let refused = wanted().filter_map(|workload| {
             let failure = workload.failure.as_ref()?;
             let message = format!("The pods of {} cannot be created: {failure}", workload.full_name());
-            Some(Trouble::new(ObstacleKind::Quota, message))
+            Some(KubeProblem::new(ObstacleKind::Quota, message))
         });
         let missing = self.workloads.iter().filter(|workload| workload.is_missing).map(|workload| {
             let message = format!("The workload {} does not exist", workload.full_name());
-            Trouble::new(ObstacleKind::ScaleRefused, message)
+            KubeProblem::new(ObstacleKind::ScaleRefused, message)
         });
         pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| trouble.kind)
     }
@@ -401,7 +402,7 @@ impl TargetFacts {
                 if let Some(first) = message.get_mut(..1) {
                     first.make_ascii_uppercase();
                 }
-                Some(Trouble::new(problem.kind?, message))
+                Some(KubeProblem::new(problem.kind?, message))
             }),
             selection: discovered.selection.clone(),
             ready: ready.map(|endpoint| endpoint.address.clone()).take(MAX_READY).collect(),

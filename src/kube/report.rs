@@ -12,7 +12,7 @@ use crate::domain::ObstacleKind;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteReport {
     /// State of the target.
-    pub state: State,
+    pub state: RouteState,
     /// Reason of a failed start.
     pub failure: Option<Arc<str>>,
     /// Current obstacle to a start.
@@ -36,7 +36,7 @@ pub struct RouteReport {
 #[serde(rename_all = "camelCase")]
 #[derive(IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-pub enum State {
+pub enum RouteState {
     /// The route is not served; see its conditions.
     Refused,
     /// Scaled to zero.
@@ -65,7 +65,7 @@ pub struct ModelRouteStatus {
     pub conditions: Vec<Condition>,
     /// State of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<State>,
+    pub state: Option<RouteState>,
     /// Description of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -214,9 +214,9 @@ impl Verdict {
     }
 }
 
-// === impl State ===
+// === impl RouteState ===
 
-impl State {
+impl RouteState {
     /// Returns the serialized name.
     pub fn name(self) -> &'static str {
         self.into()
@@ -244,7 +244,7 @@ impl ModelRouteStatus {
                 Condition::new("Ready", false, "NotAccepted", "The route is not served.".into()),
                 Condition::unknown("Scalable", "NotAccepted", "The route is not served."),
             ];
-            status.state = Some(State::Refused);
+            status.state = Some(RouteState::Refused);
         }
         for condition in &mut status.conditions {
             condition.observed_generation = generation;
@@ -276,11 +276,11 @@ fn ready(report: &RouteReport) -> Condition {
     }
     let reason_text = report.obstacle.as_ref().map(|(_, message)| message).or(report.failure.as_ref());
     let (reason, message) = match (reason_text, state) {
-        (Some(reason_text), State::Starting) => ("Starting", format!("Starting: {reason_text}")),
+        (Some(reason_text), RouteState::Starting) => ("Starting", format!("Starting: {reason_text}")),
         (Some(reason_text), _) => ("Failed", reason_text.to_string()),
-        (None, State::Starting) => ("Starting", "Starting; requests are held.".into()),
-        (None, State::Stopping) => ("Stopping", "Scaling down.".into()),
-        (None, State::Failed) => ("Failed", "The start failed.".into()),
+        (None, RouteState::Starting) => ("Starting", "Starting; requests are held.".into()),
+        (None, RouteState::Stopping) => ("Stopping", "Scaling down.".into()),
+        (None, RouteState::Failed) => ("Failed", "The start failed.".into()),
         (None, _) => ("Idle", "Scaled to zero. The next request starts the target.".into()),
     };
     Condition::new("Ready", false, reason, message)

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Cluster, InterceptorRoute, ModelRoute, SCAN_PAUSE_FACTOR, Watched,
-    conflicts::{Candidate, Resolution, RouteKind, RouteObject, resolve},
+    conflicts::{Resolution, RouteCandidate, RouteKind, RouteObject, resolve},
     interceptor_route::PROBE_ANNOTATION,
     report::Verdict,
 };
@@ -58,9 +58,9 @@ struct RouteWatcher {
     file: watch::Receiver<Arc<Vec<Route>>>,
     references: ReferencedObjects,
     /// Parsed ModelRoutes with the object they came from; parsed again only after a change.
-    read: HashMap<RouteObject, (Arc<DeserializeGuard<ModelRoute>>, Candidate)>,
+    read: HashMap<RouteObject, (Arc<DeserializeGuard<ModelRoute>>, RouteCandidate)>,
     /// Input of the last resolution, which is repeated only after a change.
-    last_input: Option<(Arc<Vec<Route>>, Vec<Candidate>)>,
+    last_input: Option<(Arc<Vec<Route>>, Vec<RouteCandidate>)>,
     published: watch::Sender<Arc<ClusterRoutes>>,
 }
 
@@ -181,7 +181,7 @@ impl RouteWatcher {
         }
     }
 
-    fn publish(&mut self, file: &Arc<Vec<Route>>, candidates: Vec<Candidate>) {
+    fn publish(&mut self, file: &Arc<Vec<Route>>, candidates: Vec<RouteCandidate>) {
         // Most changes concern the status, which does not affect the result.
         if self
             .last_input
@@ -213,7 +213,7 @@ impl RouteWatcher {
         });
     }
 
-    fn candidates(&mut self) -> Vec<Candidate> {
+    fn candidates(&mut self) -> Vec<RouteCandidate> {
         let mut before = std::mem::take(&mut self.read);
         let mut candidates = Vec::new();
         for object in self.objects.model_routes.iter().flat_map(Watched::all) {
@@ -242,7 +242,7 @@ impl RouteWatcher {
         candidates
     }
 
-    fn read(&self, object: &DeserializeGuard<ModelRoute>) -> Candidate {
+    fn read(&self, object: &DeserializeGuard<ModelRoute>) -> RouteCandidate {
         let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
             let namespace = object.namespace().unwrap_or_default();
             Ok((object.spec.to_route(&namespace, &object.name_any())?, Vec::new()))
@@ -258,8 +258,12 @@ impl RouteWatcher {
     }
 }
 
-fn candidate(kind: RouteKind, meta: &ObjectMeta, route: Result<(Route, Vec<String>), String>) -> Candidate {
-    Candidate {
+fn candidate(
+    kind: RouteKind,
+    meta: &ObjectMeta,
+    route: Result<(Route, Vec<String>), String>,
+) -> RouteCandidate {
+    RouteCandidate {
         object: object(kind, meta),
         created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         route: route.map(|(route, remarks)| (Arc::new(route), remarks)),

@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{Cluster, scaled_objects::ScaledObjects, workloads::WorkloadRef};
 use crate::{
     domain::Workload,
-    state::{Replicas, Scale, ScaleError, Scaling},
+    state::{Replicas, Scale, ScaleError, ScaleFuture},
 };
 
 /// Reasons of the last failure to scale, by workload.
@@ -21,7 +21,7 @@ pub type Refusals = watch::Receiver<Arc<HashMap<WorkloadRef, Arc<str>>>>;
 
 /// Timeout of a request. Otherwise a half-open connection would delay a cold start until the kernel gives up after 15
 /// minutes.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const SCALE_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Scaler for workloads without another scaler.
 pub struct DirectScale {
@@ -138,7 +138,7 @@ impl DirectScale {
 }
 
 impl Scale for DirectScale {
-    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas> {
+    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> ScaleFuture<'a, Replicas> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
             let result = with_timeout(self.read(&workload)).await;
@@ -153,7 +153,7 @@ impl Scale for DirectScale {
         workload: &'a Workload,
         current: &'a Replicas,
         replicas: u32,
-    ) -> Scaling<'a, ()> {
+    ) -> ScaleFuture<'a, ()> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
             let result = with_timeout(self.write(&workload, current, replicas)).await;
@@ -164,9 +164,10 @@ impl Scale for DirectScale {
 }
 
 async fn with_timeout<T>(request: impl Future<Output = Result<T, ScaleError>>) -> Result<T, ScaleError> {
-    let late =
-        |_| Err(ScaleError::Unavailable(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()).into()));
-    timeout(REQUEST_TIMEOUT, request).await.unwrap_or_else(late)
+    let late = |_| {
+        Err(ScaleError::Unavailable(format!("no answer within {} s", SCALE_REQUEST_TIMEOUT.as_secs()).into()))
+    };
+    timeout(SCALE_REQUEST_TIMEOUT, request).await.unwrap_or_else(late)
 }
 
 /// Returns whether both refer to the same object; versions of a group are equivalent.

@@ -22,11 +22,11 @@ use super::{Cluster, Watched};
 use crate::domain::{RouteKey, Workload};
 
 /// Annotation: KEDA stops scaling while this is true.
-pub const PAUSED: &str = "autoscaling.keda.sh/paused";
+pub const PAUSED_ANNOTATION: &str = "autoscaling.keda.sh/paused";
 /// Annotation: KEDA scales to this number of replicas and stops there.
-pub const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
+pub const PAUSED_REPLICAS_ANNOTATION: &str = "autoscaling.keda.sh/paused-replicas";
 /// Annotation: KEDA does not scale out while this is true.
-pub const PAUSED_SCALE_OUT: &str = "autoscaling.keda.sh/paused-scale-out";
+pub const PAUSED_SCALE_OUT_ANNOTATION: &str = "autoscaling.keda.sh/paused-scale-out";
 
 /// The parts of a ScaledObject used here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -53,7 +53,7 @@ pub enum Pause {
 
 /// An external trigger that names a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trigger {
+pub struct ExternalTrigger {
     /// Index among the triggers of its object, by which KEDA names its metrics.
     pub index: usize,
     /// Name of the route.
@@ -132,24 +132,24 @@ impl ScaledObject {
     /// false is true.
     pub fn pause(&self) -> Option<Pause> {
         let is_true = |key| self.annotation(key).is_some_and(|value| !is_false(value));
-        match self.annotation(PAUSED_REPLICAS) {
+        match self.annotation(PAUSED_REPLICAS_ANNOTATION) {
             Some(replicas) => Some(replicas.parse().map_or(Pause::Frozen, Pause::At)),
-            None if is_true(PAUSED) => Some(Pause::Frozen),
-            None if is_true(PAUSED_SCALE_OUT) => Some(Pause::ScaleOut),
+            None if is_true(PAUSED_ANNOTATION) => Some(Pause::Frozen),
+            None if is_true(PAUSED_SCALE_OUT_ANNOTATION) => Some(Pause::ScaleOut),
             None => None,
         }
     }
 
     /// Returns all annotations that pause it; scaling resumes once all are removed.
     pub fn pausing(&self) -> Vec<&'static str> {
-        let replicas = [PAUSED_REPLICAS].into_iter().filter(|key| self.annotation(key).is_some());
-        let switches = [PAUSED, PAUSED_SCALE_OUT].into_iter();
+        let replicas = [PAUSED_REPLICAS_ANNOTATION].into_iter().filter(|key| self.annotation(key).is_some());
+        let switches = [PAUSED_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION].into_iter();
         let switches = switches.filter(|key| self.annotation(key).is_some_and(|value| !is_false(value)));
         replicas.chain(switches).collect()
     }
 
     /// Returns the triggers that name a route, by our metadata key or by that of the HTTP Add-on.
-    pub fn triggers(&self) -> impl Iterator<Item = Trigger> {
+    pub fn triggers(&self) -> impl Iterator<Item = ExternalTrigger> {
         let triggers = self.spec["triggers"].as_array().into_iter().flatten().enumerate();
         triggers.filter_map(|(index, trigger)| {
             let metadata = |key: &str| trigger["metadata"][key].as_str().map(str::to_owned);
@@ -159,12 +159,17 @@ impl ScaledObject {
                 _ => return None,
             };
             let route = metadata("route").or_else(|| metadata("interceptorRoute"))?;
-            Some(Trigger { index, route, address: metadata("scalerAddress").unwrap_or_default(), pushes })
+            Some(ExternalTrigger {
+                index,
+                route,
+                address: metadata("scalerAddress").unwrap_or_default(),
+                pushes,
+            })
         })
     }
 
     /// Returns whether the status lists a metric of this trigger. KEDA drops pushes of unlisted triggers.
-    pub fn lists(&self, trigger: &Trigger) -> bool {
+    pub fn lists(&self, trigger: &ExternalTrigger) -> bool {
         let prefix = format!("s{}-", trigger.index);
         let mut names = self.status["externalMetricNames"].as_array().into_iter().flatten();
         names.any(|name| name.as_str().is_some_and(|name| name.starts_with(&prefix)))

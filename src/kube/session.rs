@@ -14,13 +14,15 @@ use kube::{Api, Client, api::ListParams};
 use serde_json::Value;
 use thiserror::Error;
 
-pub use annotations::{BEFORE, EndAction, Session, THEN, UNTIL};
-pub use clock::Clock;
+pub use annotations::{EndAction, PREVIOUS_REPLICAS_ANNOTATION, Session, THEN_ANNOTATION, UNTIL_ANNOTATION};
+pub use clock::ApiServerClock;
 pub use enforce::enforce;
 
 use annotations::{SWITCHED_OFF, annotate};
 
-use super::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT, Pause, ScaledObject};
+use super::scaled_objects::{
+    PAUSED_ANNOTATION, PAUSED_REPLICAS_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION, Pause, ScaledObject,
+};
 use crate::domain::Period;
 
 /// Annotation: `disabled` if no replica ends sessions of this object. The chart sets it with `sessions.enabled: false`.
@@ -149,7 +151,7 @@ impl Sessions {
         name: &str,
         period: Period,
         to_zero: bool,
-        clock: &Clock,
+        clock: &ApiServerClock,
     ) -> Result<(ScaledObject, Session), SessionError> {
         check_period(period)?;
         let until = clock.now().saturating_add(period.get()).unwrap_or(Timestamp::MAX);
@@ -227,9 +229,9 @@ impl Sessions {
 pub fn pause_of(object: &ScaledObject) -> Option<String> {
     let value = |key: &str| format!("{key}: {:?}", object.annotation(key).unwrap_or_default());
     Some(match object.pause()? {
-        Pause::Frozen if object.annotation(PAUSED_REPLICAS).is_none() => value(PAUSED),
-        Pause::Frozen | Pause::At(_) => value(PAUSED_REPLICAS),
-        Pause::ScaleOut => value(PAUSED_SCALE_OUT),
+        Pause::Frozen if object.annotation(PAUSED_REPLICAS_ANNOTATION).is_none() => value(PAUSED_ANNOTATION),
+        Pause::Frozen | Pause::At(_) => value(PAUSED_REPLICAS_ANNOTATION),
+        Pause::ScaleOut => value(PAUSED_SCALE_OUT_ANNOTATION),
     })
 }
 

@@ -24,7 +24,7 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::Service;
 
-use super::{Cluster, session::Clock};
+use super::{Cluster, session::ApiServerClock};
 use crate::config;
 
 /// Generous limit of any wait.
@@ -54,7 +54,7 @@ struct ServerState {
     /// All changes: version, path, event type and object.
     history: Vec<(u64, String, &'static str, Value)>,
     /// Container logs by pod path.
-    logs: BTreeMap<String, Log>,
+    logs: BTreeMap<String, ServedLog>,
     /// Changes made through the API: method and path.
     changes: Vec<(String, String)>,
     /// Forbidden requests: method, and a part of the path.
@@ -64,7 +64,7 @@ struct ServerState {
     /// Groups that are not installed, such as `keda.sh`.
     missing: Vec<&'static str>,
     /// Time reported in the `Date` header.
-    clock: Option<Clock>,
+    clock: Option<ApiServerClock>,
 }
 
 struct StandInWatch {
@@ -83,7 +83,7 @@ struct QuerySelector {
 }
 
 #[derive(Default)]
-struct Log {
+struct ServedLog {
     text: String,
     readers: Vec<Chunks>,
 }
@@ -235,7 +235,7 @@ impl StandIn {
         self.0.lock().missing.clear();
     }
 
-    pub(crate) fn set_clock(&self, clock: Clock) {
+    pub(crate) fn set_clock(&self, clock: ApiServerClock) {
         self.0.lock().clock = Some(clock);
     }
 

@@ -82,14 +82,14 @@ enum PatchResult {
 /// Field manager shared by all replicas.
 const FIELD_MANAGER: &str = "anteroom";
 /// Writes per batch, and the pause after a full batch.
-const BATCH: usize = 50;
+const WRITES_PER_BATCH: usize = 50;
 const BATCH_PAUSE: Duration = Duration::from_secs(1);
 /// Concurrent writes.
 const MAX_CONCURRENT_WRITES: usize = 8;
 /// Time during which changes are batched; at least [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
-const GATHER: Duration = Duration::from_millis(100);
+const STATUS_BATCH_DELAY: Duration = Duration::from_millis(100);
 /// Timeout of a write.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+const STATUS_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a denied write.
 const DENIED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -126,7 +126,7 @@ impl StatusWriter {
             let began = Instant::now();
             let (patches, due) = self.patches();
             let rest = began.elapsed() * SCAN_PAUSE_FACTOR;
-            let full = patches.len() == BATCH;
+            let full = patches.len() == WRITES_PER_BATCH;
             self.send(patches).await;
             if full {
                 sleep(BATCH_PAUSE.max(rest)).await;
@@ -140,11 +140,11 @@ impl StatusWriter {
                 () = self.objects.changed() => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            sleep(GATHER.max(rest)).await;
+            sleep(STATUS_BATCH_DELAY.max(rest)).await;
         }
     }
 
-    /// Returns the patches due now, up to [`BATCH`], and the time of the next one.
+    /// Returns the patches due now, up to [`WRITES_PER_BATCH`], and the time of the next one.
     fn patches(&mut self) -> (Vec<StatusPatch>, Option<Instant>) {
         let now = Instant::now();
         let routes = self.routes.borrow_and_update().clone();
@@ -170,7 +170,7 @@ impl StatusWriter {
                 Plan::Later(when) => due = due.into_iter().chain([when]).min(),
                 Plan::Write(status) => patches.push(StatusPatch { object, status: *status }),
             }
-            if patches.len() == BATCH {
+            if patches.len() == WRITES_PER_BATCH {
                 break;
             }
         }
@@ -200,9 +200,9 @@ impl StatusWriter {
             .map(|patch| {
                 let cluster = cluster.clone();
                 async move {
-                    let result = match timeout(WRITE_TIMEOUT, patch.send(&cluster)).await {
+                    let result = match timeout(STATUS_WRITE_TIMEOUT, patch.send(&cluster)).await {
                         Ok(result) => result,
-                        Err(_) => PatchResult::Failed(format!("no answer within {WRITE_TIMEOUT:?}")),
+                        Err(_) => PatchResult::Failed(format!("no answer within {STATUS_WRITE_TIMEOUT:?}")),
                     };
                     (patch, result)
                 }

@@ -14,14 +14,14 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{
-    Cluster, Pods, PodsOf,
+    Cluster, PodWatches, PodsOf,
     error_chain::error_chain,
     own_pods::OwnPods,
     reasons::WorkloadFacts,
     starts::{CONTROL_PLANE, stamp},
     watch::{WatchBackoff, is_resumed},
 };
-use crate::{domain::Workload, state::Seen};
+use crate::{domain::Workload, state::Observation};
 
 /// A workload in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +52,11 @@ impl WorkloadRef {
 
 impl Cluster {
     /// Watches a workload and its pods for the lifetime of the receiver.
-    pub fn follow(&self, workload: WorkloadRef, pods: Arc<Pods>) -> watch::Receiver<Arc<WorkloadFacts>> {
+    pub fn follow(
+        &self,
+        workload: WorkloadRef,
+        pods: Arc<PodWatches>,
+    ) -> watch::Receiver<Arc<WorkloadFacts>> {
         let unknown = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
         let (facts, receiver) = watch::channel(Arc::new(unknown));
         let cluster = self.clone();
@@ -70,7 +74,7 @@ impl Cluster {
 async fn follow(
     cluster: &Cluster,
     workload: &WorkloadRef,
-    all_pods: &Pods,
+    all_pods: &PodWatches,
     facts: &watch::Sender<Arc<WorkloadFacts>>,
 ) {
     type Object = DeserializeGuard<DynamicObject>;
@@ -145,14 +149,14 @@ fn replicas(object: &Value) -> Option<u32> {
 }
 
 /// Records a scale-up from zero observed now, with the time at which a field manager last set `spec.replicas`.
-fn raised(meta: &ObjectMeta) -> Seen {
+fn raised(meta: &ObjectMeta) -> Observation {
     let managers = meta.managed_fields.iter().flatten();
     let since = managers.filter_map(|manager| {
         let fields = &manager.fields_v1.as_ref()?.0;
         fields["f:spec"].get("f:replicas")?;
         manager.time.as_ref()
     });
-    Seen { stamp: since.max().map(|time| stamp(time.0, CONTROL_PLANE)), ..Seen::now() }
+    Observation { stamp: since.max().map(|time| stamp(time.0, CONTROL_PLANE)), ..Observation::now() }
 }
 
 /// Returns the message of the condition `ReplicaFailure`.
@@ -210,7 +214,7 @@ mod tests {
         let stamp = seen.stamp.unwrap();
         assert_eq!(stamp.time, SystemTime::from("2026-11-24T20:00:07Z".parse::<jiff::Timestamp>().unwrap()));
         assert_eq!((seen.at, &*stamp.clock), (Instant::now(), CONTROL_PLANE));
-        assert_eq!(raised(&ObjectMeta::default()), Seen::now());
+        assert_eq!(raised(&ObjectMeta::default()), Observation::now());
     }
 
     #[test]

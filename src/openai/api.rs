@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Api {
     /// Inference: may wake the model, which the body names.
-    Work(Shape),
+    Work(ApiFormat),
     /// A response stored on a model server (`/v1/responses/{id}`), by id; available only while that server lives.
     Stored(String),
     /// State of a model server (`/version`, `/load`); available only while one runs.
@@ -28,7 +28,7 @@ pub enum Api {
 
 /// Format of a path's responses, whole and streamed, and location of the model name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
+pub enum ApiFormat {
     /// JSON, or `chat.completion.chunk` events.
     Chat,
     /// JSON, or `text_completion` events.
@@ -50,10 +50,10 @@ impl Api {
     /// Classifies a method and path.
     pub fn of(method: &Method, path: &str) -> Self {
         let work = match path {
-            "/v1/chat/completions" => Some(Shape::Chat),
-            "/v1/completions" => Some(Shape::Completion),
-            "/v1/responses" => Some(Shape::Responses),
-            "/v1/messages" => Some(Shape::Messages),
+            "/v1/chat/completions" => Some(ApiFormat::Chat),
+            "/v1/completions" => Some(ApiFormat::Completion),
+            "/v1/responses" => Some(ApiFormat::Responses),
+            "/v1/messages" => Some(ApiFormat::Messages),
             "/v1/embeddings"
             | "/v1/messages/count_tokens"
             | "/tokenize"
@@ -66,9 +66,9 @@ impl Api {
             | "/v1/rerank"
             | "/v2/rerank"
             | "/v1/chat/completions/batch"
-            | "/v1/chat/completions/render" => Some(Shape::Plain),
-            "/v1/audio/transcriptions" | "/v1/audio/translations" => Some(Shape::Form),
-            "/v1/audio/speech" => Some(Shape::Opaque),
+            | "/v1/chat/completions/render" => Some(ApiFormat::Plain),
+            "/v1/audio/transcriptions" | "/v1/audio/translations" => Some(ApiFormat::Form),
+            "/v1/audio/speech" => Some(ApiFormat::Opaque),
             _ => None,
         };
         if let Some(shape) = work {
@@ -101,9 +101,9 @@ impl Api {
     }
 }
 
-// === impl Shape ===
+// === impl ApiFormat ===
 
-impl Shape {
+impl ApiFormat {
     /// Returns whether `stream: true` yields server-sent events.
     pub const fn streams_events(self) -> bool {
         match self {
@@ -127,9 +127,9 @@ mod tests {
 
     #[test]
     fn only_posts_to_api_paths_are_work() {
-        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions"), Api::Work(Shape::Chat));
+        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions"), Api::Work(ApiFormat::Chat));
         assert_eq!(Api::of(&Method::GET, "/v1/chat/completions"), Api::WrongMethod("POST"));
-        assert_eq!(Api::of(&Method::POST, "/v1/audio/transcriptions"), Api::Work(Shape::Form));
+        assert_eq!(Api::of(&Method::POST, "/v1/audio/transcriptions"), Api::Work(ApiFormat::Form));
         assert_eq!(Api::of(&Method::GET, "/v1/models/org/name"), Api::Model("org/name".into()));
         assert_eq!(Api::of(&Method::GET, "/v1/models/org%2Fname"), Api::Model("org/name".into()));
         for (method, path) in [
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(Api::of(&Method::GET, "/v1/responses/resp_1/cancel"), Api::Unknown);
         assert_eq!(Api::of(&Method::GET, "/version"), Api::Server);
         assert_eq!(Api::of(&Method::POST, "/load"), Api::WrongMethod("GET"));
-        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions/batch"), Api::Work(Shape::Plain));
+        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions/batch"), Api::Work(ApiFormat::Plain));
         assert_eq!(Api::of(&Method::GET, "/health"), Api::Probe);
         assert_eq!(Api::of(&Method::GET, "/"), Api::Root);
         for path in ["/wp-login.php", "/v1", "/v1/load_lora_adapter", "/v1/chat/completions/", "/metrics"] {

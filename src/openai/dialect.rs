@@ -24,7 +24,7 @@ pub enum Dialect {
 }
 
 /// An error with the fields of all dialects.
-struct Fault {
+struct ErrorFields {
     message: String,
     kind: String,
     anthropic: &'static str,
@@ -54,7 +54,7 @@ impl Dialect {
 
     /// Formats the body of an error response, also after an early 200. Empty for gRPC.
     pub fn error_body(self, error: &ProxyError, request_id: &str) -> Bytes {
-        let fault = Fault::of(error);
+        let fault = ErrorFields::of(error);
         let body = match self {
             Self::OpenAi | Self::Responses => json!({"error": fault.openai()}),
             Self::Anthropic => fault.anthropic(request_id),
@@ -65,7 +65,7 @@ impl Dialect {
 
     /// Formats an error inside a stream of events, which SDKs raise as `APIError`.
     pub fn error_event(self, error: &ProxyError, request_id: &str) -> Bytes {
-        self.event(&Fault::of(error), request_id)
+        self.event(&ErrorFields::of(error), request_id)
     }
 
     /// Formats a model server's error response inside a stream of events.
@@ -75,8 +75,8 @@ impl Dialect {
                 let data = sse_data(value.to_string().as_bytes());
                 if self == Self::Anthropic { named("error", &data) } else { data }
             }
-            Ok(value) => self.event(&Fault::of_upstream(status, &value, body), request_id),
-            Err(_) => self.event(&Fault::of_upstream(status, &Value::Null, body), request_id),
+            Ok(value) => self.event(&ErrorFields::of_upstream(status, &value, body), request_id),
+            Err(_) => self.event(&ErrorFields::of_upstream(status, &Value::Null, body), request_id),
         }
     }
 
@@ -89,7 +89,7 @@ impl Dialect {
         }
     }
 
-    fn event(self, fault: &Fault, request_id: &str) -> Bytes {
+    fn event(self, fault: &ErrorFields, request_id: &str) -> Bytes {
         match self {
             Self::OpenAi | Self::Grpc => sse_data(json!({"error": fault.openai()}).to_string().as_bytes()),
             Self::Anthropic => named("error", &sse_data(fault.anthropic(request_id).to_string().as_bytes())),
@@ -103,9 +103,9 @@ impl Dialect {
     }
 }
 
-// === impl Fault ===
+// === impl ErrorFields ===
 
-impl Fault {
+impl ErrorFields {
     fn of(error: &ProxyError) -> Self {
         let answer = error.answer();
         Self {

@@ -5,24 +5,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Shape;
+use super::ApiFormat;
 
 /// Returns whether the API has an empty event that may precede all others. OpenAI's Responses API has none: its SDKs
 /// require `response.created` first.
-pub const fn has_empty_event(shape: Shape) -> bool {
-    matches!(shape, Shape::Chat | Shape::Completion | Shape::Messages)
+pub const fn has_empty_event(shape: ApiFormat) -> bool {
+    matches!(shape, ApiFormat::Chat | ApiFormat::Completion | ApiFormat::Messages)
 }
 
 /// Creates an event without content: a chunk of the completion `id`, or Anthropic's `ping`. `None` if the API has none.
-pub fn empty_event(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
+pub fn empty_event(shape: ApiFormat, model: &str, id: &str) -> Option<Bytes> {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+    let prefix = if shape == ApiFormat::Chat { "chatcmpl" } else { "cmpl" };
     empty(shape, json!({"id": format!("{prefix}-{id}"), "created": created, "model": model}))
 }
 
 /// Creates an empty event to send before `next`, as a chunk of the same completion: openai-go's accumulator rejects
 /// chunks with different ids. `model` and `id` are used if `next` has none.
-pub fn empty_event_before(next: &[u8], shape: Shape, model: &str, id: &str) -> Option<Bytes> {
+pub fn empty_event_before(next: &[u8], shape: ApiFormat, model: &str, id: &str) -> Option<Bytes> {
     let data = next.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"data:"));
     let first = data.and_then(|data| serde_json::from_slice::<Value>(data).ok());
     match first {
@@ -33,17 +33,19 @@ pub fn empty_event_before(next: &[u8], shape: Shape, model: &str, id: &str) -> O
     }
 }
 
-fn empty(shape: Shape, mut chunk: Value) -> Option<Bytes> {
+fn empty(shape: ApiFormat, mut chunk: Value) -> Option<Bytes> {
     let (object, choice) = match shape {
-        Shape::Chat => (
+        ApiFormat::Chat => (
             "chat.completion.chunk",
             json!({"index": 0, "delta": {"content": ""}, "logprobs": null, "finish_reason": null}),
         ),
-        Shape::Completion => {
+        ApiFormat::Completion => {
             ("text_completion", json!({"index": 0, "text": "", "logprobs": null, "finish_reason": null}))
         }
-        Shape::Messages => return Some(Bytes::from_static(b"event: ping\ndata: {\"type\": \"ping\"}\n\n")),
-        Shape::Responses | Shape::Plain | Shape::Form | Shape::Opaque => return None,
+        ApiFormat::Messages => {
+            return Some(Bytes::from_static(b"event: ping\ndata: {\"type\": \"ping\"}\n\n"));
+        }
+        ApiFormat::Responses | ApiFormat::Plain | ApiFormat::Form | ApiFormat::Opaque => return None,
     };
     chunk["object"] = object.into();
     chunk["choices"] = json!([choice]);
@@ -63,7 +65,7 @@ mod tests {
     fn empty_event_is_of_the_completion_that_follows() {
         let next =
             b"data: {\"id\":\"chatcmpl-7\",\"created\":5,\"model\":\"org/m\",\"choices\":[]}\n\ndata: [DO";
-        let empty = chunk(&empty_event_before(next, Shape::Chat, "tiny", "0123").unwrap());
+        let empty = chunk(&empty_event_before(next, ApiFormat::Chat, "tiny", "0123").unwrap());
         assert_eq!(
             empty,
             json!({
@@ -73,7 +75,7 @@ mod tests {
         );
         // An event that is cut, one without an id, and none at all.
         for next in [&b"data: {\"id\":\"cmpl-7\",\"crea"[..], b"data: {\"error\":{}}\n\n", b""] {
-            let empty = chunk(&empty_event_before(next, Shape::Completion, "tiny", "0123").unwrap());
+            let empty = chunk(&empty_event_before(next, ApiFormat::Completion, "tiny", "0123").unwrap());
             assert_eq!((&empty["id"], &empty["model"]), (&json!("cmpl-0123"), &json!("tiny")));
             assert_eq!(
                 (&empty["object"], &empty["choices"][0]["text"]),
@@ -84,11 +86,11 @@ mod tests {
 
     #[test]
     fn empty_event_exists_where_the_api_has_one() {
-        use Shape::{Chat, Completion, Form, Messages, Opaque, Plain, Responses};
+        use ApiFormat::{Chat, Completion, Form, Messages, Opaque, Plain, Responses};
         for shape in [Chat, Completion, Messages, Responses, Plain, Form, Opaque] {
             assert_eq!(empty_event(shape, "tiny", "0").is_some(), has_empty_event(shape), "{shape:?}");
         }
-        let ping = empty_event(Shape::Messages, "tiny", "0").unwrap();
+        let ping = empty_event(ApiFormat::Messages, "tiny", "0").unwrap();
         assert_eq!(ping, &b"event: ping\ndata: {\"type\": \"ping\"}\n\n"[..]);
     }
 }

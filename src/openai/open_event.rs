@@ -3,7 +3,7 @@
 /// Tracks a stream of server-sent events, split at any byte.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenEvent {
-    line: Line,
+    line: LineKind,
     /// The current event has a line that is not a comment.
     open: bool,
     /// The last byte was a carriage return; a following line feed belongs to it.
@@ -11,7 +11,7 @@ pub struct OpenEvent {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Line {
+enum LineKind {
     #[default]
     Ended,
     Comment,
@@ -27,10 +27,10 @@ impl OpenEvent {
             let after_return = std::mem::replace(&mut self.after_return, *byte == b'\r');
             match (byte, self.line) {
                 (b'\n', _) if after_return => {}
-                (b'\n' | b'\r', Line::Ended) => self.open = false,
-                (b'\n' | b'\r', _) => self.line = Line::Ended,
-                (b':', Line::Ended) => self.line = Line::Comment,
-                (_, Line::Ended) => (self.line, self.open) = (Line::Field, true),
+                (b'\n' | b'\r', LineKind::Ended) => self.open = false,
+                (b'\n' | b'\r', _) => self.line = LineKind::Ended,
+                (b':', LineKind::Ended) => self.line = LineKind::Comment,
+                (_, LineKind::Ended) => (self.line, self.open) = (LineKind::Field, true),
                 _ => {}
             }
         }
@@ -38,17 +38,17 @@ impl OpenEvent {
 
     /// Returns whether an event may be inserted: none is open, and no line end is incomplete.
     pub const fn is_between(&self) -> bool {
-        !self.open && !self.after_return && matches!(self.line, Line::Ended)
+        !self.open && !self.after_return && matches!(self.line, LineKind::Ended)
     }
 
     /// Returns the bytes that end the open event, and no more: openai-go takes a superfluous empty line for an empty
     /// event.
     pub const fn end(&self) -> &'static [u8] {
         match (self.line, self.open) {
-            (Line::Ended, false) => b"",
+            (LineKind::Ended, false) => b"",
             // The first one completes the carriage return.
-            (Line::Ended, true) if self.after_return => b"\n\n",
-            (Line::Ended, true) | (_, false) => b"\n",
+            (LineKind::Ended, true) if self.after_return => b"\n\n",
+            (LineKind::Ended, true) | (_, false) => b"\n",
             (_, true) => b"\n\n",
         }
     }

@@ -12,7 +12,7 @@ pub const MAX_WAIT: HeaderName = HeaderName::from_static("x-anteroom-max-wait");
 
 /// Maximum wait of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Patience {
+pub struct ClientTimeouts {
     /// Total wait, from `x-anteroom-max-wait`.
     pub total: Option<Duration>,
     /// Wait between two bytes, from the SDK's timeout.
@@ -24,7 +24,7 @@ pub struct Patience {
 #[error("x-anteroom-max-wait: \"{0}\" is not a number of seconds or a duration such as 90s or 5m.")]
 pub struct InvalidMaxWait(String);
 
-impl Patience {
+impl ClientTimeouts {
     /// Reads the headers of a request.
     ///
     /// openai-python sends its read timeout in seconds as `x-stainless-read-timeout`; openai-node sends the timeout of
@@ -81,8 +81,10 @@ fn seconds(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn of(pairs: &[(&'static str, &str)]) -> Result<Patience, InvalidMaxWait> {
-        Patience::of(&pairs.iter().map(|(k, v)| (HeaderName::from_static(k), v.parse().unwrap())).collect())
+    fn of(pairs: &[(&'static str, &str)]) -> Result<ClientTimeouts, InvalidMaxWait> {
+        ClientTimeouts::of(
+            &pairs.iter().map(|(k, v)| (HeaderName::from_static(k), v.parse().unwrap())).collect(),
+        )
     }
 
     #[test]
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(of(&[("x-stainless-lang", "js")]).unwrap().silence, Some(Duration::from_secs(300)));
         let node = of(&[("x-stainless-lang", "js"), ("x-stainless-timeout", "20")]).unwrap();
         assert_eq!(node.silence, Some(Duration::from_secs(20)));
-        assert_eq!(of(&[]).unwrap(), Patience::default());
+        assert_eq!(of(&[]).unwrap(), ClientTimeouts::default());
         let brief = of(&[("x-stainless-read-timeout", "2")]).unwrap();
         assert_eq!(brief.safe_silence(), Some(Duration::from_millis(1500)), "2 s less a quarter");
     }

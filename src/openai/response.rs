@@ -14,12 +14,12 @@ pub struct ResponseRequest {
 
 /// Status of a response, from `GET /v1/responses/{id}`.
 #[derive(Deserialize)]
-struct Status {
+struct StoredStatus {
     status: String,
 }
 
 /// Maximum length of an id.
-const MAX_ID_BYTES: usize = 128;
+const MAX_RESPONSE_ID_BYTES: usize = 128;
 
 /// Returns whether a POST to this path creates a stored response.
 pub fn makes_response(path: &str) -> bool {
@@ -55,12 +55,12 @@ pub fn response_id(answer: &[u8]) -> Option<&str> {
 /// Returns whether a text can be the id of a response and needs no escaping in a path.
 pub fn is_response_id(id: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    id.len() <= MAX_ID_BYTES && id.starts_with("resp_") && id.bytes().all(fits)
+    id.len() <= MAX_RESPONSE_ID_BYTES && id.starts_with("resp_") && id.bytes().all(fits)
 }
 
 /// Returns whether a fetched response is still in progress.
 pub fn is_running(response: &[u8]) -> bool {
-    let status = serde_json::from_slice(response).map(|Status { status }| status);
+    let status = serde_json::from_slice(response).map(|StoredStatus { status }| status);
     status.is_ok_and(|status| matches!(&*status, "queued" | "in_progress"))
 }
 

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 /// Fields of a request body that decide its route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scan {
+pub struct RoutingFields {
     /// Model named by the body.
     pub model: Option<Box<str>>,
     /// True if the response shall be streamed.
@@ -55,7 +55,7 @@ pub enum ScanError {
 /// # Errors
 ///
 /// If the body is not a JSON object in UTF-8, or `model` occurs twice or is neither a string nor null.
-pub fn scan_json(body: &[u8]) -> Result<Scan, ScanError> {
+pub fn scan_json(body: &[u8]) -> Result<RoutingFields, ScanError> {
     let error = match read(body) {
         Err(error @ ScanError::Malformed(_)) => error,
         read => return read,
@@ -67,7 +67,7 @@ pub fn scan_json(body: &[u8]) -> Result<Scan, ScanError> {
     }
 }
 
-fn read(body: &[u8]) -> Result<Scan, ScanError> {
+fn read(body: &[u8]) -> Result<RoutingFields, ScanError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let mut problem = None;
     let scan = json.deserialize_map(TopLevel(&mut problem)).and_then(|scan| json.end().map(|()| scan));
@@ -82,10 +82,10 @@ fn read(body: &[u8]) -> Result<Scan, ScanError> {
 /// # Errors
 ///
 /// If the body is not a form with that boundary, or `model` occurs twice or is not UTF-8.
-pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanError> {
+pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<RoutingFields, ScanError> {
     let malformed = |error: multer::Error| ScanError::MalformedForm(error.to_string());
     let mut form = multer::Multipart::new(stream::iter([Ok::<_, Infallible>(body)]), boundary);
-    let mut scan = Scan::default();
+    let mut scan = RoutingFields::default();
     while let Some(field) = form.next_field().await.map_err(malformed)? {
         let name = field.name().unwrap_or_default().to_owned();
         if !matches!(name.as_str(), "model" | "stream") {
@@ -127,7 +127,7 @@ fn is_true(text: &[u8]) -> bool {
 /// Parses the top level. Stores errors other than syntax errors.
 struct TopLevel<'a>(&'a mut Option<ScanError>);
 
-enum Key {
+enum ScannedKey {
     Model,
     Stream,
     Other,
@@ -137,19 +137,19 @@ enum Key {
 struct Text(Box<[u8]>);
 
 impl<'de> Visitor<'de> for TopLevel<'_> {
-    type Value = Scan;
+    type Value = RoutingFields;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scan, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RoutingFields, A::Error> {
         let Self(problem) = self;
-        let mut scan = Scan::default();
+        let mut scan = RoutingFields::default();
         let mut has_model = false;
         while let Some(key) = map.next_key()? {
             match key {
-                Key::Model => {
+                ScannedKey::Model => {
                     if std::mem::replace(&mut has_model, true) {
                         *problem = Some(ScanError::ModelTwice);
                         return Err(A::Error::duplicate_field("model"));
@@ -162,8 +162,8 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
                     }
                     *problem = None;
                 }
-                Key::Stream => scan.stream = is_true_value(map.next_value::<&RawValue>()?.get()),
-                Key::Other => {
+                ScannedKey::Stream => scan.stream = is_true_value(map.next_value::<&RawValue>()?.get()),
+                ScannedKey::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -172,22 +172,22 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de> Deserialize<'de> for ScannedKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct KeyVisitor;
 
         impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
+            type Value = ScannedKey;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a key")
             }
 
-            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
+            fn visit_bytes<E>(self, key: &[u8]) -> Result<ScannedKey, E> {
                 Ok(match key {
-                    b"model" => Key::Model,
-                    b"stream" => Key::Stream,
-                    _ => Key::Other,
+                    b"model" => ScannedKey::Model,
+                    b"stream" => ScannedKey::Stream,
+                    _ => ScannedKey::Other,
                 })
             }
         }
@@ -292,12 +292,12 @@ mod tests {
             // The server rejects an invalid flag.
             let Some(stream) = expected["stream"].as_bool() else { continue };
             let model = expected["model"].as_str().map(Into::into);
-            assert_eq!(scan, Ok(Scan { model, stream }), "{text:?}");
+            assert_eq!(scan, Ok(RoutingFields { model, stream }), "{text:?}");
         }
     }
 
     #[test]
-    fn stream_is_what_pydantic_takes_for_true() {
+    fn stream_accepts_values_pydantic_takes_as_true() {
         for (value, is_true) in [
             ("true", true),
             ("1", true),

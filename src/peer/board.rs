@@ -42,14 +42,14 @@ struct Replica {
     /// Its last counts outlast [`Board::timeout`].
     is_kept: bool,
     heard: Instant,
-    routes: HashMap<String, Entry>,
+    routes: HashMap<String, BoardEntry>,
     /// Cost of the routes, in bytes.
     bytes: usize,
 }
 
 /// Report of a replica on one route.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct BoardEntry {
     pub(super) counts: Counts,
     /// Number of pushes that the replica sent to a scaler.
     pub(super) pushes: u64,
@@ -71,7 +71,7 @@ pub enum PeerState {
 
 /// Replica at an address, by its first report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ReplicaIdentity {
     /// A replica to follow.
     Peer,
     /// This replica itself.
@@ -83,13 +83,13 @@ pub(super) enum Found {
 }
 
 /// Maximum number of routes counted per replica.
-const KEPT: usize = 10_000;
+const MAX_ROUTES_PER_REPLICA: usize = 10_000;
 
 /// Cost of an entry besides its name, in bytes: its part of a table that doubles.
 const ENTRY_BYTES: usize = 256;
 
 /// Maximum length of a route's key, in bytes: a namespace has at most 63 characters, a name 253.
-const KEY: usize = 512;
+const MAX_ROUTE_KEY_BYTES: usize = 512;
 
 // === impl Board ===
 
@@ -127,19 +127,19 @@ impl Board {
     }
 
     /// Applies the first report of a connection, which is complete.
-    pub(super) fn found(&self, address: SocketAddr, report: &Report) -> Found {
+    pub(super) fn found(&self, address: SocketAddr, report: &Report) -> ReplicaIdentity {
         if report.replica == self.id {
             self.forget(|_, replica| replica.address == address);
-            return Found::Ourselves;
+            return ReplicaIdentity::Ourselves;
         }
         // The replica that had this address before is gone.
         self.forget(|id, replica| replica.address == address && *id != report.replica);
         let mut replicas = self.replicas.lock();
         if replicas.get(&report.replica).is_some_and(|known| known.is_connected && known.address != address) {
-            return Found::Known;
+            return ReplicaIdentity::Known;
         }
         if replicas.len() >= PEER_REPLICAS && !replicas.contains_key(&report.replica) {
-            return Found::TooMany;
+            return ReplicaIdentity::TooMany;
         }
         let replica = Replica {
             address,
@@ -153,7 +153,7 @@ impl Board {
         let mut touched: Vec<_> = before.into_iter().flat_map(|before| before.routes.into_keys()).collect();
         touched.extend(keep(&mut replicas, report));
         self.add_up(&replicas, touched.iter().map(String::as_str));
-        Found::Peer
+        ReplicaIdentity::Peer
     }
 
     /// Applies a further report.
@@ -237,7 +237,7 @@ impl Board {
     /// unreachable: if it had any, these count for longer.
     fn expiry(&self, replica: &Replica, listed: &BTreeSet<SocketAddr>) -> Instant {
         let is_believed =
-            listed.contains(&replica.address) && replica.routes.values().any(Entry::has_requests);
+            listed.contains(&replica.address) && replica.routes.values().any(BoardEntry::has_requests);
         replica.heard + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
     }
 
@@ -326,19 +326,22 @@ fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String
     replica.heard = Instant::now();
     let mut touched = Vec::with_capacity(report.routes.len());
     for demand in &report.routes {
-        let entry = Entry::from(demand);
+        let entry = BoardEntry::from(demand);
         let is_known = replica.routes.contains_key(&demand.route);
         let cost = demand.route.len() + ENTRY_BYTES;
         // Other replicas cannot use up the share of this one.
         let has_room = replica.bytes + cost <= PEER_SHARE_BYTES || total + cost <= PEER_BOARD_BYTES;
-        if entry == Entry::default() {
+        if entry == BoardEntry::default() {
             if replica.routes.remove(&demand.route).is_some() {
                 replica.bytes -= cost;
                 total -= cost;
             }
         } else if is_known {
             replica.routes.insert(demand.route.clone(), entry);
-        } else if has_room && replica.routes.len() < KEPT && demand.route.len() <= KEY {
+        } else if has_room
+            && replica.routes.len() < MAX_ROUTES_PER_REPLICA
+            && demand.route.len() <= MAX_ROUTE_KEY_BYTES
+        {
             replica.routes.insert(demand.route.clone(), entry);
             replica.bytes += cost;
             total += cost;
@@ -366,9 +369,9 @@ fn pushes<'a>(
     })
 }
 
-// === impl Entry ===
+// === impl BoardEntry ===
 
-impl Entry {
+impl BoardEntry {
     /// Returns `true` if there are requests.
     const fn has_requests(&self) -> bool {
         self.counts.held > 0 || self.counts.in_flight > 0
@@ -403,7 +406,7 @@ impl Entry {
     }
 }
 
-impl From<&RouteDemand> for Entry {
+impl From<&RouteDemand> for BoardEntry {
     fn from(demand: &RouteDemand) -> Self {
         let rate = demand.request_rate;
         Self {

@@ -15,26 +15,26 @@ use tokio::{
 use tokio_stream::StreamExt;
 
 use super::{
-    board::{Board, Found},
-    network::{Network, Reports},
+    board::{Board, ReplicaIdentity},
+    network::{Network, ReportStream},
 };
 use crate::{config::budget::PEER_REPLICAS, domain::Backoff};
 
 /// Interval at which the service is resolved.
-const RESOLVE: Duration = Duration::from_secs(2);
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Timeout of one resolution.
 const RESOLVING: Duration = Duration::from_secs(5);
 
 /// Timeout for the first report of a replica, including the connection.
-const ANSWER: Duration = Duration::from_secs(3);
+const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Backoff before reconnecting.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(100);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// Time until an address is tried again that leads to this replica, to one already followed, or to one too many.
-const KNOWN: Duration = Duration::from_secs(5);
+const REDIAL_DELAY: Duration = Duration::from_secs(5);
 
 /// Tasks that follow the other replicas.
 pub(super) struct Following<N> {
@@ -51,7 +51,7 @@ struct Follow<N> {
 }
 
 /// Reason why following an address ended.
-enum End {
+enum FollowEnd {
     /// The replica is stopping.
     Goodbye,
     /// No report arrived for too long.
@@ -59,7 +59,7 @@ enum End {
     /// The connection failed, with the reason.
     Broken(String),
     /// No replica to follow.
-    Nobody(Found),
+    Nobody(ReplicaIdentity),
 }
 
 // === impl Following ===
@@ -93,7 +93,7 @@ impl<N: Network> Following<N> {
     }
 
     async fn resolve(&mut self) {
-        let mut ticks = interval(RESOLVE);
+        let mut ticks = interval(RESOLVE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failed = false;
         loop {
@@ -146,26 +146,26 @@ impl<N: Network> Follow<N> {
         let mut backoff = backoff.with_jitter(fastrand::u64(..));
         loop {
             let end = self.once(address).await;
-            self.board.set_reachable(address, !matches!(end, End::Broken(_) | End::Silent));
+            self.board.set_reachable(address, !matches!(end, FollowEnd::Broken(_) | FollowEnd::Silent));
             let wait = match end {
-                End::Goodbye => {
+                FollowEnd::Goodbye => {
                     tracing::info!(%address, "a replica said goodbye");
                     self.board.left(address);
                     backoff.reset();
                     MAX_RECONNECT_DELAY
                 }
-                End::Silent => {
+                FollowEnd::Silent => {
                     tracing::warn!(%address, "a replica has been silent for too long");
                     self.board.disconnected(address);
                     MAX_RECONNECT_DELAY
                 }
-                End::Nobody(found) => {
-                    if found == Found::TooMany {
+                FollowEnd::Nobody(found) => {
+                    if found == ReplicaIdentity::TooMany {
                         tracing::warn!(%address, "there are more replicas than are followed");
                     }
-                    KNOWN
+                    REDIAL_DELAY
                 }
-                End::Broken(reason) => {
+                FollowEnd::Broken(reason) => {
                     tracing::debug!(%address, reason, "a replica cannot be followed");
                     self.board.disconnected(address);
                     backoff.failed()
@@ -179,31 +179,31 @@ impl<N: Network> Follow<N> {
         }
     }
 
-    async fn once(&self, address: SocketAddr) -> End {
+    async fn once(&self, address: SocketAddr) -> FollowEnd {
         let limit = self.board.timeout();
         let asked = async {
             let mut reports = self.network.watch(address).await?;
             let first = reports.next().await;
             first.transpose().map(|first| (reports, first))
         };
-        let (mut reports, first): (Reports, _) = match timeout(ANSWER, asked).await {
+        let (mut reports, first): (ReportStream, _) = match timeout(FIRST_REPORT_TIMEOUT, asked).await {
             Ok(Ok((reports, Some(first)))) => (reports, first),
-            Ok(Ok((_, None))) => return End::Goodbye,
-            Ok(Err(status)) => return End::Broken(status.message().to_owned()),
-            Err(elapsed) => return End::Broken(elapsed.to_string()),
+            Ok(Ok((_, None))) => return FollowEnd::Goodbye,
+            Ok(Err(status)) => return FollowEnd::Broken(status.message().to_owned()),
+            Err(elapsed) => return FollowEnd::Broken(elapsed.to_string()),
         };
         match self.board.found(address, &first) {
-            Found::Peer => tracing::info!(%address, replica = first.replica, "a replica was found"),
-            found => return End::Nobody(found),
+            ReplicaIdentity::Peer => tracing::info!(%address, replica = first.replica, "a replica was found"),
+            found => return FollowEnd::Nobody(found),
         }
         self.board.set_reachable(address, true);
         loop {
             match timeout(limit, reports.next()).await {
                 Ok(Some(Ok(report))) if report.replica == first.replica => self.board.heard(&report),
-                Ok(Some(Ok(_))) => return End::Broken("it has changed its name".into()),
-                Ok(Some(Err(status))) => return End::Broken(status.message().to_owned()),
-                Ok(None) => return End::Goodbye,
-                Err(_) => return End::Silent,
+                Ok(Some(Ok(_))) => return FollowEnd::Broken("it has changed its name".into()),
+                Ok(Some(Err(status))) => return FollowEnd::Broken(status.message().to_owned()),
+                Ok(None) => return FollowEnd::Goodbye,
+                Err(_) => return FollowEnd::Silent,
             }
         }
     }

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
-    board::Entry,
+    board::BoardEntry,
     proto::{
         Report, RouteDemand, WatchRequest,
         peers_server::{Peers, PeersServer},
     },
-    token::Token,
+    token::TokenFile,
 };
 use crate::{
     admission::{Directory, Gate, Gates},
@@ -29,10 +29,10 @@ use crate::{
 };
 
 /// Maximum number of routes per report; further ones follow in the next reports, 20 ms apart.
-pub(super) const ROUTES: usize = 500;
+pub(super) const MAX_ROUTES_PER_REPORT: usize = 500;
 
 /// Interval at which the counts of routes with demand are read. Bounds the rate of reports, besides edges.
-const LOOK: Duration = Duration::from_millis(20);
+const REPORT_COUNTS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Interval of reports while nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(super) struct Reports {
     routes: Arc<Directory>,
     changes: watch::Receiver<Gates>,
     edges: watch::Receiver<u64>,
-    told: HashMap<RouteKey, Entry>,
+    told: HashMap<RouteKey, BoardEntry>,
     /// First route that did not fit the last report. The next one starts there, so that every route gets its turn even
     /// if many change all the time.
     resume: Option<RouteKey>,
@@ -62,12 +62,12 @@ pub(super) struct Reports {
     ending: CancellationToken,
 }
 
-struct Answering {
+struct ReportService {
     id: Arc<str>,
     routes: Arc<Directory>,
     /// Places of the streams of other replicas.
     streams: Arc<Places>,
-    token: Option<Arc<Token>>,
+    token: Option<Arc<TokenFile>>,
     ending: CancellationToken,
 }
 
@@ -76,10 +76,10 @@ pub(super) async fn serve(
     listener: GrpcListener,
     id: &str,
     routes: Arc<Directory>,
-    token: Option<Arc<Token>>,
+    token: Option<Arc<TokenFile>>,
     ending: CancellationToken,
 ) {
-    let answering = Answering {
+    let answering = ReportService {
         id: id.into(),
         routes,
         // A replica may reconnect before its former connection is known to be dead.
@@ -92,7 +92,7 @@ pub(super) async fn serve(
 }
 
 #[tonic::async_trait]
-impl Peers for Answering {
+impl Peers for ReportService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -151,10 +151,15 @@ impl Reports {
                 || self.changes.has_changed().unwrap_or(true);
             if all || now >= self.next_look {
                 let routes = if all { self.look_at_all() } else { self.look_at_active() };
-                self.next_look = now + LOOK;
+                self.next_look = now + REPORT_COUNTS_INTERVAL;
                 if !routes.is_empty() || now >= self.due {
                     // A full report may be incomplete.
-                    self.due = now + if routes.len() < ROUTES { HEARTBEAT } else { LOOK };
+                    self.due = now
+                        + if routes.len() < MAX_ROUTES_PER_REPORT {
+                            HEARTBEAT
+                        } else {
+                            REPORT_COUNTS_INTERVAL
+                        };
                     return Some(Report { replica: self.id.to_string(), routes });
                 }
             }
@@ -178,9 +183,9 @@ impl Reports {
         let mut changed = Vec::new();
         // Removed routes first: each is reported once, so they do not delay others for long.
         self.told.retain(|route, _| {
-            let gone = changed.len() < ROUTES && !gates.contains_key(route);
+            let gone = changed.len() < MAX_ROUTES_PER_REPORT && !gates.contains_key(route);
             if gone {
-                changed.push(Entry::default().of(route));
+                changed.push(BoardEntry::default().of(route));
             }
             !gone
         });
@@ -203,7 +208,7 @@ impl Reports {
         changed
     }
 
-    /// Adds the changed entries of these routes to `changed`, up to [`ROUTES`], in the order of their names.
+    /// Adds the changed entries of these routes to `changed`, up to [`MAX_ROUTES_PER_REPORT`], in the order of their names.
     fn tell<'a>(
         &mut self,
         gates: impl Iterator<Item = &'a Arc<Gate>> + Clone,
@@ -216,11 +221,11 @@ impl Reports {
         for gate in gates.filter(is_later).chain(sooner) {
             let counts = gate.counts_or_mark_idle();
             seen(gate, counts);
-            let entry = Entry { counts, pushes: gate.demand().pushes() };
+            let entry = BoardEntry { counts, pushes: gate.demand().pushes() };
             if self.told.get(gate.key()).copied().unwrap_or_default() == entry {
                 continue;
             }
-            if changed.len() < ROUTES {
+            if changed.len() < MAX_ROUTES_PER_REPORT {
                 self.told.insert(gate.key().clone(), entry);
                 changed.push(entry.of(gate.key()));
             } else if self.resume.is_none() {

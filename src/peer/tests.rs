@@ -33,11 +33,11 @@ use crate::{
 #[derive(Default)]
 struct Wires {
     listed: Mutex<Vec<SocketAddr>>,
-    ends: Mutex<HashMap<SocketAddr, Wire>>,
+    ends: Mutex<HashMap<SocketAddr, FakeLink>>,
 }
 
 #[derive(Clone)]
-struct Wire {
+struct FakeLink {
     id: Arc<str>,
     routes: Arc<Directory>,
     goodbye: CancellationToken,
@@ -45,12 +45,12 @@ struct Wire {
     frozen: CancellationToken,
 }
 
-struct Replica {
+struct TestReplica {
     gate: Arc<Gate>,
     directory: Arc<Directory>,
     board: Arc<Board>,
     cold_starts: Arc<ColdStarts>,
-    wire: Wire,
+    wire: FakeLink,
     following: JoinHandle<()>,
 }
 
@@ -66,7 +66,7 @@ impl Network for Wires {
         Ok(self.listed.lock().clone())
     }
 
-    async fn watch(&self, address: SocketAddr) -> Result<network::Reports, Status> {
+    async fn watch(&self, address: SocketAddr) -> Result<network::ReportStream, Status> {
         let wire = self.ends.lock().get(&address).cloned().ok_or_else(|| Status::unavailable("nobody"))?;
         if wire.broken.is_cancelled() {
             return Err(Status::unavailable("nobody"));
@@ -90,17 +90,17 @@ impl Network for Wires {
 }
 
 impl Wires {
-    fn join(self: &Arc<Self>, number: u8) -> Replica {
+    fn join(self: &Arc<Self>, number: u8) -> TestReplica {
         self.join_at(number, &[address(number)])
     }
 
     /// Adds a replica. It is listed at once, and followed by those that resolve the service from then on.
-    fn join_at(self: &Arc<Self>, number: u8, addresses: &[SocketAddr]) -> Replica {
+    fn join_at(self: &Arc<Self>, number: u8, addresses: &[SocketAddr]) -> TestReplica {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
         let directory = Arc::new(Directory::default());
         directory.publish([gate.clone()]);
-        let wire = Wire {
+        let wire = FakeLink {
             id: format!("replica-{number}").into(),
             routes: directory.clone(),
             goodbye: CancellationToken::new(),
@@ -117,11 +117,11 @@ impl Wires {
         let board =
             Arc::new(Board::new(wire.id.to_string(), directory.clone(), TIMEOUT, UNREACHABLE_TIMEOUT));
         let following = tokio::spawn(Following::new(board.clone(), self.clone()).run());
-        Replica { gate, directory, board, cold_starts, wire, following }
+        TestReplica { gate, directory, board, cold_starts, wire, following }
     }
 }
 
-impl Replica {
+impl TestReplica {
     fn held(&self) -> u64 {
         self.gate.counts_everywhere().held
     }
@@ -141,7 +141,7 @@ impl Replica {
     }
 }
 
-impl Drop for Replica {
+impl Drop for TestReplica {
     fn drop(&mut self) {
         self.following.abort();
     }
@@ -157,7 +157,7 @@ async fn every_replica_has_the_sum_and_every_edge() {
     let wires = Arc::<Wires>::default();
     let replicas = [1, 2, 3].map(|number| wires.join(number));
     settled().await;
-    assert_eq!(replicas.each_ref().map(Replica::states), [[2, 0, 0]; 3], "two others, not itself");
+    assert_eq!(replicas.each_ref().map(TestReplica::states), [[2, 0, 0]; 3], "two others, not itself");
     let mut changes = replicas[1].gate.demand().changes();
     let start = Instant::now();
     let mut tickets = vec![replicas[0].hold()];
@@ -167,10 +167,10 @@ async fn every_replica_has_the_sum_and_every_edge() {
     assert!(!replicas[1].gate.counts().is_active(), "its own is false");
     tickets.extend([replicas[0].hold(), replicas[1].hold()]);
     sleep(Duration::from_millis(25)).await;
-    assert_eq!(replicas.each_ref().map(Replica::held), [3, 3, 3], "2 + 1, within a look of 20 ms");
+    assert_eq!(replicas.each_ref().map(TestReplica::held), [3, 3, 3], "2 + 1, within a look of 20 ms");
     tickets.clear();
     sleep(Duration::from_millis(25)).await;
-    assert_eq!(replicas.each_ref().map(Replica::held), [0; 3]);
+    assert_eq!(replicas.each_ref().map(TestReplica::held), [0; 3]);
     assert!(replicas[2].gate.counts_everywhere().lasting, "the lease of both");
     replicas.iter().for_each(|replica| replica.gate.demand().end_activation());
     sleep(Duration::from_secs(59)).await;
@@ -194,7 +194,7 @@ async fn ramp_of_three_replicas_asks_for_one_target() {
     let told = || sleep(Duration::from_millis(45));
     told().await;
     assert_eq!(depths(), [5.0; 3], "at zero: one replica, of 5");
-    let hears_of_pod = |replica: &Replica| {
+    let hears_of_pod = |replica: &TestReplica| {
         let endpoint = Endpoint::new("10.1.0.1:8000", 64);
         replica.gate.target().add(&endpoint);
         replica.gate.target().ready(&endpoint, Some(4));
@@ -214,7 +214,7 @@ async fn ramp_of_three_replicas_asks_for_one_target() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replica_that_never_finds_the_pod_hides_no_backlog() {
+async fn replica_without_pod_does_not_hide_backlog() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -230,7 +230,7 @@ async fn replica_that_never_finds_the_pod_hides_no_backlog() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn counts_are_told_at_most_every_20_ms() {
+async fn counts_are_reported_at_most_every_20_ms() {
     let wires = Arc::<Wires>::default();
     let replica = wires.join(1);
     let ending = CancellationToken::new();
@@ -324,7 +324,7 @@ async fn requests_of_a_listed_replica_count_for_5_min() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn kept_replica_is_forgotten_once_it_is_not_listed() {
+async fn retained_replica_is_dropped_when_unlisted() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -339,7 +339,7 @@ async fn kept_replica_is_forgotten_once_it_is_not_listed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_replica_without_requests_keeps_nothing_up() {
+async fn silent_replica_without_demand_is_ignored() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -364,7 +364,7 @@ async fn reconnect_in_time_changes_nothing() {
     two.wire.broken.cancel();
     sleep(Duration::from_secs(3)).await;
     assert_eq!((one.held(), one.states()), (1, [0, 1, 1]));
-    let mended = Wire { broken: CancellationToken::new(), ..two.wire.clone() };
+    let mended = FakeLink { broken: CancellationToken::new(), ..two.wire.clone() };
     wires.ends.lock().insert(address(2), mended);
     sleep(Duration::from_secs(30)).await;
     assert_eq!((one.held(), one.states()), (1, [1, 0, 0]));
@@ -383,14 +383,14 @@ async fn frozen_replica_counts_while_listed() {
     assert_eq!(one.held(), 1);
     sleep(Duration::from_millis(1_200)).await;
     assert_eq!((one.held(), one.states(), one.kept()), (1, [0, 0, 1], 1));
-    let thawed = Wire { frozen: CancellationToken::new(), ..two.wire.clone() };
+    let thawed = FakeLink { frozen: CancellationToken::new(), ..two.wire.clone() };
     wires.ends.lock().insert(address(2), thawed);
     sleep(Duration::from_secs(6)).await;
     assert_eq!((one.held(), one.states()), (1, [1, 0, 0]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_goodbye_is_gone_at_once() {
+async fn replica_sending_goodbye_is_removed_at_once() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -428,7 +428,7 @@ async fn replica_with_two_addresses_counts_once() {
     assert_eq!((one.held(), one.states()), (2, [1, 0, 0]));
     // The address in use fails: the other one takes over.
     wires.ends.lock().remove(&address(2));
-    let left = Wire { broken: CancellationToken::new(), ..two.wire.clone() };
+    let left = FakeLink { broken: CancellationToken::new(), ..two.wire.clone() };
     wires.ends.lock().insert(address(102), left);
     two.wire.broken.cancel();
     sleep(Duration::from_secs(15)).await;
@@ -436,7 +436,7 @@ async fn replica_with_two_addresses_counts_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_that_comes_later_knows_what_others_hold() {
+async fn new_route_includes_demand_of_peers() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     one.directory.publish([]);
@@ -454,7 +454,7 @@ async fn a_route_that_comes_later_knows_what_others_hold() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_of_another_replica_ends_the_signal_here() {
+async fn push_by_peer_ends_the_signal_phase() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     one.gate.cold_starts().expect_push(true);
@@ -489,12 +489,16 @@ async fn reports_are_bounded_and_never_spoil_the_sum() {
     for number in 0..100 {
         let found =
             one.board.found(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
-        assert_eq!(found == board::Found::TooMany, number >= 63, "{number}: the bad one is the first of 64");
+        assert_eq!(
+            found == board::ReplicaIdentity::TooMany,
+            number >= 63,
+            "{number}: the bad one is the first of 64"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_routes_are_told_in_several_reports() {
+async fn many_routes_are_split_into_several_reports() {
     let wires = Arc::<Wires>::default();
     let one = wires.join(1);
     let gates: Vec<_> = (0..1_125)
@@ -522,7 +526,7 @@ async fn large_reports_are_split_every_20_ms() {
         let name = format!("route-{number:05}");
         Gate::new(name.as_str().into(), Policy::default(), cold_starts.clone())
     };
-    let gates: Vec<_> = (0..=2 * report::ROUTES).map(gate).collect();
+    let gates: Vec<_> = (0..=2 * report::MAX_ROUTES_PER_REPORT).map(gate).collect();
     let directory = Arc::new(Directory::default());
     directory.publish(gates.iter().cloned());
     let ending = CancellationToken::new();
@@ -537,7 +541,7 @@ async fn large_reports_are_split_every_20_ms() {
     for number in 0..6 {
         tickets.extend(gates.iter().map(|gate| gate.hold(1, true).unwrap()));
         let told = reports.next().await.unwrap().unwrap().routes;
-        assert_eq!(told.len(), report::ROUTES);
+        assert_eq!(told.len(), report::MAX_ROUTES_PER_REPORT);
         assert_eq!(start.elapsed(), Duration::from_millis(20) * number, "the edge at once, then no sooner");
         told.into_iter().for_each(|told| *turns.entry(told.route).or_default() += 1);
     }

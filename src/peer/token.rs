@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataValue};
 
 /// A token in a file, which is read again for every connection, so that a change needs no restart.
-pub(super) struct Token {
+pub(super) struct TokenFile {
     path: PathBuf,
     /// Token as of the last successful read.
     last: Mutex<Option<Arc<str>>>,
@@ -18,9 +18,9 @@ pub(super) struct Token {
 /// Minimum interval between warnings about the token.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-// === impl Token ===
+// === impl TokenFile ===
 
-impl Token {
+impl TokenFile {
     /// Creates a token from a file. While the file has never been readable, no token is required, and that is logged.
     pub(super) fn new(path: impl Into<PathBuf>) -> Self {
         let token = Self { path: path.into(), last: Mutex::default(), warned: Mutex::default() };

@@ -13,7 +13,7 @@ use super::{body::Body, memory::AnswersFull};
 /// Resolves to the response. Dropping it cancels the request.
 ///
 /// Steps are boxed because hyper reserves space for its service future for the lifetime of the connection, idle or not.
-pub struct Answering(StepFuture);
+pub struct ResponseFuture(StepFuture);
 
 /// One step towards the response.
 pub(super) type StepFuture = Pin<Box<dyn Future<Output = NextStep> + Send>>;
@@ -39,15 +39,15 @@ pub(super) enum ServeProgress {
     Held(HeldRequest),
 }
 
-// === impl Answering ===
+// === impl ResponseFuture ===
 
-impl Answering {
+impl ResponseFuture {
     pub(super) const fn new(step: StepFuture) -> Self {
         Self(step)
     }
 }
 
-impl Future for Answering {
+impl Future for ResponseFuture {
     type Output = Result<Response<Body>, AnswersFull>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

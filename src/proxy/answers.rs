@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::{
     body::Body,
     exchange::Exchange,
-    forward::{COLD_START, KEDA_COLD_START, REQUEST_ID, SERVER_TIMING},
+    forward::{COLD_START_HEADER, KEDA_COLD_START, REQUEST_ID, SERVER_TIMING},
 };
 use crate::{coldstart::Phase, error::ProxyError, openai::Dialect};
 
@@ -62,7 +62,7 @@ fn server_timing(held: Duration, shares: &[(Phase, Duration)], upstream: Duratio
 
 /// Marks the response to a request held by a cold start, with the headers of Anteroom and the KEDA HTTP Add-on.
 pub(super) fn set_cold_start_headers(headers: &mut HeaderMap) {
-    headers.insert(COLD_START, HeaderValue::from_static("true"));
+    headers.insert(COLD_START_HEADER, HeaderValue::from_static("true"));
     headers.insert(KEDA_COLD_START, HeaderValue::from_static("true"));
 }
 

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    decoder::Decoder,
+    decoder::ContentDecoder,
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
@@ -55,11 +55,11 @@ pub struct Relay {
     incoming: Incoming,
     lease: Option<Lease>,
     exchange: Exchange,
-    idle: Idle,
+    idle: IdleTimeout,
     /// Sends heartbeats during pauses.
     beats: Option<Box<ResponseHeartbeats>>,
     /// Decodes a content coding that the head sent to the client does not name.
-    decoder: Option<Box<Decoder>>,
+    decoder: Option<Box<ContentDecoder>>,
     /// Detects the first token, if a cold start waits for it.
     watch: Option<Box<TokenWatch>>,
     /// Detects the id of a response that the server stores.
@@ -72,14 +72,14 @@ pub struct Relay {
 
 /// Idle timeout of the endpoint, and heartbeats within it. The timer is armed once and checked when it fires, so that a
 /// part costs no timer operation; the timeout takes effect after one to two times its length.
-struct Idle {
+struct IdleTimeout {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     progress: bool,
 }
 
 /// Threshold that a pause has reached.
-enum Pause {
+enum IdleThreshold {
     /// A heartbeat is due.
     Beat,
     /// The idle timeout has passed.
@@ -130,7 +130,7 @@ impl Body {
 
     /// Decodes the content coding that the head of the response names, as the head sent to the client names none.
     pub(super) fn decode(&mut self, head: &HeaderMap) -> Result<(), BodyError> {
-        let Some(decoder) = Decoder::of(head).map_err(BodyError::Encoded)? else { return Ok(()) };
+        let Some(decoder) = ContentDecoder::of(head).map_err(BodyError::Encoded)? else { return Ok(()) };
         match self {
             Self::Relay(relay) => relay.decoder = Some(decoder),
             Self::Full(Some(bytes), _) => {
@@ -227,7 +227,7 @@ impl Relay {
             incoming,
             lease: Some(lease),
             exchange,
-            idle: Idle { limit, timer: None, progress: false },
+            idle: IdleTimeout { limit, timer: None, progress: false },
             beats,
             decoder: None,
             watch,
@@ -366,7 +366,7 @@ impl Relay {
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             let pause = ready!(self.idle.poll(cx, self.beats.as_deref_mut()));
-            let beats = self.beats.as_mut().filter(|_| matches!(pause, Pause::Beat));
+            let beats = self.beats.as_mut().filter(|_| matches!(pause, IdleThreshold::Beat));
             let Some(beats) = beats else {
                 let paused = BodyError::Paused(self.idle.limit);
                 return Poll::Ready(Some(Err(self.fail(paused))));
@@ -423,9 +423,13 @@ fn poll_incoming(
     }
 }
 
-impl Idle {
+impl IdleTimeout {
     /// Completes when the pause reaches the idle timeout, or when a heartbeat is due.
-    fn poll(&mut self, cx: &mut Context<'_>, mut beats: Option<&mut ResponseHeartbeats>) -> Poll<Pause> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut beats: Option<&mut ResponseHeartbeats>,
+    ) -> Poll<IdleThreshold> {
         loop {
             let due = beats.as_mut().map(|beats| beats.due(self.limit));
             let timer = self.timer.get_or_insert_with(|| {
@@ -439,8 +443,8 @@ impl Idle {
             self.timer = None;
             match due {
                 _ if self.progress => {}
-                Some((_, over)) if Instant::now() < over => return Poll::Ready(Pause::Beat),
-                _ => return Poll::Ready(Pause::Over),
+                Some((_, over)) if Instant::now() < over => return Poll::Ready(IdleThreshold::Beat),
+                _ => return Poll::Ready(IdleThreshold::Over),
             }
         }
     }

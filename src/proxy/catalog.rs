@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::table::RouteTable;
-use crate::{admission::Gate, openai, state::Listing};
+use crate::{admission::Gate, openai, state::ModelList};
 
 /// A model list, shared by all responses until its sources change.
 pub(super) struct Catalog {
@@ -18,7 +18,7 @@ pub(super) struct Catalog {
     pub(super) entries: BTreeMap<Box<str>, Value>,
     /// The sources of this catalog, to detect changes.
     table: Weak<RouteTable>,
-    listings: Vec<Option<Arc<Listing>>>,
+    listings: Vec<Option<Arc<ModelList>>>,
 }
 
 // === impl Catalog ===
@@ -34,7 +34,7 @@ impl Catalog {
 
     /// Returns `true` if the routes and their lists are still those of this catalog.
     pub(super) fn is_current(&self, table: &Arc<RouteTable>) -> bool {
-        let is_same = |(last, (gate, _)): (&Option<Arc<Listing>>, (&Arc<Gate>, _))| {
+        let is_same = |(last, (gate, _)): (&Option<Arc<ModelList>>, (&Arc<Gate>, _))| {
             last.as_ref().map(Arc::as_ptr) == gate.target().models().last().as_ref().map(Arc::as_ptr)
         };
         self.table.as_ptr() == Arc::as_ptr(table) && self.listings.iter().zip(table.listing()).all(is_same)
@@ -43,7 +43,7 @@ impl Catalog {
 
 /// Merges entries by id: models that routes name, with the entry of their server if it has one, and all models of servers
 /// whose routes name none.
-fn merged(table: &RouteTable, listings: &[Option<Arc<Listing>>]) -> BTreeMap<Box<str>, Value> {
+fn merged(table: &RouteTable, listings: &[Option<Arc<ModelList>>]) -> BTreeMap<Box<str>, Value> {
     let mut entries: BTreeMap<Box<str>, Value> =
         table.models().iter().map(|model| (model.clone(), openai::model_entry(model))).collect();
     let mut of_any_model = Vec::new();

@@ -22,8 +22,8 @@ use super::{
     connection_state::ConnectionState,
     h1_framing::RequestFraming,
     memory::{Memory, UnreadKind, WaitingShare},
-    pace::Allowed,
-    stall::{Kept, Stall},
+    pace::PaceLimit,
+    stall::{HeldMemory, Stall},
 };
 use crate::{
     config::{
@@ -32,7 +32,7 @@ use crate::{
             H2_HEAD_FACTOR, RELAY_COST_BYTES, SEND_BUFFER_BYTES, TUNNEL_COST_BYTES, UNCOUNTED_HEAD_BYTES,
         },
     },
-    h2_frames::{Frames, PREFACE, TOO_MANY},
+    h2_frames::{H2FrameParser, PREFACE, TOO_MANY_FRAMES},
 };
 
 /// A client connection that enforces timeouts.
@@ -45,7 +45,7 @@ pub struct ClientIo<I> {
     /// Limits as of the start of the connection.
     limits: Arc<Limits>,
     /// Frame counter of HTTP/2; `None` over HTTP/1. Boxed because most connections are HTTP/1.
-    http2: Option<Box<Frames>>,
+    http2: Option<Box<H2FrameParser>>,
     /// hyper has been waiting to read since before the last flush, and so detects a disconnect itself.
     listening: bool,
     /// Bytes read while hyper did not, or before.
@@ -61,7 +61,7 @@ pub struct ClientIo<I> {
     memory: Arc<Memory>,
     /// Memory of a large, incomplete head.
     head: Option<WaitingShare>,
-    quiet: Quiet,
+    quiet: QuietPeriod,
     /// Present once the client has been behind with reading.
     behind: Option<Box<Stall>>,
 }
@@ -70,7 +70,7 @@ pub struct ClientIo<I> {
 pub(super) type SocketOf<I> = fn(&I) -> Option<BorrowedFd<'_>>;
 
 /// Period without a request under way.
-struct Quiet {
+struct QuietPeriod {
     since: Instant,
     /// A head has begun, or is the first thing awaited.
     in_head: bool,
@@ -96,8 +96,8 @@ const READ_BYTES: usize = 4096;
 pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
 /// Returns the limit on slow reading.
-pub(super) const fn stall(limits: &Limits) -> Allowed {
-    Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
+pub(super) const fn stall(limits: &Limits) -> PaceLimit {
+    PaceLimit { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
 }
 
 /// Waits until a client resets its connection or ends its sending side, even if data is unread. epoll reports both
@@ -127,7 +127,7 @@ impl<I> ClientIo<I> {
     pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>, memory: Arc<Memory>) -> Self {
         let now = Instant::now();
         state.idles(now);
-        let quiet = Quiet { since: now, in_head: true, begun: 0, leaving: None, timer: None };
+        let quiet = QuietPeriod { since: now, in_head: true, begun: 0, leaving: None, timer: None };
         Self {
             io,
             state,
@@ -241,16 +241,16 @@ impl<I> ClientIo<I> {
     }
 
     /// Returns the memory held while the client does not read. HTTP/2 streams count their own.
-    fn kept_unread(&self) -> Kept {
+    fn kept_unread(&self) -> HeldMemory {
         match () {
-            () if self.http2.is_some() => Kept::Nothing,
-            () if self.state.leaves_http() => Kept::Unread(UnreadKind::Tunnel, TUNNEL_COST_BYTES),
+            () if self.http2.is_some() => HeldMemory::Nothing,
+            () if self.state.leaves_http() => HeldMemory::Unread(UnreadKind::Tunnel, TUNNEL_COST_BYTES),
             // hyper buffers as much for writing as for reading.
             () if self.state.relays() => {
                 let more = self.limits.max_header_bytes.get().saturating_sub(SEND_BUFFER_BYTES);
-                Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES + more)
+                HeldMemory::Unread(UnreadKind::Relay, RELAY_COST_BYTES + more)
             }
-            () => Kept::Nothing,
+            () => HeldMemory::Nothing,
         }
     }
 
@@ -272,7 +272,7 @@ impl<I> ClientIo<I> {
     }
 }
 
-impl Quiet {
+impl QuietPeriod {
     fn restart(&mut self, begun: u32, in_head: bool) {
         self.begun = begun;
         self.in_head = in_head;
@@ -365,7 +365,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             self.ahead.extend_from_slice(room.filled());
         }
         if self.ahead == PREFACE {
-            self.http2 = Some(Box::new(Frames::new(self.limits.max_control_frames)));
+            self.http2 = Some(Box::new(H2FrameParser::new(self.limits.max_control_frames)));
         }
         Ok(self.http2.is_some())
     }
@@ -414,7 +414,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                 self.heard();
                 if let Some(frames) = &mut self.http2 {
                     if !frames.came(&buf.filled()[before..]) {
-                        return Poll::Ready(Err(io::Error::other(TOO_MANY)));
+                        return Poll::Ready(Err(io::Error::other(TOO_MANY_FRAMES)));
                     }
                     if self.state.is_reset_rapidly(self.limits.max_rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));

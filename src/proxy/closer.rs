@@ -167,16 +167,16 @@ mod tests {
     use super::*;
 
     /// Counts open connections.
-    struct Open(Arc<AtomicUsize>);
+    struct OpenGuard(Arc<AtomicUsize>);
 
-    impl Open {
+    impl OpenGuard {
         fn one_more(open: &Arc<AtomicUsize>) -> Self {
             open.fetch_add(1, Ordering::Relaxed);
             Self(open.clone())
         }
     }
 
-    impl Drop for Open {
+    impl Drop for OpenGuard {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::Relaxed);
         }
@@ -187,9 +187,9 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         let closing = tokio::spawn(closing);
-        let mut busy = DeferredClose::new(empty(), Open::one_more(&open), closer.clone());
+        let mut busy = DeferredClose::new(empty(), OpenGuard::one_more(&open), closer.clone());
         for _ in 0..1000 {
-            drop(DeferredClose::new(empty(), Open::one_more(&open), closer.clone()));
+            drop(DeferredClose::new(empty(), OpenGuard::one_more(&open), closer.clone()));
         }
         for _ in 0..100 {
             busy.read_u8().await.unwrap_err();
@@ -210,8 +210,8 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         tokio::spawn(closing);
-        let mut busy = DeferredClose::new(empty(), Open::one_more(&open), closer.clone());
-        drop(DeferredClose::new(empty(), Open::one_more(&open), closer));
+        let mut busy = DeferredClose::new(empty(), OpenGuard::one_more(&open), closer.clone());
+        drop(DeferredClose::new(empty(), OpenGuard::one_more(&open), closer));
         for _ in 0..=MAX_DEFERRED_TURNS + 1 {
             busy.read_u8().await.unwrap_err();
             yield_now().await;
@@ -224,7 +224,7 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         drop(closing);
-        drop(DeferredClose::new(empty(), Open::one_more(&open), closer));
+        drop(DeferredClose::new(empty(), OpenGuard::one_more(&open), closer));
         assert_eq!(open.load(Ordering::Relaxed), 0);
     }
 }

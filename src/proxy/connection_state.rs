@@ -27,7 +27,7 @@ pub struct ConnectionState {
     idle_since: AtomicU64,
     /// The connection must end as soon as no request is affected.
     closing: AtomicBool,
-    /// [`HAS_PLACE`], [`IS_SHED`] or [`HAS_GONE`].
+    /// [`STATE_OPEN`], [`STATE_SHED`] or [`STATE_ENDED`].
     place: AtomicU8,
     /// Task that serves the connection.
     task: AtomicWaker,
@@ -44,17 +44,17 @@ pub struct ConnectionState {
     /// A model server's response has been sent over the connection.
     relays: AtomicBool,
     /// Task to run after HTTP, once a response has switched protocols.
-    next: Mutex<Option<Next>>,
+    next: Mutex<Option<TakeoverTask>>,
     /// `next` has been set.
     leaves_http: AtomicBool,
 }
 
 /// Task that takes over a connection after HTTP.
-pub type Next = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub type TakeoverTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Guard of a request under way on a connection.
 #[derive(Debug)]
-pub struct UnderWay {
+pub struct RequestGuard {
     connection: Arc<ConnectionState>,
     /// State of the request's stream; `None` over HTTP/1.
     stream: Option<Arc<StreamProgress>>,
@@ -64,24 +64,24 @@ pub struct UnderWay {
 
 /// HTTP/2 request before its response begins.
 #[derive(Debug)]
-pub(super) struct Early {
+pub(super) struct UnansweredRequest {
     state: Option<Arc<ConnectionState>>,
     since: Instant,
 }
 
 /// Age below which a reset counts as rapid: the client hardly wanted a response.
-const RAPID: Duration = Duration::from_secs(1);
+const RAPID_RESET_AGE: Duration = Duration::from_secs(1);
 
 /// Minimum idle time before a connection may be closed for another one. The first request of a connection just accepted
 /// may still be unread, and the next request of a busy client may be on its way.
 pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
 
 /// The connection counts as open.
-const HAS_PLACE: u8 = 0;
+const STATE_OPEN: u8 = 0;
 /// The connection must end, and another one has its place.
-const IS_SHED: u8 = 1;
+const STATE_SHED: u8 = 1;
 /// The connection has ended.
-const HAS_GONE: u8 = 2;
+const STATE_ENDED: u8 = 2;
 
 /// Converts an instant to µs, never 0.
 fn clock(instant: Instant) -> u64 {
@@ -99,14 +99,14 @@ impl fmt::Debug for ConnectionState {
 }
 
 impl ConnectionState {
-    /// Begins an HTTP/2 request. Dropping the guard before [`Early::answered`] counts as a reset by the client.
-    pub(super) fn early(self: &Arc<Self>) -> Early {
-        Early { state: Some(self.clone()), since: Instant::now() }
+    /// Begins an HTTP/2 request. Dropping the guard before [`UnansweredRequest::answered`] counts as a reset by the client.
+    pub(super) fn early(self: &Arc<Self>) -> UnansweredRequest {
+        UnansweredRequest { state: Some(self.clone()), since: Instant::now() }
     }
 
     /// Records that the client reset a request that began at `since`.
     pub fn reset(&self, since: Instant) {
-        if since.elapsed() < RAPID {
+        if since.elapsed() < RAPID_RESET_AGE {
             self.rapid_resets.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -131,7 +131,7 @@ impl ConnectionState {
     /// Returns the start of the idle period, in µs; `None` while a request is under way, and once the connection has
     /// been shed or has ended.
     pub(super) fn idle_since(&self) -> Option<u64> {
-        let has_place = self.place.load(Ordering::SeqCst) == HAS_PLACE;
+        let has_place = self.place.load(Ordering::SeqCst) == STATE_OPEN;
         Some(self.idle_since.load(Ordering::Relaxed)).filter(|since| *since > 0 && has_place)
     }
 
@@ -144,7 +144,10 @@ impl ConnectionState {
     /// Sheds the connection for another one, if still idle since `since`. A request that begins meanwhile is answered.
     pub(super) fn shed(&self, since: u64) -> bool {
         let is_shed = self.idle_since() == Some(since)
-            && self.place.compare_exchange(HAS_PLACE, IS_SHED, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            && self
+                .place
+                .compare_exchange(STATE_OPEN, STATE_SHED, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
         if is_shed {
             self.close();
         }
@@ -153,7 +156,7 @@ impl ConnectionState {
 
     /// Marks the connection as ended. Returns `true` if it had been shed.
     pub(super) fn has_gone(&self) -> bool {
-        self.place.swap(HAS_GONE, Ordering::SeqCst) == IS_SHED
+        self.place.swap(STATE_ENDED, Ordering::SeqCst) == STATE_SHED
     }
 
     /// Closes the connection gracefully: at once if idle, else after the requests under way.
@@ -192,11 +195,11 @@ impl ConnectionState {
     }
 
     /// Begins a request.
-    pub fn begin(self: &Arc<Self>) -> UnderWay {
+    pub fn begin(self: &Arc<Self>) -> RequestGuard {
         self.is_busy();
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
-        UnderWay { connection: self.clone(), stream: None, memory: None }
+        RequestGuard { connection: self.clone(), stream: None, memory: None }
     }
 
     /// Sets the task to run after the next response, the last one over HTTP. The connection's own task runs it.
@@ -206,7 +209,7 @@ impl ConnectionState {
     }
 
     /// Takes the task to run after HTTP. Always take it, even to drop it: it holds an `Arc` cycle.
-    pub fn take_next(&self) -> Option<Next> {
+    pub fn take_next(&self) -> Option<TakeoverTask> {
         self.next.lock().take()
     }
 
@@ -248,14 +251,14 @@ impl ConnectionState {
     }
 }
 
-impl Early {
+impl UnansweredRequest {
     /// Marks the request as answered, so that the drop does not count as a reset.
     pub(super) fn answered(mut self) {
         self.state = None;
     }
 }
 
-impl Drop for Early {
+impl Drop for UnansweredRequest {
     fn drop(&mut self) {
         if let Some(state) = &self.state {
             state.reset(self.since);
@@ -263,7 +266,7 @@ impl Drop for Early {
     }
 }
 
-impl UnderWay {
+impl RequestGuard {
     /// Sets the HTTP/2 stream of the request.
     pub(super) fn on_stream(mut self, stream: Option<Arc<StreamProgress>>) -> Self {
         self.stream = stream;
@@ -291,7 +294,7 @@ impl UnderWay {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.connection.active.fetch_sub(1, Ordering::Relaxed);
     }

@@ -27,14 +27,14 @@ pub struct Connections {
     leaving: AtomicUsize,
     /// Open connections by memory address.
     states: DashMap<usize, Arc<ConnectionState>>,
-    idle: Mutex<Idle>,
+    idle: Mutex<LongestIdle>,
     /// Connections per source. Empty unless `limits.maxConnectionsPerSource` is set.
     sources: DashMap<Source, Vec<Arc<ConnectionState>>>,
 }
 
 /// Longest-idle connections found by the last scan.
 #[derive(Default)]
-struct Idle {
+struct LongestIdle {
     /// Oldest last.
     oldest: Vec<(u64, Arc<ConnectionState>)>,
     scanned: Option<Instant>,
@@ -150,7 +150,7 @@ impl Connections {
     }
 
     /// Scans for idle connections unless some are known. Drops known ones that have become busy.
-    fn scan(&self, idle: &mut Idle) {
+    fn scan(&self, idle: &mut LongestIdle) {
         while let Some((since, state)) = idle.oldest.last() {
             if state.idle_since() == Some(*since) {
                 return;
@@ -250,39 +250,39 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn full_house_sheds_only_the_oldest_idle() {
-        const MOST: usize = 200;
+        const MAX_OPEN: usize = 200;
         let connections = Arc::<Connections>::default();
         let start = Instant::now();
-        let states: Vec<_> = (0..MOST).map(|_| Arc::<ConnectionState>::default()).collect();
-        let mut open: Vec<_> = states.iter().map(|state| enter(&connections, MOST, state)).collect();
-        assert!(!connections.has_room(MOST), "all are busy");
+        let states: Vec<_> = (0..MAX_OPEN).map(|_| Arc::<ConnectionState>::default()).collect();
+        let mut open: Vec<_> = states.iter().map(|state| enter(&connections, MAX_OPEN, state)).collect();
+        assert!(!connections.has_room(MAX_OPEN), "all are busy");
         // From 50 on they are idle, the last one for longest, and all for less than a second.
         for (number, state) in states.iter().enumerate().skip(50) {
-            state.idles(start + Duration::from_millis((MOST - number) as u64));
+            state.idles(start + Duration::from_millis((MAX_OPEN - number) as u64));
         }
         tokio::time::advance(SCAN_INTERVAL).await;
-        assert!(!connections.has_room(MOST), "a request of theirs may be on its way");
+        assert!(!connections.has_room(MAX_OPEN), "a request of theirs may be on its way");
         // The first of them became idle at 150 ms.
         tokio::time::advance(MIN_IDLE + Duration::from_millis(150) - SCAN_INTERVAL).await;
-        assert!(connections.has_room(MOST));
+        assert!(connections.has_room(MAX_OPEN));
         // Found idle by the scan, but busy now.
-        let begun = states[MOST - 2].begin();
-        for expected in [MOST - 1, MOST - 3, MOST - 4] {
+        let begun = states[MAX_OPEN - 2].begin();
+        for expected in [MAX_OPEN - 1, MAX_OPEN - 3, MAX_OPEN - 4] {
             let state = Arc::default();
-            open.push(enter(&connections, MOST, &state));
-            let shed: Vec<_> = (0..MOST).filter(|number| is_shed(&states[*number])).collect();
+            open.push(enter(&connections, MAX_OPEN, &state));
+            let shed: Vec<_> = (0..MAX_OPEN).filter(|number| is_shed(&states[*number])).collect();
             assert_eq!(shed[0], expected, "{shed:?}");
         }
         drop(begun);
-        assert_eq!(connections.open(), MOST + 3, "three are about to end");
+        assert_eq!(connections.open(), MAX_OPEN + 3, "three are about to end");
         let mut more = 3;
-        while connections.has_room(MOST) {
-            open.push(enter(&connections, MOST, &Arc::default()));
+        while connections.has_room(MAX_OPEN) {
+            open.push(enter(&connections, MAX_OPEN, &Arc::default()));
             more += 1;
         }
-        assert_eq!(more, MOST / 16 + 16, "so many may be about to end at a time");
+        assert_eq!(more, MAX_OPEN / 16 + 16, "so many may be about to end at a time");
         // Once closed, they no longer count as leaving.
-        open.drain(50..MOST);
+        open.drain(50..MAX_OPEN);
         assert_eq!((connections.open(), connections.leaving.load(Ordering::Relaxed)), (50 + more, 0));
         drop(open);
         assert_eq!(connections.open(), 0);

@@ -21,12 +21,12 @@ pub struct CrossSiteGuard {
     /// Guards the request port; the admin port is always guarded. Separate from the rules, so that an unguarded request
     /// costs one load.
     guards_requests: AtomicBool,
-    rules: ArcSwap<Rules>,
+    rules: ArcSwap<CrossSiteRules>,
 }
 
 /// Allowed origins and hosts besides local ones.
 #[derive(Default)]
-struct Rules {
+struct CrossSiteRules {
     /// `None` unless `cors` is configured: no response carries CORS headers.
     origins: Option<Vec<AllowedOrigin>>,
     hosts: Vec<Host>,
@@ -57,7 +57,7 @@ impl CrossSiteGuard {
     pub fn set(&self, config: &Config, listen: SocketAddr) {
         let own = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         self.rules.store(
-            Rules {
+            CrossSiteRules {
                 origins: config
                     .cors
                     .as_ref()
@@ -110,9 +110,9 @@ impl CrossSiteGuard {
     }
 }
 
-// === impl Rules ===
+// === impl CrossSiteRules ===
 
-impl Rules {
+impl CrossSiteRules {
     fn has_host(&self, name: &str) -> bool {
         self.own.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(name))
             || self.hosts.iter().any(|host| host.is(name))

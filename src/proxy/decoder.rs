@@ -7,13 +7,13 @@ use flate2::write::{MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header::CONTENT_ENCODING};
 
 /// Decodes a content coding incrementally, with bounded output per step.
-pub struct Decoder {
-    coding: Coding,
+pub struct ContentDecoder {
+    coding: ContentCoding,
     /// Received, but not decoded yet.
     encoded: Bytes,
 }
 
-enum Coding {
+enum ContentCoding {
     Gzip(MultiGzDecoder<Vec<u8>>),
     Deflate(ZlibDecoder<Vec<u8>>),
 }
@@ -21,9 +21,9 @@ enum Coding {
 /// Encoded bytes decoded per step. Deflate expands at most 1032-fold, so a step yields about 1 MiB.
 const STEP_BYTES: usize = 1024;
 
-// === impl Decoder ===
+// === impl ContentDecoder ===
 
-impl Decoder {
+impl ContentDecoder {
     /// Creates the decoder for a response with this head. Returns `None` if the response is not encoded.
     ///
     /// # Errors
@@ -31,8 +31,8 @@ impl Decoder {
     pub fn of(head: &HeaderMap) -> Result<Option<Box<Self>>, String> {
         let Some(name) = encoding(head) else { return Ok(None) };
         let coding = match &*name.to_ascii_lowercase() {
-            "gzip" | "x-gzip" => Coding::Gzip(MultiGzDecoder::new(Vec::new())),
-            "deflate" => Coding::Deflate(ZlibDecoder::new(Vec::new())),
+            "gzip" | "x-gzip" => ContentCoding::Gzip(MultiGzDecoder::new(Vec::new())),
+            "deflate" => ContentCoding::Deflate(ZlibDecoder::new(Vec::new())),
             _ => return Err(name),
         };
         Ok(Some(Box::new(Self { coding, encoded: Bytes::new() })))
@@ -68,8 +68,8 @@ impl Decoder {
     /// The data is truncated.
     pub fn finish(mut self) -> io::Result<Bytes> {
         match &mut self.coding {
-            Coding::Gzip(gzip) => gzip.try_finish()?,
-            Coding::Deflate(deflate) => deflate.try_finish()?,
+            ContentCoding::Gzip(gzip) => gzip.try_finish()?,
+            ContentCoding::Deflate(deflate) => deflate.try_finish()?,
         }
         self.coding.decode(|_| Ok(()))
     }
@@ -92,9 +92,9 @@ impl Decoder {
     }
 }
 
-// === impl Coding ===
+// === impl ContentCoding ===
 
-impl Coding {
+impl ContentCoding {
     fn decode(&mut self, work: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Bytes> {
         let decoded = match self {
             Self::Gzip(gzip) => {
@@ -128,8 +128,8 @@ mod tests {
 
     use super::*;
 
-    fn decoder(coding: &str) -> Result<Option<Box<Decoder>>, String> {
-        Decoder::of(&[(CONTENT_ENCODING, coding.parse().unwrap())].into_iter().collect())
+    fn decoder(coding: &str) -> Result<Option<Box<ContentDecoder>>, String> {
+        ContentDecoder::of(&[(CONTENT_ENCODING, coding.parse().unwrap())].into_iter().collect())
     }
 
     fn gzip(text: &[u8]) -> Vec<u8> {
@@ -195,7 +195,8 @@ mod tests {
             all += part.len();
         }
         assert_eq!(all, 64 << 20);
-        let whole = super::Decoder::of(&[(CONTENT_ENCODING, "gzip".parse().unwrap())].into_iter().collect());
+        let whole =
+            super::ContentDecoder::of(&[(CONTENT_ENCODING, "gzip".parse().unwrap())].into_iter().collect());
         assert!(whole.unwrap().unwrap().whole(bomb.into(), 1 << 20).is_err());
     }
 

@@ -24,7 +24,7 @@ use crate::{
     admission::Permit,
     error::{Outcome, ProxyError},
     history::Event,
-    hold::{Place, Ticket},
+    hold::{QueuePosition, Ticket},
     upstream::{Reuse, SendError},
 };
 
@@ -118,7 +118,7 @@ impl Proxy {
     pub(super) async fn requeue(
         &self,
         request: &mut UpstreamRequest,
-        place: Place,
+        place: QueuePosition,
         failure: RetryableFailure,
         deadline: Instant,
     ) -> Result<Ticket<Permit>, ProxyError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::{admission::Permit, error::ProxyError, state::Verdict};
+use crate::{admission::Permit, error::ProxyError, state::TrialResult};
 
 /// The reason for a dispatch without a response.
 pub(super) enum DispatchError {
@@ -43,8 +43,8 @@ impl RetryableFailure {
         }
         let retry_at = Instant::now() + backoff;
         match timeout(VERDICT_TIMEOUT, endpoint.verdict(answers)).await {
-            Ok(Verdict::Down) => {}
-            Ok(Verdict::Alive) => sleep_until(retry_at).await,
+            Ok(TrialResult::Down) => {}
+            Ok(TrialResult::Alive) => sleep_until(retry_at).await,
             Err(_) => self.permit.suspect(),
         }
     }

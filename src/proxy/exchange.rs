@@ -9,14 +9,14 @@ use http::{HeaderValue, request};
 use tokio::time::Instant;
 
 use super::{
-    access_log::AccessLine, connection_state::UnderWay, dispatch_error::RetryableFailure, forward,
+    access_log::AccessLine, connection_state::RequestGuard, dispatch_error::RetryableFailure, forward,
     request_trace::TraceSlot, shared::Shared,
 };
 use crate::{
     admission::{Gate, Permit},
     coldstart::{LeaveReason, Phase},
     error::{Outcome, ProxyError},
-    history::{Arrival, Ending, Event, HoldReason, RequestInfo, Story},
+    history::{ArrivedRequest, Ending, Event, HoldReason, RequestInfo, Story},
     hold::Ticket,
     openai::Dialect,
     state::Endpoint,
@@ -26,7 +26,7 @@ use crate::{
 /// An admitted request. Dropping it records the outcome.
 pub struct Exchange {
     gate: Arc<Gate>,
-    under_way: UnderWay,
+    under_way: RequestGuard,
     shared: Arc<Shared>,
     /// Value of `x-request-id`.
     pub request_id: HeaderValue,
@@ -54,7 +54,7 @@ struct CurrentHold {
 }
 
 /// Status of requests without a response (nginx: "client closed request").
-const NO_ANSWER: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 // === impl Exchange ===
 
@@ -62,7 +62,7 @@ impl Exchange {
     /// Starts accounting for an admitted request that arrived at `started`.
     pub fn new(
         gate: Arc<Gate>,
-        under_way: UnderWay,
+        under_way: RequestGuard,
         shared: Arc<Shared>,
         request_id: HeaderValue,
         dialect: Dialect,
@@ -77,7 +77,7 @@ impl Exchange {
             dialect,
             started,
             outcome: None,
-            status: NO_ANSWER,
+            status: CLIENT_CLOSED_REQUEST,
             current_hold: None,
             waited: Duration::ZERO,
             cold: false,
@@ -265,7 +265,7 @@ impl Exchange {
     /// Ends the trace, and adds the timeline to the history if the request was held or has failed. Cancelling a response
     /// that has begun is no failure.
     fn record_end(&mut self, outcome: Outcome) {
-        let status = (self.status != NO_ANSWER).then_some(self.status);
+        let status = (self.status != CLIENT_CLOSED_REQUEST).then_some(self.status);
         let failed = match outcome {
             Outcome::Completed => self.status >= 500,
             Outcome::ClientGone => false,
@@ -294,7 +294,7 @@ impl Drop for Exchange {
             () => Outcome::ClientGone,
         });
         self.end_hold(HoldEnd::Ended(outcome));
-        if outcome == Outcome::ClientGone && self.status != NO_ANSWER {
+        if outcome == Outcome::ClientGone && self.status != CLIENT_CLOSED_REQUEST {
             self.under_way.given_up(self.started);
         }
         // Before the counter, so that the history is complete when the counter changes.
@@ -356,5 +356,5 @@ fn begin_story(
     asked: Option<RequestInfo>,
 ) -> Arc<Story> {
     let request_id = String::from_utf8_lossy(request_id.as_bytes());
-    shared.history.begin(Arrival::new(gate.key(), &request_id, arrived), asked)
+    shared.history.begin(ArrivedRequest::new(gate.key(), &request_id, arrived), asked)
 }

@@ -11,19 +11,19 @@ use super::{
     request::{Rejection, RequestBody},
     scan::encoding,
     shared::Proxy,
-    table::{Match, Model, Unnamed},
+    table::{NoModelMatch, RequestModel, RouteMatch},
 };
 use crate::{
     admission::Gate,
     error::ProxyError,
-    openai::{Api, Scan, Shape},
+    openai::{Api, ApiFormat, RoutingFields},
     state::Endpoint,
 };
 
 /// Handler of a request.
 pub(super) enum Destination {
     /// A model route. Without a shape, the request is served only while the model server is up.
-    Route(Arc<Gate>, Option<Shape>, RequestBody, Scan),
+    Route(Arc<Gate>, Option<ApiFormat>, RequestBody, RoutingFields),
     /// The endpoint that stores the response asked for.
     StoredResponse(Arc<Gate>, Arc<Endpoint>, RequestBody),
     /// A route that proxies any HTTP application.
@@ -54,18 +54,18 @@ impl Proxy {
                         return Ok(Destination::Interceptor(found.clone(), RequestBody::Unread(body)));
                     }
                     let gate = match (other, table.unnamed(host, path, &head.headers)) {
-                        (Api::Stored(_) | Api::Server, Unnamed::Nothing) => {
+                        (Api::Stored(_) | Api::Server, NoModelMatch::Nothing) => {
                             return Err(unknown(path, host).into());
                         }
                         (Api::Stored(id), _) => {
                             let gates = table.unnamed_gates(host, path, &head.headers);
                             break 'head Err((id, gates.into_iter().cloned().collect::<Vec<_>>()));
                         }
-                        (Api::Server, Unnamed::Route(gate)) => gate,
-                        (Api::Server, Unnamed::NothingUp) => {
+                        (Api::Server, NoModelMatch::Route(gate)) => gate,
+                        (Api::Server, NoModelMatch::NothingUp) => {
                             return Err(ProxyError::NotKept(path.into()).into());
                         }
-                        (Api::Server, Unnamed::Several) => return Err(several(path).into()),
+                        (Api::Server, NoModelMatch::Several) => return Err(several(path).into()),
                         (ours, _) => {
                             return match table.preflight(host, path, &head.method, &head.headers) {
                                 Some(gate) => {
@@ -80,20 +80,20 @@ impl Proxy {
                         gate.clone(),
                         None,
                         RequestBody::Unread(body),
-                        Scan::default(),
+                        RoutingFields::default(),
                     ));
                 }
             };
-            match table.find(host, path, &head.headers, Model::Unread) {
-                Match::Route(gate) => {
+            match table.find(host, path, &head.headers, RequestModel::Unread) {
+                RouteMatch::Route(gate) => {
                     let body = RequestBody::Unread(body);
-                    return Ok(Destination::Route(gate.clone(), Some(shape), body, Scan::default()));
+                    return Ok(Destination::Route(gate.clone(), Some(shape), body, RoutingFields::default()));
                 }
-                Match::Interceptor(found) => {
+                RouteMatch::Interceptor(found) => {
                     return Ok(Destination::Interceptor(found.clone(), RequestBody::Unread(body)));
                 }
-                Match::NeedsModel => Ok(shape),
-                Match::Nothing => return Err(unknown(path, host).into()),
+                RouteMatch::NeedsModel => Ok(shape),
+                RouteMatch::Nothing => return Err(unknown(path, host).into()),
             }
         };
         let shape = match found {
@@ -110,14 +110,14 @@ impl Proxy {
         let scan =
             self.shared.scanner.scan(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
         let table = self.shared.table.load();
-        match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
-            Match::Route(gate) => {
+        match table.find(host, path, &head.headers, RequestModel::Read(scan.model.as_deref())) {
+            RouteMatch::Route(gate) => {
                 Ok(Destination::Route(gate.clone(), Some(shape), RequestBody::Buffered(read), scan))
             }
-            Match::Interceptor(found) => {
+            RouteMatch::Interceptor(found) => {
                 Ok(Destination::Interceptor(found.clone(), RequestBody::Buffered(read)))
             }
-            Match::NeedsModel | Match::Nothing => Err(match scan.model {
+            RouteMatch::NeedsModel | RouteMatch::Nothing => Err(match scan.model {
                 Some(model) => ProxyError::ModelNotFound(model.into()),
                 None => ProxyError::InvalidRequest("The body has no `model`.".into()),
             }

@@ -26,11 +26,11 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// `true` if a cold start held the request. Reserved: removed from responses of endpoints.
-pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
+pub const COLD_START_HEADER: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
 pub(super) const SERVER_TIMING: &str = "server-timing";
 pub const KEDA_COLD_START: HeaderName = HeaderName::from_static("x-keda-http-cold-start");
 
@@ -178,7 +178,7 @@ pub fn prepare_response(headers: &mut HeaderMap, request_id: HeaderValue) {
     via(headers, "1.1 anteroom");
     if is_event_stream(headers) {
         // nginx buffers event streams unless told not to.
-        headers.entry(BUFFERING).or_insert(HeaderValue::from_static("no"));
+        headers.entry(ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
     }
     headers.entry(REQUEST_ID).or_insert(request_id);
 }

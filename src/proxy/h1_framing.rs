@@ -9,19 +9,19 @@ use memchr::{memchr, memchr2};
 /// Tracks the requests of one connection as their bytes pass.
 #[derive(Debug, Default)]
 pub(super) struct RequestFraming {
-    state: State,
+    state: FramingState,
     /// Complete heads so far.
     heads: u32,
     /// Bytes of the incomplete head, including empty lines before it.
     head_bytes: u32,
     /// Body length of the current head so far.
-    length: Length,
+    length: BodyLength,
     /// Start of a header line that may hold the length and continues in the next read.
     line: Box<[u8]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum State {
+enum FramingState {
     /// Between two requests: empty lines are skipped.
     #[default]
     Between,
@@ -51,7 +51,7 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Length {
+enum BodyLength {
     #[default]
     None,
     Known(u64),
@@ -64,7 +64,7 @@ enum Length {
 const MAX_TRAILER_BYTES: usize = 16 << 10;
 
 /// Limit on a stored header line: enough for the name, a length or coding, and generous whitespace.
-const MAX_LINE_BYTES: usize = 256;
+const MAX_HEADER_LINE_BYTES: usize = 256;
 
 /// Hexadecimal digits of 64 bits.
 const MAX_SIZE_DIGITS: u8 = 16;
@@ -87,7 +87,7 @@ impl RequestFraming {
                     rest = &rest[taken..];
                 }
                 None => {
-                    self.state = State::Cut;
+                    self.state = FramingState::Cut;
                     break;
                 }
             }
@@ -97,7 +97,7 @@ impl RequestFraming {
 
     /// Returns `true` once ambiguous input was found.
     pub(super) const fn is_cut(&self) -> bool {
-        matches!(self.state, State::Cut)
+        matches!(self.state, FramingState::Cut)
     }
 
     /// Returns `true` if the first `begun` requests have passed completely.
@@ -111,7 +111,7 @@ impl RequestFraming {
     }
 
     const fn is_in_head(&self) -> bool {
-        matches!(self.state, State::Between | State::Line | State::RestOfLine)
+        matches!(self.state, FramingState::Between | FramingState::Line | FramingState::RestOfLine)
     }
 
     /// Consumes a prefix of `bytes`, which must not be empty. Returns `None` for ambiguous input.
@@ -119,49 +119,61 @@ impl RequestFraming {
         let byte = bytes[0];
         let mut taken = 1;
         self.state = match (self.state, byte) {
-            (State::Between, b'\r' | b'\n') => State::Between,
-            (State::Between | State::Line, _) => return Some(self.line(bytes)),
-            (State::RestOfLine, _) => match memchr(b'\n', bytes) {
+            (FramingState::Between, b'\r' | b'\n') => FramingState::Between,
+            (FramingState::Between | FramingState::Line, _) => return Some(self.line(bytes)),
+            (FramingState::RestOfLine, _) => match memchr(b'\n', bytes) {
                 Some(end) => {
                     taken = end + 1;
-                    State::Line
+                    FramingState::Line
                 }
                 None => return Some(bytes.len()),
             },
-            (State::Content(left), _) => {
+            (FramingState::Content(left), _) => {
                 let left = pass(&mut taken, bytes, left);
-                if left == 0 { State::Between } else { State::Content(left) }
+                if left == 0 { FramingState::Between } else { FramingState::Content(left) }
             }
-            (State::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MAX_SIZE_DIGITS => {
+            (FramingState::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MAX_SIZE_DIGITS => {
                 let digit = char::from(byte).to_digit(16)?;
-                State::Size(size << 4 | u64::from(digit), digits + 1)
+                FramingState::Size(size << 4 | u64::from(digit), digits + 1)
             }
-            (State::Size(_, 0), _) => return None,
-            (State::Size(size, _) | State::SizeSpace(size), b' ' | b'\t') => State::SizeSpace(size),
-            (State::Size(size, _) | State::SizeSpace(size), b';') => State::Extension(size),
-            (State::Size(size, _) | State::SizeSpace(size), b'\r') => State::SizeLf(size),
-            (State::Extension(_) | State::TrailerStart(_) | State::Trailer(_), b'\n') => return None,
-            (State::Extension(size), b'\r') => State::SizeLf(size),
-            (State::Extension(_), _) => return Some(text(bytes)),
-            (State::SizeLf(0), b'\n') => State::TrailerStart(0),
-            (State::SizeLf(size), b'\n') => State::Chunk(size),
-            (State::Chunk(left), _) => {
+            (FramingState::Size(_, 0), _) => return None,
+            (FramingState::Size(size, _) | FramingState::SizeSpace(size), b' ' | b'\t') => {
+                FramingState::SizeSpace(size)
+            }
+            (FramingState::Size(size, _) | FramingState::SizeSpace(size), b';') => {
+                FramingState::Extension(size)
+            }
+            (FramingState::Size(size, _) | FramingState::SizeSpace(size), b'\r') => {
+                FramingState::SizeLf(size)
+            }
+            (
+                FramingState::Extension(_) | FramingState::TrailerStart(_) | FramingState::Trailer(_),
+                b'\n',
+            ) => return None,
+            (FramingState::Extension(size), b'\r') => FramingState::SizeLf(size),
+            (FramingState::Extension(_), _) => return Some(text(bytes)),
+            (FramingState::SizeLf(0), b'\n') => FramingState::TrailerStart(0),
+            (FramingState::SizeLf(size), b'\n') => FramingState::Chunk(size),
+            (FramingState::Chunk(left), _) => {
                 let left = pass(&mut taken, bytes, left);
-                if left == 0 { State::ChunkCr } else { State::Chunk(left) }
+                if left == 0 { FramingState::ChunkCr } else { FramingState::Chunk(left) }
             }
-            (State::ChunkCr, b'\r') => State::ChunkLf,
-            (State::ChunkLf, b'\n') => State::Size(0, 0),
-            (State::TrailerStart(_), b'\r') => State::LastLf,
-            (State::TrailerStart(MAX_TRAILER_BYTES..) | State::Trailer(MAX_TRAILER_BYTES..), _) => {
+            (FramingState::ChunkCr, b'\r') => FramingState::ChunkLf,
+            (FramingState::ChunkLf, b'\n') => FramingState::Size(0, 0),
+            (FramingState::TrailerStart(_), b'\r') => FramingState::LastLf,
+            (
+                FramingState::TrailerStart(MAX_TRAILER_BYTES..) | FramingState::Trailer(MAX_TRAILER_BYTES..),
+                _,
+            ) => {
                 return None;
             }
-            (State::Trailer(before), b'\r') => State::TrailerLf(before + 1),
-            (State::TrailerStart(before) | State::Trailer(before), _) => {
+            (FramingState::Trailer(before), b'\r') => FramingState::TrailerLf(before + 1),
+            (FramingState::TrailerStart(before) | FramingState::Trailer(before), _) => {
                 taken = text(bytes).min(MAX_TRAILER_BYTES - before);
-                State::Trailer(before + taken)
+                FramingState::Trailer(before + taken)
             }
-            (State::TrailerLf(before), b'\n') => State::TrailerStart(before + 1),
-            (State::LastLf, b'\n') => State::Between,
+            (FramingState::TrailerLf(before), b'\n') => FramingState::TrailerStart(before + 1),
+            (FramingState::LastLf, b'\n') => FramingState::Between,
             _ => return None,
         };
         Some(taken)
@@ -169,7 +181,7 @@ impl RequestFraming {
 
     /// Consumes a header line, or the part that has arrived.
     fn line(&mut self, bytes: &[u8]) -> usize {
-        self.state = State::Line;
+        self.state = FramingState::Line;
         if let Some(end) = memchr(b'\n', bytes) {
             if self.line.is_empty() {
                 self.whole_line(&bytes[..end]);
@@ -181,15 +193,15 @@ impl RequestFraming {
         }
         let first = self.line.first().unwrap_or(&bytes[0]);
         let is_of_interest = matches!(first, b'T' | b't' | b'C' | b'c' | b'\r');
-        if is_of_interest && self.line.len() + bytes.len() <= MAX_LINE_BYTES {
+        if is_of_interest && self.line.len() + bytes.len() <= MAX_HEADER_LINE_BYTES {
             self.line = [&*self.line, bytes].concat().into();
         } else {
-            let begun = &bytes[..bytes.len().min(MAX_LINE_BYTES)];
+            let begun = &bytes[..bytes.len().min(MAX_HEADER_LINE_BYTES)];
             let line = [&*std::mem::take(&mut self.line), begun].concat();
             if value(&line, b"transfer-encoding:").or_else(|| value(&line, b"content-length:")).is_some() {
-                self.length = Length::Unclear;
+                self.length = BodyLength::Unclear;
             }
-            self.state = State::RestOfLine;
+            self.state = FramingState::RestOfLine;
         }
         bytes.len()
     }
@@ -203,20 +215,24 @@ impl RequestFraming {
                 if let Some(coding) = value(line, b"transfer-encoding:") {
                     // Overrides a valid length before or after it (RFC 9112, section 6.3).
                     self.length = match self.length {
-                        Length::None | Length::Known(_) if coding.eq_ignore_ascii_case(b"chunked") => {
-                            Length::Chunked
+                        BodyLength::None | BodyLength::Known(_)
+                            if coding.eq_ignore_ascii_case(b"chunked") =>
+                        {
+                            BodyLength::Chunked
                         }
-                        _ => Length::Unclear,
+                        _ => BodyLength::Unclear,
                     };
                 }
             }
             Some(b'C' | b'c') => {
                 if let Some(digits) = value(line, b"content-length:") {
                     self.length = match (self.length, number(digits)) {
-                        (Length::Chunked, _) => Length::Chunked,
-                        (Length::None, Some(length)) => Length::Known(length),
-                        (Length::Known(length), Some(same)) if length == same => Length::Known(length),
-                        _ => Length::Unclear,
+                        (BodyLength::Chunked, _) => BodyLength::Chunked,
+                        (BodyLength::None, Some(length)) => BodyLength::Known(length),
+                        (BodyLength::Known(length), Some(same)) if length == same => {
+                            BodyLength::Known(length)
+                        }
+                        _ => BodyLength::Unclear,
                     };
                 }
             }
@@ -227,10 +243,10 @@ impl RequestFraming {
     fn end_head(&mut self) {
         self.heads = self.heads.wrapping_add(1);
         self.state = match std::mem::take(&mut self.length) {
-            Length::None | Length::Known(0) => State::Between,
-            Length::Known(length) => State::Content(length),
-            Length::Chunked => State::Size(0, 0),
-            Length::Unclear => State::Cut,
+            BodyLength::None | BodyLength::Known(0) => FramingState::Between,
+            BodyLength::Known(length) => FramingState::Content(length),
+            BodyLength::Chunked => FramingState::Size(0, 0),
+            BodyLength::Unclear => FramingState::Cut,
         };
     }
 }

@@ -11,11 +11,11 @@ use crate::{
     admission::Gate,
     domain::KeepaliveMode,
     error::ProxyError,
-    openai::{self, OpenEvent, Patience, Shape},
+    openai::{self, ApiFormat, ClientTimeouts, OpenEvent},
 };
 
 /// Request header that selects the heartbeats. Not forwarded.
-const KEEPALIVE: HeaderName = HeaderName::from_static("x-anteroom-keepalive");
+const KEEPALIVE_HEADER: HeaderName = HeaderName::from_static("x-anteroom-keepalive");
 
 /// Shortest interval that a client's timeout can cause.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ pub enum Heartbeat {
 /// events.
 pub struct ResponseHeartbeats {
     heartbeat: Heartbeat,
-    shape: Shape,
+    shape: ApiFormat,
     model: Option<Box<str>>,
     interval: Duration,
     /// Position in the event stream. `None` unless heartbeats go on after the first byte, as tracking reads every byte.
@@ -53,13 +53,13 @@ pub struct ResponseHeartbeats {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeartbeatPreference {
     /// Form of the response, from the request path.
-    pub shape: Shape,
+    pub shape: ApiFormat,
     /// Overrides the mode of the route.
     choice: Option<KeepaliveMode>,
 }
 
 /// Shortens a heartbeat period to the silence that the client tolerates, but not below [`MIN_INTERVAL`].
-pub fn heartbeat_period(period: Duration, patience: Patience) -> Duration {
+pub fn heartbeat_period(period: Duration, patience: ClientTimeouts) -> Duration {
     patience.safe_silence().map_or(period, |safe| period.min(safe.max(MIN_INTERVAL)))
 }
 
@@ -70,16 +70,17 @@ impl HeartbeatPreference {
     ///
     /// # Errors
     /// The value is not a known mode.
-    pub fn take(headers: &mut HeaderMap, shape: Option<Shape>) -> Result<Self, ProxyError> {
+    pub fn take(headers: &mut HeaderMap, shape: Option<ApiFormat>) -> Result<Self, ProxyError> {
         let shape = shape.unwrap_or_default();
-        let Some(value) = headers.remove(&KEEPALIVE) else { return Ok(Self { shape, choice: None }) };
+        let Some(value) = headers.remove(&KEEPALIVE_HEADER) else { return Ok(Self { shape, choice: None }) };
         let choice = match value.as_bytes() {
             b"off" => KeepaliveMode::Off,
             b"comment" => KeepaliveMode::Comment,
             b"chunk" => KeepaliveMode::Chunk,
             other => {
                 let other = String::from_utf8_lossy(other);
-                let reason = format!("{KEEPALIVE}: \"{other}\" is not one of `off`, `comment` and `chunk`.");
+                let reason =
+                    format!("{KEEPALIVE_HEADER}: \"{other}\" is not one of `off`, `comment` and `chunk`.");
                 return Err(ProxyError::InvalidRequest(reason));
             }
         };
@@ -102,7 +103,8 @@ impl HeartbeatPreference {
         let heartbeat =
             Heartbeat::within_response(self.choice.unwrap_or(keepalive.mode), self.shape, answer)?;
         // Invalid headers were rejected before admission.
-        let interval = heartbeat_period(keepalive.interval.get(), Patience::of(request).unwrap_or_default());
+        let interval =
+            heartbeat_period(keepalive.interval.get(), ClientTimeouts::of(request).unwrap_or_default());
         Some(Box::new(ResponseHeartbeats::new(heartbeat, self.shape, interval, keepalive.while_streaming)))
     }
 }
@@ -111,7 +113,7 @@ impl HeartbeatPreference {
 
 impl Heartbeat {
     /// Returns the heartbeat to send while only the request path tells the form of the response.
-    const fn before_response(mode: KeepaliveMode, stream: bool, shape: Shape) -> Option<Self> {
+    const fn before_response(mode: KeepaliveMode, stream: bool, shape: ApiFormat) -> Option<Self> {
         match mode {
             KeepaliveMode::Off => None,
             mode if stream && shape.streams_events() => Some(Self::of_events(mode, shape)),
@@ -121,7 +123,7 @@ impl Heartbeat {
     }
 
     /// Returns the heartbeat that fits a response with this head.
-    fn within_response(mode: KeepaliveMode, shape: Shape, answer: &HeaderMap) -> Option<Self> {
+    fn within_response(mode: KeepaliveMode, shape: ApiFormat, answer: &HeaderMap) -> Option<Self> {
         if mode == KeepaliveMode::Off || encoding(answer).is_some() {
             None
         } else if openai::is_event_stream(answer) {
@@ -131,7 +133,7 @@ impl Heartbeat {
         }
     }
 
-    const fn of_events(mode: KeepaliveMode, shape: Shape) -> Self {
+    const fn of_events(mode: KeepaliveMode, shape: ApiFormat) -> Self {
         match mode {
             KeepaliveMode::Chunk if openai::has_empty_event(shape) => Self::Chunk,
             _ => Self::Comment,
@@ -143,7 +145,7 @@ impl Heartbeat {
 
 impl ResponseHeartbeats {
     /// Creates the heartbeats of a response.
-    pub fn new(heartbeat: Heartbeat, shape: Shape, interval: Duration, while_streaming: bool) -> Self {
+    pub fn new(heartbeat: Heartbeat, shape: ApiFormat, interval: Duration, while_streaming: bool) -> Self {
         let event = (while_streaming && heartbeat != Heartbeat::Whitespace).then(OpenEvent::default);
         Self {
             heartbeat,

@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 
 use super::{
     memory::{Memory, Owner, Share},
-    pace::{Allowed, Pace},
+    pace::{Pace, PaceLimit},
 };
 use crate::{admission::Gate, config::Limits, error::ProxyError};
 
@@ -75,7 +75,7 @@ impl BufferedBody {
         // Reserves at most 1 MiB on the word of the client.
         let expected = check_content_length(&body, limits)?.unwrap_or(0).min(1 << 20);
         let mut pace = Pace::new(body_pace(limits));
-        let mut joined = Joined { expected, ..Joined::default() };
+        let mut joined = JoinedBody { expected, ..JoinedBody::default() };
         for part in parts {
             joined.push(part);
         }
@@ -96,7 +96,7 @@ impl BufferedBody {
         if !share.finish() {
             return Err(ProxyError::BuffersFull(share.max()));
         }
-        let Joined { first, rest, .. } = joined;
+        let JoinedBody { first, rest, .. } = joined;
         if rest.is_empty() {
             return Ok(Self { is_slice: !first.is_empty(), bytes: first, share });
         }
@@ -113,7 +113,7 @@ impl BufferedBody {
 
 /// Joins the parts of a body. A single part is not copied.
 #[derive(Default)]
-struct Joined {
+struct JoinedBody {
     first: Bytes,
     /// All parts, once there are two.
     rest: Vec<u8>,
@@ -121,7 +121,7 @@ struct Joined {
     expected: usize,
 }
 
-impl Joined {
+impl JoinedBody {
     fn push(&mut self, part: Bytes) {
         if self.first.is_empty() && self.rest.is_empty() {
             self.first = part;
@@ -150,8 +150,8 @@ pub fn check_content_length(body: &Incoming, limits: &Limits) -> Result<Option<u
 }
 
 /// Returns the pace that a request body must keep.
-pub(super) fn body_pace(limits: &Limits) -> Allowed {
-    Allowed { pause: limits.body_timeout.get(), rate: limits.min_rate.get() }
+pub(super) fn body_pace(limits: &Limits) -> PaceLimit {
+    PaceLimit { pause: limits.body_timeout.get(), rate: limits.min_rate.get() }
 }
 
 async fn next_frame(

@@ -28,8 +28,8 @@ use crate::{
     domain::FailureDetail,
     error::ProxyError,
     history::{Event, Story},
-    hold::Spot,
-    openai::{self, Dialect, OpenEvent, Shape},
+    hold::PositionHandle,
+    openai::{self, ApiFormat, Dialect, OpenEvent},
 };
 
 /// Resolves to the response of the endpoint, after hold and dispatch.
@@ -40,18 +40,18 @@ pub type PendingResponse =
 pub struct WaitStatus {
     gate: Arc<Gate>,
     since: Instant,
-    shape: Shape,
+    shape: ApiFormat,
     pub(super) model: Option<Box<str>>,
     id: HeaderValue,
     dialect: Dialect,
     story: Arc<Story>,
     /// Position in the queue; `None` while dispatched.
-    position: Mutex<Option<Spot<Permit>>>,
+    position: Mutex<Option<PositionHandle<Permit>>>,
 }
 
 /// Body of an early response.
 pub struct EarlyResponse {
-    state: State,
+    state: EarlyResponseState,
     heartbeat: Heartbeat,
     wait: Arc<WaitStatus>,
     ticks: Interval,
@@ -60,7 +60,7 @@ pub struct EarlyResponse {
     pending: Option<Bytes>,
 }
 
-enum State {
+enum EarlyResponseState {
     Waiting(PendingResponse),
     /// The endpoint's response has the form that the early head announced, and is passed on.
     Relaying {
@@ -87,7 +87,12 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 
 impl WaitStatus {
     /// Creates the status of a request that is about to be held.
-    pub fn new(exchange: &Exchange, shape: Shape, model: Option<Box<str>>, story: Arc<Story>) -> Arc<Self> {
+    pub fn new(
+        exchange: &Exchange,
+        shape: ApiFormat,
+        model: Option<Box<str>>,
+        story: Arc<Story>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             gate: exchange.gate().clone(),
             since: exchange.started(),
@@ -105,7 +110,7 @@ impl WaitStatus {
     }
 
     /// Sets the position in the queue; `None` while dispatched.
-    pub fn set_position(&self, position: Option<Spot<Permit>>) {
+    pub fn set_position(&self, position: Option<PositionHandle<Permit>>) {
         *self.position.lock() = position;
     }
 
@@ -114,7 +119,7 @@ impl WaitStatus {
         let cold_starts = self.gate.cold_starts();
         // After the activation, requests in the queue wait for capacity.
         let phase = cold_starts.phase().map(|(phase, _)| phase).filter(|phase| phase.is_activation());
-        let position = self.position.lock().as_ref().map(Spot::ahead);
+        let position = self.position.lock().as_ref().map(PositionHandle::ahead);
         let what = match (phase, position) {
             (_, None) => "waiting phase=first_byte".to_owned(),
             (Some(phase), _) => format!("cold start phase={}", phase.name()),
@@ -183,7 +188,7 @@ impl EarlyResponse {
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let body = Self {
-            state: State::Waiting(response),
+            state: EarlyResponseState::Waiting(response),
             heartbeat,
             wait: wait.clone(),
             ticks,
@@ -209,17 +214,17 @@ impl EarlyResponse {
                 return Poll::Ready(Some(Ok(Frame::data(pending))));
             }
             match &mut self.state {
-                State::Waiting(waiting) => match waiting.as_mut().poll(cx) {
+                EarlyResponseState::Waiting(waiting) => match waiting.as_mut().poll(cx) {
                     Poll::Ready(Ok(response)) => self.begin_response(response),
                     Poll::Ready(Err((mut exchange, error))) => {
                         exchange.fail(&error);
                         let last = self.error(&error);
-                        self.state = State::Ended(Some(exchange));
+                        self.state = EarlyResponseState::Ended(Some(exchange));
                         return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                     Poll::Pending => return self.poll_heartbeat(cx),
                 },
-                State::Framing { status, body } => match body.as_mut().poll(cx) {
+                EarlyResponseState::Framing { status, body } => match body.as_mut().poll(cx) {
                     Poll::Pending => return self.poll_heartbeat(cx),
                     Poll::Ready(Ok(bytes)) => {
                         let last = match (self.heartbeat, *status) {
@@ -233,41 +238,43 @@ impl EarlyResponse {
                                 self.event(dialect.upstream_error_event(status, &bytes, self.wait.id()))
                             }
                         };
-                        self.state = State::Ended(None);
+                        self.state = EarlyResponseState::Ended(None);
                         return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                     Poll::Ready(Err(reason)) => {
                         let last = self.error(&self.upstream_error(reason));
-                        self.state = State::Ended(None);
+                        self.state = EarlyResponseState::Ended(None);
                         return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                 },
-                State::Relaying { body, event, begun } => match ready!(Pin::new(body).poll_frame(cx)) {
-                    // The body has recorded the outcome.
-                    Some(Err(error)) => {
-                        let (end, begun) = (event.end(), *begun);
-                        let error = self.upstream_error(error.to_string());
-                        let last = if begun && self.heartbeat != Heartbeat::Whitespace {
-                            // Ends the aborted event first, or parsers would join the two.
-                            let WaitStatus { dialect, .. } = &*self.wait;
-                            let error = error.for_client(self.detail());
-                            [end, &*dialect.error_event(&error, self.wait.id())].concat().into()
-                        } else {
-                            self.error(&error)
-                        };
-                        self.state = State::Ended(None);
-                        return Poll::Ready(Some(Ok(Frame::data(last))));
-                    }
-                    Some(Ok(frame)) => {
-                        if let Some(data) = frame.data_ref() {
-                            *begun |= !data.is_empty() && !data.starts_with(b":");
-                            event.pass(data);
+                EarlyResponseState::Relaying { body, event, begun } => {
+                    match ready!(Pin::new(body).poll_frame(cx)) {
+                        // The body has recorded the outcome.
+                        Some(Err(error)) => {
+                            let (end, begun) = (event.end(), *begun);
+                            let error = self.upstream_error(error.to_string());
+                            let last = if begun && self.heartbeat != Heartbeat::Whitespace {
+                                // Ends the aborted event first, or parsers would join the two.
+                                let WaitStatus { dialect, .. } = &*self.wait;
+                                let error = error.for_client(self.detail());
+                                [end, &*dialect.error_event(&error, self.wait.id())].concat().into()
+                            } else {
+                                self.error(&error)
+                            };
+                            self.state = EarlyResponseState::Ended(None);
+                            return Poll::Ready(Some(Ok(Frame::data(last))));
                         }
-                        return Poll::Ready(Some(Ok(frame)));
+                        Some(Ok(frame)) => {
+                            if let Some(data) = frame.data_ref() {
+                                *begun |= !data.is_empty() && !data.starts_with(b":");
+                                event.pass(data);
+                            }
+                            return Poll::Ready(Some(Ok(frame)));
+                        }
+                        None => return Poll::Ready(None),
                     }
-                    None => return Poll::Ready(None),
-                },
-                State::Ended(_) => return Poll::Ready(None),
+                }
+                EarlyResponseState::Ended(_) => return Poll::Ready(None),
             }
         }
     }
@@ -295,7 +302,7 @@ impl EarlyResponse {
                 let error = self.upstream_error(body.give_up(error).to_string());
                 let last = [self.pending.take().unwrap_or_default(), self.error(&error)].concat();
                 self.pending = Some(last.into());
-                State::Ended(None)
+                EarlyResponseState::Ended(None)
             }
             Ok(()) if fits => {
                 let WaitStatus { gate, shape, model, .. } = &*self.wait;
@@ -303,7 +310,11 @@ impl EarlyResponse {
                 let beats =
                     ResponseHeartbeats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
                 body.inform(beats.continuing(model.clone(), self.last_heartbeat));
-                State::Relaying { body: Box::new(body), event: OpenEvent::default(), begun: false }
+                EarlyResponseState::Relaying {
+                    body: Box::new(body),
+                    event: OpenEvent::default(),
+                    begun: false,
+                }
             }
             Ok(()) => {
                 let whole = async { http_body_util::Limited::new(body, MAX_EVENT_BYTES).collect().await };
@@ -311,7 +322,7 @@ impl EarlyResponse {
                     let whole = whole.await.map(http_body_util::Collected::to_bytes);
                     whole.map_err(|error| error.to_string())
                 });
-                State::Framing { status: head.status, body }
+                EarlyResponseState::Framing { status: head.status, body }
             }
         };
     }
@@ -369,7 +380,7 @@ impl EarlyResponse {
 
 impl EarlyBody for EarlyResponse {
     fn relays(&self) -> bool {
-        !matches!(self.state, State::Waiting(_))
+        !matches!(self.state, EarlyResponseState::Waiting(_))
     }
 }
 

@@ -39,7 +39,7 @@ use crate::config::{Limits, budget::SEND_BUFFER_BYTES};
 const BACKLOG: i32 = 4096;
 
 /// TCP keepalive: probes after a minute of silence, and closes after three unanswered probes.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+const CLIENT_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
@@ -129,7 +129,7 @@ pub async fn serve_listener(
                 // Tokens are small and must not wait for more. Keepalive detects clients that vanish while held.
                 // Errors mean that the connection is closed.
                 let _ = stream.set_nodelay(true);
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&CLIENT_KEEPALIVE);
                 let stream = DeferredClose::new(stream, connected, closer.clone());
                 let socket: SocketOf<_> = DeferredClose::socket;
                 tasks.spawn(serve_client(stream, Some(socket), client, proxy.clone(), closing.clone()));
@@ -171,7 +171,7 @@ where
     let memory = proxy.shared().memory.clone();
     let mut io = ClientIo::new(io, client.connection.clone(), limits, memory).with_socket(socket);
     async move {
-        let after_http = AfterHttp(client.connection.clone());
+        let after_http = PendingUpgrade(client.connection.clone());
         let begins_http2 = tokio::select! {
             // A client that has sent bytes is served.
             biased;
@@ -230,9 +230,9 @@ where
 }
 
 /// Drops a pending upgrade with its connection.
-struct AfterHttp(Arc<ConnectionState>);
+struct PendingUpgrade(Arc<ConnectionState>);
 
-impl Drop for AfterHttp {
+impl Drop for PendingUpgrade {
     fn drop(&mut self) {
         drop(self.0.take_next());
     }

@@ -14,7 +14,7 @@ use super::{catalog::Catalog, shared::Proxy};
 use crate::{
     admission::Gate,
     error::ProxyError,
-    probe::{self, Speaks},
+    probe::{self, ProbeProtocol},
     state::{Endpoint, Protocol},
 };
 
@@ -31,7 +31,7 @@ const MAX_QUERIES: usize = 64;
 /// Bounds on one server's list.
 const MAX_LIST_BYTES: usize = 256 << 10;
 const MAX_LISTED_MODELS: usize = 1000;
-const MAX_ID_BYTES: usize = 512;
+const MAX_MODEL_ID_BYTES: usize = 512;
 
 // === impl Proxy ===
 
@@ -81,8 +81,8 @@ impl Proxy {
 
 async fn query(endpoint: &Endpoint) -> Option<BTreeMap<Box<str>, Value>> {
     let speaks = match endpoint.protocol() {
-        Protocol::Http1 => Speaks::Http1,
-        Protocol::H2c => Speaks::Http2,
+        Protocol::Http1 => ProbeProtocol::Http1,
+        Protocol::H2c => ProbeProtocol::Http2,
     };
     let list = probe::fetch(endpoint.address(), speaks, "/v1/models", MAX_LIST_BYTES, QUERY_TIMEOUT).await;
     let models = list.as_deref().and_then(parse);
@@ -99,7 +99,7 @@ fn parse(list: &[u8]) -> Option<BTreeMap<Box<str>, Value>> {
     }
     let list: List = serde_json::from_slice(list).ok()?;
     let named = list.data.into_iter().filter_map(|entry| {
-        let id = entry.get("id")?.as_str().filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES)?;
+        let id = entry.get("id")?.as_str().filter(|id| !id.is_empty() && id.len() <= MAX_MODEL_ID_BYTES)?;
         Some((Box::from(id), Value::Object(entry)))
     });
     Some(named.take(MAX_LISTED_MODELS).collect())

@@ -26,7 +26,7 @@ pub enum OutgoingBody {
     /// A buffered body; `None` if empty or sent.
     Full(Option<Bytes>),
     /// A body that is still arriving from the client.
-    Stream(Box<Replay>),
+    Stream(Box<BodyReplay>),
 }
 
 /// A request body that streams from the client to an endpoint. Keeps the parts sent so far for a retry; dropped when the
@@ -35,7 +35,7 @@ pub(super) struct StreamedBody(Arc<Mutex<StreamedState>>);
 
 /// One dispatch of a streamed body: first the parts that earlier dispatches sent, then the rest as it arrives.
 #[derive(Debug)]
-pub struct Replay {
+pub struct BodyReplay {
     state: Arc<Mutex<StreamedState>>,
     /// Compared with [`StreamedState::current`].
     number: u32,
@@ -157,7 +157,7 @@ impl StreamedBody {
         }
         state.current += 1;
         let (number, pace) = (state.current, Pace::new(body_pace(limits)));
-        Some(OutgoingBody::Stream(Box::new(Replay {
+        Some(OutgoingBody::Stream(Box::new(BodyReplay {
             state: self.0.clone(),
             number,
             sent: 0,
@@ -198,9 +198,9 @@ impl Drop for StreamedBody {
     }
 }
 
-// === impl Replay ===
+// === impl BodyReplay ===
 
-impl Replay {
+impl BodyReplay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyAbort>>> {
         let mut state = self.state.lock();
         if state.current != self.number || state.incoming.is_none() {

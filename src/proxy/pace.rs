@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Slowness that a client is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowed {
+pub struct PaceLimit {
     /// Longest single pause.
     pub pause: Duration,
     /// Bytes that earn back one second; 0: any byte earns back all of the pause.
@@ -18,14 +18,14 @@ pub struct Allowed {
 /// average.
 #[derive(Debug)]
 pub struct Pace {
-    allowed: Allowed,
+    allowed: PaceLimit,
     left: Duration,
     since: Option<Instant>,
 }
 
 impl Pace {
     /// Creates a budget of one whole pause.
-    pub const fn new(allowed: Allowed) -> Self {
+    pub const fn new(allowed: PaceLimit) -> Self {
         Self { allowed, left: allowed.pause, since: None }
     }
 
@@ -64,7 +64,7 @@ mod tests {
 
     use super::*;
 
-    const ALLOWED: Allowed = Allowed { pause: Duration::from_secs(30), rate: 1000 };
+    const ALLOWED: PaceLimit = PaceLimit { pause: Duration::from_secs(30), rate: 1000 };
 
     #[tokio::test(start_paused = true)]
     async fn pauses_add_up_and_bytes_take_them_back() {
@@ -88,7 +88,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_rate_only_the_longest_pause_counts() {
-        let mut pace = Pace::new(Allowed { rate: 0, ..ALLOWED });
+        let mut pace = Pace::new(PaceLimit { rate: 0, ..ALLOWED });
         for _ in 0..100 {
             assert_eq!(pace.waits(), Instant::now() + ALLOWED.pause);
             advance(Duration::from_secs(29)).await;

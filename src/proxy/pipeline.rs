@@ -12,11 +12,11 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    answering::{Answering, HeldRequest, NextStep, ServeProgress},
+    answering::{HeldRequest, NextStep, ResponseFuture, ServeProgress},
     answers::{fail, json_response},
     body::Body,
     client::Client,
-    connection_state::UnderWay,
+    connection_state::RequestGuard,
     dispatch_error::DispatchError,
     exchange::{self, Exchange},
     find::Destination,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     error::ProxyError,
-    openai::{self, Api, Dialect, Scan, ScanError},
+    openai::{self, Api, Dialect, RoutingFields, ScanError},
     places::Source,
 };
 
@@ -43,7 +43,7 @@ use crate::{
 impl Proxy {
     /// Resolves to a response even if serving panics. The panic hook logs the message; dropping the `Exchange` counts the
     /// outcome.
-    pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> Answering {
+    pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> ResponseFuture {
         let started = Instant::now();
         let trace = self
             .traces
@@ -53,7 +53,7 @@ impl Proxy {
         let (head, incoming) = request.into_parts();
         let reply = ReplyContext::new(&self, &head, &client.connection, started);
         let head = Box::new(head);
-        Answering::new(Box::pin(async move {
+        ResponseFuture::new(Box::pin(async move {
             let mut trace = trace;
             let serving = self.serve(&client, head, incoming, started, under_way, &mut trace);
             let served = AssertUnwindSafe(serving).catch_unwind().await;
@@ -91,7 +91,7 @@ impl Proxy {
         mut head: Box<request::Parts>,
         incoming: Incoming,
         started: Instant,
-        under_way: UnderWay,
+        under_way: RequestGuard,
         trace: &mut TraceSlot,
     ) -> Result<ServeProgress, Rejection> {
         if head.method == Method::CONNECT {
@@ -110,7 +110,7 @@ impl Proxy {
         let (gate, shape, mut body, scan, mut affinity) = match self.find(&host, &head, unread).await? {
             Destination::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
             Destination::StoredResponse(gate, endpoint, body) => {
-                (gate, None, body, Scan::default(), Some(Box::new(ResponseAffinity::at(&endpoint))))
+                (gate, None, body, RoutingFields::default(), Some(Box::new(ResponseAffinity::at(&endpoint))))
             }
             // Boxed to keep the future of model requests small.
             Destination::Interceptor(interceptor, body) => {
@@ -259,7 +259,7 @@ impl Proxy {
         &self,
         routed: RoutedRequest,
         mut trace: TraceSlot,
-    ) -> (Exchange, UpstreamRequest, Scan) {
+    ) -> (Exchange, UpstreamRequest, RoutingFields) {
         let RoutedRequest {
             head,
             gate,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     client::Client,
-    connection_state::UnderWay,
+    connection_state::RequestGuard,
     exchange, forward,
     heartbeat::HeartbeatPreference,
     intake::{BufferedBody, UnreadBody},
@@ -18,7 +18,7 @@ use crate::{
     admission::Gate,
     error::ProxyError,
     history::RequestInfo,
-    openai::{self, Patience, Scan, Shape},
+    openai::{self, ApiFormat, ClientTimeouts, RoutingFields},
 };
 
 /// A request whose route is known, with the head as the client sent it. The head is boxed from the start, as it would
@@ -28,7 +28,7 @@ pub(super) struct ReceivedRequest {
     pub(super) host: HeaderValue,
     pub(super) body: RequestBody,
     pub(super) started: Instant,
-    pub(super) under_way: UnderWay,
+    pub(super) under_way: RequestGuard,
 }
 
 /// A request ready for admission to its route. The head is as the endpoint gets it.
@@ -37,9 +37,9 @@ pub(super) struct RoutedRequest {
     pub(super) gate: Arc<Gate>,
     pub(super) body: RequestBody,
     /// `None` for requests that are never held (`GET /v1/responses/{id}`) and for routes that proxy any application.
-    pub(super) shape: Option<Shape>,
+    pub(super) shape: Option<ApiFormat>,
     /// Result of scanning the body; empty if the body has not been read.
-    pub(super) scan: Scan,
+    pub(super) scan: RoutingFields,
     pub(super) heartbeats: HeartbeatPreference,
     /// Present on routes that proxy any application.
     pub(super) intercepted: Option<Box<InterceptedRequest>>,
@@ -48,7 +48,7 @@ pub(super) struct RoutedRequest {
     pub(super) version: Version,
     pub(super) request_id: HeaderValue,
     pub(super) started: Instant,
-    pub(super) under_way: UnderWay,
+    pub(super) under_way: RequestGuard,
 }
 
 /// A request body before admission.
@@ -77,7 +77,7 @@ impl ReceivedRequest {
             gate,
             body,
             shape: None,
-            scan: Scan::default(),
+            scan: RoutingFields::default(),
             heartbeats: HeartbeatPreference::default(),
             intercepted: None,
             affinity: None,
@@ -135,6 +135,6 @@ pub(super) fn check_max_wait(headers: &HeaderMap) -> Result<(), ProxyError> {
 ///
 /// # Errors
 /// [`ProxyError::InvalidRequest`] if `x-anteroom-max-wait` cannot be parsed.
-pub(super) fn patience(headers: &HeaderMap) -> Result<Patience, ProxyError> {
-    Patience::of(headers).map_err(|error| ProxyError::InvalidRequest(error.to_string()))
+pub(super) fn patience(headers: &HeaderMap) -> Result<ClientTimeouts, ProxyError> {
+    ClientTimeouts::of(headers).map_err(|error| ProxyError::InvalidRequest(error.to_string()))
 }

@@ -17,9 +17,9 @@ use crate::{
     admission::Gate,
     error::{Outcome, ProxyError},
     history::{Ending, Event},
-    openai::Scan,
+    openai::RoutingFields,
     state::{Endpoint, Protocol},
-    telemetry::traces::{Clock, Context, Kind, Parent, Span, Traces, names},
+    telemetry::traces::{ClockAnchor, Context, Parent, Span, SpanDirection, SpanQueue, names},
 };
 
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -30,14 +30,14 @@ pub(super) type TraceSlot = Option<Box<RequestTrace>>;
 
 /// The trace of a sampled request.
 pub struct RequestTrace {
-    traces: Arc<Traces>,
+    traces: Arc<SpanQueue>,
     context: Context,
-    clock: Clock,
+    clock: ClockAnchor,
     server: Span,
     /// The current hold or attempt.
     open: Option<Span>,
     done: Vec<Span>,
-    /// Spans over [`Traces::MAX_SPANS`].
+    /// Spans over [`SpanQueue::MAX_SPANS`].
     dropped: u64,
     /// Attempts so far.
     sent: u32,
@@ -49,7 +49,7 @@ impl RequestTrace {
     /// Starts a trace, or continues that of the client. Returns `None` if it is not sampled. An absent or invalid
     /// `traceparent` is replaced in either case.
     pub(super) fn begin<B>(
-        traces: &Arc<Traces>,
+        traces: &Arc<SpanQueue>,
         client: &Client,
         request: &mut Request<B>,
         started: Instant,
@@ -77,7 +77,7 @@ impl RequestTrace {
         Some(Box::new(Self {
             traces: traces.clone(),
             context,
-            clock: Clock::now(),
+            clock: ClockAnchor::now(),
             server: server?,
             open: None,
             done: Vec::new(),
@@ -92,7 +92,7 @@ impl RequestTrace {
     }
 
     /// Adds the model and `stream`.
-    pub(super) fn record_scan(&mut self, scan: &Scan) {
+    pub(super) fn record_scan(&mut self, scan: &RoutingFields) {
         if let Some(model) = &scan.model {
             self.server.set(names::MODEL, model.to_string());
             if scan.stream {
@@ -103,14 +103,14 @@ impl RequestTrace {
 
     /// Records an event. A dispatch is recorded by [`Self::attempt`].
     pub(super) fn record(&mut self, at: Instant, event: &Event) {
-        let attempt = self.open.as_mut().filter(|span| span.kind == Kind::Client);
+        let attempt = self.open.as_mut().filter(|span| span.kind == SpanDirection::Client);
         match (event, attempt) {
             (Event::Held { .. }, _) => {
                 self.close(at);
                 if self.sent > 0 {
                     self.server.event(at, names::HELD_AGAIN);
                 }
-                self.open = Some(Span::new(names::HOLD.into(), Kind::Internal, self.server.id, at));
+                self.open = Some(Span::new(names::HOLD.into(), SpanDirection::Internal, self.server.id, at));
             }
             (Event::Dequeued { .. }, _) => self.close(at),
             (Event::FellBack, _) => self.server.event(at, names::FELL_BACK),
@@ -191,7 +191,7 @@ impl RequestTrace {
         }
         self.describe_end(Some(gate), request_id, outcome, early.map(|_| 200).or(status));
         for place in 0..self.done.len() {
-            if self.done[place].kind == Kind::Internal {
+            if self.done[place].kind == SpanDirection::Internal {
                 let phases = phases::of(gate.cold_starts(), &mut self.done[place]);
                 phases.into_iter().for_each(|span| self.keep(span));
             }
@@ -231,7 +231,7 @@ impl RequestTrace {
     }
 
     fn keep(&mut self, span: Span) {
-        if self.done.len() + 1 < Traces::MAX_SPANS { self.done.push(span) } else { self.dropped += 1 }
+        if self.done.len() + 1 < SpanQueue::MAX_SPANS { self.done.push(span) } else { self.dropped += 1 }
     }
 }
 
@@ -245,7 +245,7 @@ impl Drop for RequestTrace {
         }
         self.close(now);
         self.server.end = now;
-        let server = std::mem::replace(&mut self.server, Span::new("".into(), Kind::Server, 0, now));
+        let server = std::mem::replace(&mut self.server, Span::new("".into(), SpanDirection::Server, 0, now));
         let spans = std::iter::once(server).chain(self.done.drain(..)).collect();
         self.traces.submit(&self.context, &self.clock, spans, self.dropped);
     }

@@ -41,7 +41,7 @@ const MAX_RESETS: u8 = 2;
 const MAX_WRITES: u8 = 4;
 
 /// Upper bound of the backoff between two writes. It starts at [`Endpoint::BACKOFF`] and doubles.
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(1);
 
 // === impl RetryBudget ===
 
@@ -92,7 +92,7 @@ impl RetryBudget {
     /// Returns the backoff before the next write to the endpoint that reset the last one.
     pub(super) fn backoff(&self) -> Duration {
         let writes = self.failures.as_ref().map_or(0, |failed| failed.writes);
-        MAX_BACKOFF.min(Endpoint::BACKOFF * 2_u32.saturating_pow(u32::from(writes.saturating_sub(1))))
+        MAX_RETRY_BACKOFF.min(Endpoint::BACKOFF * 2_u32.saturating_pow(u32::from(writes.saturating_sub(1))))
     }
 
     /// Returns the number of writes and the reason for not retrying, as a suffix to the last error. `can_resend`: the body

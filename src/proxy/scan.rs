@@ -11,7 +11,7 @@ use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     error::ProxyError,
-    openai::{self, Scan, ScanError, Shape},
+    openai::{self, ApiFormat, RoutingFields, ScanError},
 };
 
 /// Largest body scanned on the serving thread. As JSON this takes a fraction of a millisecond, as a form a few.
@@ -36,13 +36,13 @@ impl BodyScanner {
     /// Extracts the model and `stream` from a body.
     pub(super) async fn scan(
         &self,
-        shape: Shape,
+        shape: ApiFormat,
         headers: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Scan, ScanError> {
+    ) -> Result<RoutingFields, ScanError> {
         let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let boundary = match shape {
-            Shape::Form => Some(openai::boundary(content_type).ok_or(ScanError::NoForm)?),
+            ApiFormat::Form => Some(openai::boundary(content_type).ok_or(ScanError::NoForm)?),
             _ => None,
         };
         // The rare cases are boxed to keep the future of small JSON bodies small.
@@ -64,7 +64,7 @@ impl BodyScanner {
         &self,
         body: Bytes,
         boundary: Option<String>,
-    ) -> Result<Scan, ScanError> {
+    ) -> Result<RoutingFields, ScanError> {
         let stopping = || ScanError::Malformed("it was not read to its end, as the proxy is stopping".into());
         // The semaphore is never closed.
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| stopping())?;
@@ -118,11 +118,12 @@ mod tests {
     async fn large_body_is_scanned_on_another_thread() {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
-        let scan = Ok(Scan { model: Some("tiny".into()), stream: false });
+        let scan = Ok(RoutingFields { model: Some("tiny".into()), stream: false });
         let scanner = BodyScanner::default();
-        for (shape, small, large) in
-            [(Shape::Form, form(1), form(10_000)), (Shape::Chat, json(1), json(MAX_INLINE_SCAN_BYTES))]
-        {
+        for (shape, small, large) in [
+            (ApiFormat::Form, form(1), form(10_000)),
+            (ApiFormat::Chat, json(1), json(MAX_INLINE_SCAN_BYTES)),
+        ] {
             let places = u32::try_from(scanner.permits.available_permits()).unwrap();
             let all = scanner.permits.acquire_many(places).await.unwrap();
             assert_eq!(scanner.scan(shape, &headers, &small).now_or_never(), Some(scan.clone()));

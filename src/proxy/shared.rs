@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     config::{self, Limits},
-    history::History,
-    telemetry::{RouteCounters, traces::Traces},
+    history::RequestHistory,
+    telemetry::{RouteCounters, traces::SpanQueue},
     upstream::{Dialer, Upstream},
 };
 
@@ -32,7 +32,7 @@ pub struct Shared {
     /// Scans bodies for their model, large ones in a bounded number at a time.
     pub(super) scanner: BodyScanner,
     /// Timelines of requests that waited or failed.
-    pub history: Arc<History>,
+    pub history: Arc<RequestHistory>,
     /// Counters of requests that match no route.
     pub unrouted: RouteCounters,
     /// Set before shutdown: responses over HTTP/1 carry `Connection: close` from then on.
@@ -46,7 +46,7 @@ pub struct Shared {
     /// Rejects requests from pages of other sites.
     pub cross_site: CrossSiteGuard,
     /// Trace exporter; unset without one. Set before the first request or never.
-    pub traces: OnceLock<Arc<Traces>>,
+    pub traces: OnceLock<Arc<SpanQueue>>,
 }
 
 /// The request path of one thread, with its own pool of upstream connections.
@@ -54,7 +54,7 @@ pub struct Shared {
 pub struct Proxy {
     pub(super) shared: Arc<Shared>,
     pub(super) upstream: Arc<Upstream<OutgoingBody>>,
-    pub(super) traces: Option<Arc<Traces>>,
+    pub(super) traces: Option<Arc<SpanQueue>>,
 }
 
 // === impl Shared ===
@@ -77,7 +77,7 @@ impl Shared {
             connections: Arc::default(),
             scanner: BodyScanner::default(),
             unrouted: RouteCounters::default(),
-            history: History::new(config::History::default().requests),
+            history: RequestHistory::new(config::History::default().requests),
             draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             access_log: AtomicBool::new(false),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     memory::{Memory, UnreadKind, UnreadShare},
-    pace::{Allowed, Pace},
+    pace::{Pace, PaceLimit},
 };
 
 /// Watch over a client, or one of its streams, that may be behind with reading.
@@ -26,7 +26,7 @@ pub(super) struct Stall {
 
 /// Memory held for a client that does not read.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kept {
+pub(super) enum HeldMemory {
     /// Nothing beyond the cost of its connection.
     Nothing,
     /// A response of the proxy, which is counted separately.
@@ -44,7 +44,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 // === impl Stall ===
 
 impl Stall {
-    pub(super) const fn new(allowed: Allowed) -> Self {
+    pub(super) const fn new(allowed: PaceLimit) -> Self {
         Self { pace: Pace::new(allowed), timer: None, share: None }
     }
 
@@ -55,9 +55,14 @@ impl Stall {
     }
 
     /// Polls the limit of a client that takes nothing at the moment. Completes when it has been exceeded.
-    pub(super) fn poll_over(&mut self, memory: &Arc<Memory>, kept: Kept, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_over(
+        &mut self,
+        memory: &Arc<Memory>,
+        kept: HeldMemory,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         let due = self.pace.waits();
-        if let Kept::Unread(kind, bytes) = kept
+        if let HeldMemory::Unread(kind, bytes) = kept
             && self.share.is_none()
         {
             self.share = Some(memory.count_unread(kind, bytes));
@@ -65,16 +70,20 @@ impl Stall {
         loop {
             let now = Instant::now();
             let is_short = match kept {
-                Kept::Nothing => false,
-                Kept::Answer => self.pace.waited() >= UNREAD_ANSWER_TIME && memory.is_short_of_answers(),
-                Kept::Unread(..) => memory.max_unread_time().is_some_and(|max| self.pace.behind() >= max),
+                HeldMemory::Nothing => false,
+                HeldMemory::Answer => {
+                    self.pace.waited() >= UNREAD_ANSWER_TIME && memory.is_short_of_answers()
+                }
+                HeldMemory::Unread(..) => {
+                    memory.max_unread_time().is_some_and(|max| self.pace.behind() >= max)
+                }
             };
             if due <= now || is_short {
                 return Poll::Ready(());
             }
             let next = match kept {
-                Kept::Nothing => due,
-                Kept::Answer | Kept::Unread(..) => due.min(now + CHECK_INTERVAL),
+                HeldMemory::Nothing => due,
+                HeldMemory::Answer | HeldMemory::Unread(..) => due.min(now + CHECK_INTERVAL),
             };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
             if timer.deadline() > next || timer.is_elapsed() {

@@ -31,8 +31,8 @@ use super::{
     body::{Body, BodyError},
     connection_state::ConnectionState,
     memory::{Memory, UnreadKind},
-    pace::Allowed,
-    stall::{Kept, Stall},
+    pace::PaceLimit,
+    stall::{HeldMemory, Stall},
     stream_progress::{StreamProgress, UnsentPart},
 };
 use crate::config::budget::{ANSWER_COST_BYTES, RELAY_COST_BYTES};
@@ -41,7 +41,7 @@ use crate::config::budget::{ANSWER_COST_BYTES, RELAY_COST_BYTES};
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
     /// Limit while there is memory for unread responses.
-    allowed: Allowed,
+    allowed: PaceLimit,
     /// Accounting that shortens the limit when memory is short.
     memory: Arc<Memory>,
     connection: Arc<ConnectionState>,
@@ -57,7 +57,7 @@ pub struct H2ResponseBody {
 
 pin_project! {
     #[project = WatchedProjection]
-    struct Watched<F> {
+    struct StallGuarded<F> {
         // `None` once it has ended.
         #[pin]
         stream: Option<F>,
@@ -69,13 +69,13 @@ pin_project! {
 }
 
 /// Limit on a client that does not take the end of a response: none until memory is short.
-const WHILE_MEMORY_LASTS: Allowed = Allowed { pause: Duration::from_secs(365 * 24 * 60 * 60), rate: 0 };
+const WHILE_MEMORY_LASTS: PaceLimit = PaceLimit { pause: Duration::from_secs(365 * 24 * 60 * 60), rate: 0 };
 
 // === impl StreamExecutor ===
 
 impl StreamExecutor {
     /// Creates the executor of a connection.
-    pub fn new(allowed: Allowed, memory: Arc<Memory>, connection: Arc<ConnectionState>) -> Self {
+    pub fn new(allowed: PaceLimit, memory: Arc<Memory>, connection: Arc<ConnectionState>) -> Self {
         Self { allowed, memory, connection, next: Arc::default() }
     }
 
@@ -97,7 +97,7 @@ where
         let progress = self.next.lock().take().unwrap_or_default();
         let (memory, connection) = (self.memory.clone(), self.connection.clone());
         let stall = Stall::new(self.allowed);
-        tokio::spawn(Watched { stream: Some(stream), progress, stall, memory, connection });
+        tokio::spawn(StallGuarded { stream: Some(stream), progress, stall, memory, connection });
     }
 }
 
@@ -142,7 +142,7 @@ impl http_body::Body for H2ResponseBody {
 
 // === impl Watched ===
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future> Future for StallGuarded<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -177,8 +177,8 @@ impl<F> WatchedProjection<'_, F> {
             self.stall.moved(produced);
         }
         let kept = match self.progress.relays() {
-            true => Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES),
-            false => Kept::Answer,
+            true => HeldMemory::Unread(UnreadKind::Relay, RELAY_COST_BYTES),
+            false => HeldMemory::Answer,
         };
         self.stall.poll_over(self.memory, kept, cx)
     }
@@ -189,8 +189,8 @@ impl<F> WatchedProjection<'_, F> {
             return Poll::Ready(());
         }
         let kept = match self.progress.relays() {
-            true => Kept::Unread(UnreadKind::Relay, ANSWER_COST_BYTES + self.progress.unsent()),
-            false => Kept::Answer,
+            true => HeldMemory::Unread(UnreadKind::Relay, ANSWER_COST_BYTES + self.progress.unsent()),
+            false => HeldMemory::Answer,
         };
         ready!(self.stall.poll_over(self.memory, kept, cx));
         self.connection.break_off();

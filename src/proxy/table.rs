@@ -44,7 +44,7 @@ struct Class {
 
 /// The model of a request, as far as it is known.
 #[derive(Clone, Copy, Debug)]
-pub enum Model<'a> {
+pub enum RequestModel<'a> {
     /// The body has not been read.
     Unread,
     /// The body has been read; `None` if it has no model.
@@ -52,7 +52,7 @@ pub enum Model<'a> {
 }
 
 /// Result of a lookup.
-pub enum Match<'a> {
+pub enum RouteMatch<'a> {
     /// The route.
     Route(&'a Arc<Gate>),
     /// A route that proxies any HTTP application.
@@ -64,7 +64,7 @@ pub enum Match<'a> {
 }
 
 /// Result of a lookup for a request without a model.
-pub enum Unnamed<'a> {
+pub enum NoModelMatch<'a> {
     /// The route.
     Route(&'a Arc<Gate>),
     /// Several routes, all of whose targets are down.
@@ -137,39 +137,45 @@ impl RouteTable {
     }
 
     /// Finds the route of an inference request.
-    pub fn find(&self, host: &str, path: &str, headers: &HeaderMap, model: Model<'_>) -> Match<'_> {
+    pub fn find(
+        &self,
+        host: &str,
+        path: &str,
+        headers: &HeaderMap,
+        model: RequestModel<'_>,
+    ) -> RouteMatch<'_> {
         for class in self.classes(host, path, headers) {
             if !class.by_model.is_empty() {
-                let Model::Read(model) = model else { return Match::NeedsModel };
+                let RequestModel::Read(model) = model else { return RouteMatch::NeedsModel };
                 if let Some(gate) = model.and_then(|model| class.by_model.get(model)) {
-                    return Match::Route(gate);
+                    return RouteMatch::Route(gate);
                 }
             }
             if let Some(gate) = &class.any_model {
-                return Match::Route(gate);
+                return RouteMatch::Route(gate);
             }
             if let Some(interceptor) = &class.interceptor {
-                return Match::Interceptor(interceptor);
+                return RouteMatch::Interceptor(interceptor);
             }
         }
-        Match::Nothing
+        RouteMatch::Nothing
     }
 
     /// Finds the route of a request that is for a model server but has no model. Of the most specific routes, takes the
     /// only one, else the only one that is up, else the one for any model if it is up.
-    pub fn unnamed(&self, host: &str, path: &str, headers: &HeaderMap) -> Unnamed<'_> {
-        let Some(class) = self.class_for_models(host, path, headers) else { return Unnamed::Nothing };
+    pub fn unnamed(&self, host: &str, path: &str, headers: &HeaderMap) -> NoModelMatch<'_> {
+        let Some(class) = self.class_for_models(host, path, headers) else { return NoModelMatch::Nothing };
         let gates = class.gates();
         if let [gate] = gates[..] {
-            return Unnamed::Route(gate);
+            return NoModelMatch::Route(gate);
         }
         let mut up = gates.iter().filter(|gate| gate.target().is_up());
         match (up.next(), up.next()) {
-            (None, _) => Unnamed::NothingUp,
-            (Some(gate), None) => Unnamed::Route(gate),
+            (None, _) => NoModelMatch::NothingUp,
+            (Some(gate), None) => NoModelMatch::Route(gate),
             _ => match class.any_model.as_ref().filter(|gate| gate.target().is_up()) {
-                Some(gate) => Unnamed::Route(gate),
-                None => Unnamed::Several,
+                Some(gate) => NoModelMatch::Route(gate),
+                None => NoModelMatch::Several,
             },
         }
     }

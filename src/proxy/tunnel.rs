@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{connection_state::ConnectionState, exchange::Exchange, lease::Lease, ws_frames::Frames};
+use super::{connection_state::ConnectionState, exchange::Exchange, lease::Lease, ws_frames::WsFrameTracker};
 use crate::{
     config::budget::TUNNEL_BUFFER_BYTES,
     domain::RouteKey,
@@ -45,7 +45,7 @@ pub(super) struct Tunnel {
 }
 
 /// Reason for the end of a tunnel.
-enum End {
+enum TunnelEnd {
     /// One side closed the tunnel, and the other was notified.
     Closed,
     ClientBroke,
@@ -58,13 +58,13 @@ enum End {
 }
 
 /// End of a copy that failed.
-enum Broke {
+enum CopyError {
     Reading,
     Writing,
 }
 
 /// Timeout for both sides to switch protocols.
-const SWITCHING: Duration = Duration::from_secs(10);
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that one side may continue after the other has closed.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
@@ -101,7 +101,7 @@ impl Tunnel {
     async fn run(self, client: OnUpgrade) {
         let Self { upstream, lease, mut exchange, deadline } = self;
         let idle = exchange.gate().policy().upstream.idle_timeout.get();
-        let switched = timeout(SWITCHING, async { tokio::try_join!(client, upstream) }).await;
+        let switched = timeout(UPGRADE_TIMEOUT, async { tokio::try_join!(client, upstream) }).await;
         // Otherwise the client disconnected before it could receive the 101.
         if let Ok(Ok((client, upstream))) = switched {
             let gate = exchange.gate().clone();
@@ -109,16 +109,18 @@ impl Tunnel {
                 tokio::select! {
                     // The deadline is a more precise reason than a shutdown of the proxy.
                     biased;
-                    () = until(deadline) => End::TookTooLong,
-                    () = gate.evicted() => End::Draining,
+                    () = until(deadline) => TunnelEnd::TookTooLong,
+                    () = gate.evicted() => TunnelEnd::Draining,
                 }
             };
             match carry(client, upstream, idle, over, gate.key()).await {
-                End::Closed => exchange.end(Outcome::Completed),
-                End::UpstreamBroke | End::TookTooLong | End::Quiet => exchange.end(Outcome::UpstreamError),
-                End::Draining => exchange.end(Outcome::Draining),
+                TunnelEnd::Closed => exchange.end(Outcome::Completed),
+                TunnelEnd::UpstreamBroke | TunnelEnd::TookTooLong | TunnelEnd::Quiet => {
+                    exchange.end(Outcome::UpstreamError)
+                }
+                TunnelEnd::Draining => exchange.end(Outcome::Draining),
                 // The account determines the reason: disconnected, stalled or cut off.
-                End::ClientBroke => {}
+                TunnelEnd::ClientBroke => {}
             }
         }
         drop(lease);
@@ -126,9 +128,9 @@ impl Tunnel {
     }
 }
 
-// === impl End ===
+// === impl TunnelEnd ===
 
-impl End {
+impl TunnelEnd {
     /// Returns the error to report to the client, if it is still connected.
     fn error(&self, route: &RouteKey) -> Option<ProxyError> {
         let route = route.clone();
@@ -159,22 +161,22 @@ async fn carry(
     client: Upgraded,
     upstream: Upgraded,
     idle: Duration,
-    over: impl Future<Output = End>,
+    over: impl Future<Output = TunnelEnd>,
     route: &RouteKey,
-) -> End {
+) -> TunnelEnd {
     let (mut from_client, mut to_client) = split(TokioIo::new(client));
     let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
     let (moved, closed) = (AtomicBool::new(true), AtomicBool::new(false));
-    let (mut asked, mut frames) = (Frames::default(), Frames::default());
+    let (mut asked, mut frames) = (WsFrameTracker::default(), WsFrameTracker::default());
     let end = {
         let up = async {
             let copied = async {
                 copy(&mut from_client, &mut to_upstream, &mut asked, &moved, &closed).await?;
-                to_upstream.shutdown().await.map_err(|_| Broke::Writing)
+                to_upstream.shutdown().await.map_err(|_| CopyError::Writing)
             };
             copied.await.map_err(|broke| match broke {
-                Broke::Reading => End::ClientBroke,
-                Broke::Writing => End::UpstreamBroke,
+                CopyError::Reading => TunnelEnd::ClientBroke,
+                CopyError::Writing => TunnelEnd::UpstreamBroke,
             })
         };
         let down = async {
@@ -182,13 +184,13 @@ async fn carry(
                 copy(&mut from_upstream, &mut to_client, &mut frames, &moved, &closed).await?;
                 // A server that dies sends nothing more, and its kernel closes the connection cleanly.
                 if frames.may_close() && !closed.load(Ordering::Relaxed) {
-                    return Err(Broke::Reading);
+                    return Err(CopyError::Reading);
                 }
-                to_client.shutdown().await.map_err(|_| Broke::Writing)
+                to_client.shutdown().await.map_err(|_| CopyError::Writing)
             };
             copied.await.map_err(|broke| match broke {
-                Broke::Reading => End::UpstreamBroke,
-                Broke::Writing => End::ClientBroke,
+                CopyError::Reading => TunnelEnd::UpstreamBroke,
+                CopyError::Writing => TunnelEnd::ClientBroke,
             })
         };
         let quiet = async {
@@ -211,14 +213,14 @@ async fn carry(
                 }
             }
             // The other side has finished too, or was cut off after `HALF_CLOSED`.
-            Ok(End::Closed)
+            Ok(TunnelEnd::Closed)
         };
         let both = async { both.await.unwrap_or_else(|end| end) };
         tokio::select! {
             // Traffic precedes the idle timeout, and an end in time precedes the deadline.
             biased;
             end = both => end,
-            () = quiet => End::Quiet,
+            () = quiet => TunnelEnd::Quiet,
             end = over => end,
         }
     };
@@ -237,13 +239,13 @@ async fn carry(
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    frames: &mut Frames,
+    frames: &mut WsFrameTracker,
     moved: &AtomicBool,
     closed: &AtomicBool,
-) -> Result<(), Broke> {
+) -> Result<(), CopyError> {
     let mut buffer = vec![0; TUNNEL_BUFFER_BYTES];
     loop {
-        let count = from.read(&mut buffer).await.map_err(|_: io::Error| Broke::Reading)?;
+        let count = from.read(&mut buffer).await.map_err(|_: io::Error| CopyError::Reading)?;
         moved.store(true, Ordering::Relaxed);
         if count == 0 {
             return Ok(());
@@ -253,7 +255,7 @@ async fn copy(
             to.write_all(&buffer[..count]).await?;
             to.flush().await
         };
-        written.await.map_err(|_| Broke::Writing)?;
+        written.await.map_err(|_| CopyError::Writing)?;
         frames.pass(&buffer[..count]);
         if frames.is_closed() {
             closed.store(true, Ordering::Relaxed);

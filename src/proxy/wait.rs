@@ -19,8 +19,8 @@ use super::{
 use crate::{
     admission::Permit,
     error::ProxyError,
-    hold::{Released, Ticket},
-    openai::{Patience, Scan},
+    hold::{ReleaseOutcome, Ticket},
+    openai::{ClientTimeouts, RoutingFields},
 };
 
 /// The response, or the error that ends the request.
@@ -64,12 +64,12 @@ impl Proxy {
         mut exchange: Exchange,
         mut request: UpstreamRequest,
         ticket: Ticket<Permit>,
-        scan: Scan,
+        scan: RoutingFields,
     ) -> HeldRequest {
         let gate = exchange.gate().clone();
         let policy = gate.policy();
         // Invalid headers were rejected before admission.
-        let patience = Patience::of(&request.head.headers).unwrap_or_default();
+        let patience = ClientTimeouts::of(&request.head.headers).unwrap_or_default();
         let shape = request.heartbeats.shape;
         let heartbeat = request.heartbeats.before_response(policy.keepalive.mode, scan.stream);
         // An early response head cannot name an encoding. Without `Accept-Encoding` the field is not added, so that the
@@ -133,7 +133,7 @@ impl Proxy {
                 let place = ticket.place();
                 drop(ticket);
                 let (error, may_fall_back) = match released {
-                    Some(Released::Dispatch(permit)) => {
+                    Some(ReleaseOutcome::Dispatch(permit)) => {
                         exchange.release();
                         // Boxed so that dispatching adds nothing to the size of a held request.
                         let sent = Box::pin(async {
@@ -169,11 +169,11 @@ impl Proxy {
                             ),
                         }
                     }
-                    Some(Released::Failed(reason, retry_after)) => {
+                    Some(ReleaseOutcome::Failed(reason, retry_after)) => {
                         let route = exchange.gate().key().clone();
                         (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                     }
-                    Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
+                    Some(ReleaseOutcome::Draining) => (ProxyError::Draining { admitted: true }, false),
                     None => (deadline.exceeded(&exchange, &request), deadline.source == DeadlineSource::Hold),
                 };
                 let fallback =
@@ -193,7 +193,7 @@ impl Deadline {
     /// Returns the earliest deadline. The SDK's timeout counts only without heartbeats, which reset it.
     fn of(
         exchange: &Exchange,
-        patience: Patience,
+        patience: ClientTimeouts,
         hold: Duration,
         request_deadline: Option<Instant>,
         heartbeats: bool,

@@ -6,7 +6,7 @@ use crate::error::ProxyError;
 
 /// Tracker of the frames that one side sends, however they are split.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub(super) struct WsFrameTracker {
     /// Header of the current frame, as far as it has arrived.
     header: [u8; Self::MAX_HEADER_BYTES],
     has: usize,
@@ -21,9 +21,9 @@ pub(super) struct Frames {
 /// Maximum payload of a close frame, in bytes; two of them are the code.
 const MAX_CLOSE_BYTES: usize = 125;
 
-// === impl Frames ===
+// === impl WsFrameTracker ===
 
-impl Frames {
+impl WsFrameTracker {
     /// Maximum size of a frame header: two bytes, a length of eight and a mask of four.
     const MAX_HEADER_BYTES: usize = 14;
 
@@ -135,20 +135,20 @@ mod tests {
             ends.push(ends[ends.len() - 1] + frame(op, length, false).len());
         }
         for cut in (0..300).chain([stream.len() - 1, stream.len()]) {
-            let mut frames = Frames::default();
+            let mut frames = WsFrameTracker::default();
             frames.pass(&stream[..cut]);
             assert_eq!(frames.close(&error()).is_some(), ends.contains(&cut), "{cut} of {ends:?}");
             frames.pass(&stream[cut..]);
             assert!(frames.close(&error()).is_some(), "the rest after {cut}");
         }
-        let mut masked = Frames::default();
+        let mut masked = WsFrameTracker::default();
         masked.pass(&frame(1, 200, true));
         assert!(masked.close(&error()).is_some());
     }
 
     #[test]
-    fn nothing_stands_behind_a_close_frame_or_half_a_part() {
-        let mut frames = Frames::default();
+    fn close_frame_or_open_fragment_blocks_insertion() {
+        let mut frames = WsFrameTracker::default();
         frames.begin();
         assert!(frames.close(&error()).is_none());
         frames.pass(&frame(1, 3, false));
@@ -159,12 +159,12 @@ mod tests {
 
     #[test]
     fn close_frame_has_code_and_fitting_reason() {
-        let close = Frames::default().close(&error()).unwrap();
+        let close = WsFrameTracker::default().close(&error()).unwrap();
         let [0x88, length, 0x03, 0xf3, reason @ ..] = &close[..] else { panic!("{close:?}: not 1011") };
         assert_eq!(usize::from(*length), reason.len() + 2);
         assert!(close.len() <= 127);
         assert!(str::from_utf8(reason).unwrap().starts_with("upstream_error: `tiny` failed: ü"));
-        let close = Frames::default().close(&ProxyError::Draining { admitted: true }).unwrap();
+        let close = WsFrameTracker::default().close(&ProxyError::Draining { admitted: true }).unwrap();
         assert_eq!(close[2..4], 1012_u16.to_be_bytes());
     }
 }

@@ -11,7 +11,7 @@ use super::probe_reporter::{ProbeReporter, advice};
 use crate::{
     admission::Gate,
     domain::{ObstacleKind, Reason, WhenPaused},
-    probe::{Answer, probe},
+    probe::{ProbeResult, probe},
     state::{Cause, Endpoint, Obstacle},
 };
 
@@ -99,7 +99,7 @@ impl Activator {
 
     /// Probes at the readiness interval until the target is ready, reports lasting failures as obstacles, and stores the
     /// last answer in `last`.
-    pub(super) async fn until_ready(&self, address: &str, last: &mut Option<Answer>) {
+    pub(super) async fn until_ready(&self, address: &str, last: &mut Option<ProbeResult>) {
         let readiness = self.gate.policy().readiness.clone();
         let mut ticks = interval(readiness.interval.get().max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -156,7 +156,11 @@ impl Activator {
 
     /// Widens the ramp of an endpoint while requests are held, as answers may be long or never come. `ask` probes the
     /// endpoint. Never returns; cancel-safe. The owner drops this future when a request fails.
-    pub(super) async fn widen<F: Future<Output = Answer>>(&self, endpoint: &Endpoint, ask: impl Fn() -> F) {
+    pub(super) async fn widen<F: Future<Output = ProbeResult>>(
+        &self,
+        endpoint: &Endpoint,
+        ask: impl Fn() -> F,
+    ) {
         let mut arrivals = self.gate.demand().arrivals();
         loop {
             while endpoint.is_wide() || self.gate.held() == 0 {
@@ -169,7 +173,7 @@ impl Activator {
             sleep(RAMP_STEP.max(endpoint.ramp_pause())).await;
             match ask().await {
                 // Requests would be refused as well.
-                Answer::Refused => continue,
+                ProbeResult::Refused => continue,
                 answer if answer.is_alive() => {}
                 _ => sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, RAMP_STEP_UNANSWERED)).await,
             }
@@ -182,7 +186,7 @@ impl Activator {
     /// Detects a server that stalled without closing its connections: with requests in flight it sends nothing for longer
     /// than the mean time to the first byte, then answers none of [`SILENT_PROBES`] probes. It becomes suspect. A busy
     /// server answers a probe, or sends part of an answer. Never returns; cancel-safe.
-    pub(super) async fn watch_silence<F: Future<Output = Answer>>(
+    pub(super) async fn watch_silence<F: Future<Output = ProbeResult>>(
         &self,
         endpoint: &Endpoint,
         ask: impl Fn() -> F,
@@ -215,7 +219,7 @@ impl Activator {
     }
 
     /// Probes the endpoint once.
-    pub(super) async fn ask(&self, endpoint: &Endpoint) -> Answer {
+    pub(super) async fn ask(&self, endpoint: &Endpoint) -> ProbeResult {
         let readiness = self.gate.policy().readiness.clone();
         probe(endpoint.address(), &readiness).await
     }
@@ -242,13 +246,13 @@ impl Activator {
     }
 
     /// Describes an activation that timed out, with the answer to the last probe.
-    pub(super) fn timeout_reason(&self, last: Option<Answer>) -> String {
+    pub(super) fn timeout_reason(&self, last: Option<ProbeResult>) -> String {
         let limit = self.gate.policy().readiness.activation_timeout;
         format!("the target was not ready within {limit}: {}", self.describe_probe(last))
     }
 
     /// Describes the answer to the last probe.
-    pub(super) fn describe_probe(&self, last: Option<Answer>) -> String {
+    pub(super) fn describe_probe(&self, last: Option<ProbeResult>) -> String {
         let path = &self.gate.policy().readiness.path;
         match last {
             Some(answer) if answer.is_rejection() => {
@@ -312,7 +316,7 @@ fn time_until_idle(since_last: Option<Duration>, up: Duration, requests: u64, af
 
 /// Waits until the endpoint is suspect. A doubted one is probed with `ask`, at once but at most every 50 ms, and becomes
 /// suspect unless it is alive. Cancel-safe.
-pub(super) async fn until_suspect<F: Future<Output = Answer>>(
+pub(super) async fn until_suspect<F: Future<Output = ProbeResult>>(
     endpoint: &Endpoint,
     mut ask: impl FnMut() -> F,
 ) {
@@ -441,12 +445,14 @@ mod tests {
         gate.target().add(&endpoint);
         activator.open(&endpoint, None);
         let hour = Duration::from_secs(3600);
-        let unanswered = async || Answer::TimedOut(Duration::from_secs(1).into());
+        let unanswered = async || ProbeResult::TimedOut(Duration::from_secs(1).into());
         assert!(timeout(hour, activator.watch_silence(&endpoint, unanswered)).await.is_err());
         assert!(endpoint.is_ready(), "nothing is in flight, so it is not probed");
 
         let _permit = gate.enter().unwrap();
-        assert!(timeout(hour, activator.watch_silence(&endpoint, async || Answer::Ready)).await.is_err());
+        assert!(
+            timeout(hour, activator.watch_silence(&endpoint, async || ProbeResult::Ready)).await.is_err()
+        );
         assert!(endpoint.is_ready(), "slow, but it answers probes");
         let connection = endpoint.connection();
         let sends = async {

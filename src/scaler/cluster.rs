@@ -1,6 +1,6 @@
 //! The keeper: tracks which pods of a target take requests, sooner than the cluster does. It scales nothing.
 //!
-//! One task per route. Within it a [`pod::Pod`] per pod follows its state in the cluster and its own answers;
+//! One task per route. Within it a [`pod::PodSupervisor`] per pod follows its state in the cluster and its own answers;
 //! [`activation`] begins cold starts and times them out.
 
 mod activation;
@@ -34,10 +34,10 @@ use crate::{
     },
 };
 use keeper::{Keeper, MAX_PROBES, Prober, Resolver, speaks};
-use pod::Pod;
+use pod::PodSupervisor;
 use reported_state::ReportedState;
 
-/// A running [`Pod`].
+/// A running [`PodSupervisor`].
 struct KeptPod {
     endpoint: Arc<Endpoint>,
     reported: watch::Sender<ReportedState>,
@@ -47,7 +47,7 @@ struct KeptPod {
 type PodKey = (Arc<str>, Protocol, Role);
 
 /// The running pods, and their futures, which return the pod's key.
-struct Pods {
+struct RunningPods {
     kept: HashMap<PodKey, KeptPod>,
     running: FuturesUnordered<BoxFuture<'static, PodKey>>,
     /// True until the first full list, whose ready pods were ready before this keeper started.
@@ -107,7 +107,7 @@ async fn keep(
         last_probe: Mutex::default(),
         overruled: Mutex::default(),
     });
-    let mut pods = Pods { kept: HashMap::new(), running: FuturesUnordered::new(), is_first: true };
+    let mut pods = RunningPods { kept: HashMap::new(), running: FuturesUnordered::new(), is_first: true };
     if let Some(gateway) = &gateway {
         gate.target().add(gateway);
     }
@@ -125,7 +125,7 @@ async fn keep(
         // Requests of a running cold start have been dispatched or are gone.
         gate.cold_starts().abandoned();
     }
-    let Pods { kept, running, .. } = pods;
+    let RunningPods { kept, running, .. } = pods;
     // The pods' futures first: they would consume the endpoints' notifications.
     drop(running);
     let endpoints: Vec<_> = kept.into_values().map(|kept| kept.endpoint).chain(gateway).collect();
@@ -146,9 +146,9 @@ async fn keep(
     }
 }
 
-// === impl Pods ===
+// === impl RunningPods ===
 
-impl Pods {
+impl RunningPods {
     /// Follows the discovery. Never returns.
     async fn follow(&mut self, keeper: &Arc<Keeper>, mut discovered: watch::Receiver<Arc<Discovered>>) {
         let mut is_over = false;
@@ -207,7 +207,7 @@ impl Pods {
         let is_warm = self.is_first && reported == ReportedState::Ready;
         let (sender, reported) = watch::channel(reported);
         self.kept.insert(key.clone(), KeptPod { endpoint: endpoint.clone(), reported: sender });
-        let pod = Pod::new(keeper.clone(), endpoint, role, reported, is_warm);
+        let pod = PodSupervisor::new(keeper.clone(), endpoint, role, reported, is_warm);
         self.running.push(
             async move {
                 pod.run().await;

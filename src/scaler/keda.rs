@@ -18,18 +18,18 @@ use crate::{
     grpc::{Caller, StreamPlace},
     places::Places,
 };
-use metrics::{Metrics, no_values};
+use metrics::{TriggerMetrics, no_values};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
     external_scaler_server::ExternalScaler,
 };
-pub use server::{STREAMS, serve, service};
+pub use server::{MAX_SCALER_STREAMS, serve, service};
 use streams::{Activity, Specs};
 use trigger::Trigger;
 
 /// Implements the external scaler for the routes of a directory, with the demand of all replicas.
 #[derive(Clone)]
-struct Keda {
+struct KedaScaler {
     routes: Arc<Directory>,
     /// Places for streams.
     streams: Arc<Places>,
@@ -37,11 +37,11 @@ struct Keda {
     ending: CancellationToken,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-// === impl Keda ===
+// === impl KedaScaler ===
 
-impl Keda {
+impl KedaScaler {
     /// Finds the route that a ScaledObject names. An unknown route is answered like an idle one: after an error KEDA creates
     /// neither HPA nor stream, and backs off.
     fn find(&self, object: &ScaledObjectRef) -> Result<(Trigger, Option<Arc<Gate>>), Status> {
@@ -55,7 +55,7 @@ impl Keda {
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = self.streams.try_enter(caller.source(), ending.clone()).ok_or_else(|| {
             Status::resource_exhausted(format!(
-                "{STREAMS} streams are open already, two for each ScaledObject; run another deployment of anteroom"
+                "{MAX_SCALER_STREAMS} streams are open already, two for each ScaledObject; run another deployment of anteroom"
             ))
         })?;
         Ok((StreamPlace::new(place, &caller), ending))
@@ -63,9 +63,9 @@ impl Keda {
 }
 
 #[tonic::async_trait]
-impl ExternalScaler for Keda {
-    type StreamIsActiveStream = Answers<IsActiveResponse>;
-    type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
+impl ExternalScaler for KedaScaler {
+    type StreamIsActiveStream = ResponseStream<IsActiveResponse>;
+    type StreamMetricSpecStream = ResponseStream<GetMetricSpecResponse>;
 
     async fn is_active(
         &self,
@@ -97,7 +97,7 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<GetMetricSpecResponse>, Status> {
         let (trigger, gate) = self.find(request.get_ref())?;
-        Ok(Response::new(Metrics::of(&trigger, gate.as_deref()).specs()))
+        Ok(Response::new(TriggerMetrics::of(&trigger, gate.as_deref()).specs()))
     }
 
     async fn get_metrics(
@@ -107,7 +107,7 @@ impl ExternalScaler for Keda {
         let request = request.into_inner();
         let object = request.scaled_object_ref.unwrap_or_default();
         let (trigger, gate) = self.find(&object)?;
-        let metrics = Metrics::of(&trigger, gate.as_deref());
+        let metrics = TriggerMetrics::of(&trigger, gate.as_deref());
         let Some(gate) = gate else {
             return Ok(Response::new(no_values(&request.metric_name, &metrics)));
         };

@@ -11,7 +11,7 @@ use super::activator::Activator;
 use crate::{
     admission::Gate,
     domain::{Backoff, Phase, ScaleBy, Workload},
-    state::{Scale, ScaleError, Seen},
+    state::{Observation, Scale, ScaleError},
 };
 
 /// Interval at which the scale is read while requests wait: another replica may have scaled down at the same moment.
@@ -25,13 +25,13 @@ const ZERO_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Backoff after a failure, doubling.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(15);
+const MAX_SCALE_BACKOFF: Duration = Duration::from_secs(15);
 
 /// Scales the workload of a route in `namespace` while its policy has `scaleBy: kubernetes`. Never returns; cancel-safe
 /// between API calls.
 pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>) {
     let mut activator = Activator::new(gate.clone());
-    let backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
+    let backoff = Backoff::new(MIN_BACKOFF, MAX_SCALE_BACKOFF);
     let mut direct = DirectScaler { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
     loop {
         let next = match direct.workload() {
@@ -92,7 +92,7 @@ impl DirectScaler<'_> {
                 // Before the patch: its effects may be observed before its response.
                 self.gate.record_scaler_notified();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
-                self.gate.cold_starts().observe(Phase::Scale, Seen::now());
+                self.gate.cold_starts().observe(Phase::Scale, Observation::now());
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
             }
             self.replicas = Some(seen.wanted.max(1));

@@ -21,11 +21,11 @@ use crate::{
     coldstart::VllmLog,
     domain::{RouteKey, mask_secrets},
     guardian,
-    state::PartSeen,
+    state::PartObservation,
 };
 
 /// Output of a process, read continuously, so that the process never blocks on its pipe.
-pub(super) struct Output {
+pub(super) struct ProcessOutput {
     tail: Arc<Mutex<VecDeque<String>>>,
     loaded: Arc<AtomicBool>,
     reader: JoinHandle<()>,
@@ -42,13 +42,13 @@ struct StartLog<F> {
 
 /// Splits bytes into lines of bounded length. A carriage return ends a line, too: progress bars use it.
 #[derive(Default)]
-struct Lines {
+struct OutputSplitter {
     partial: Vec<u8>,
 }
 
-// === impl Output ===
+// === impl ProcessOutput ===
 
-impl Output {
+impl ProcessOutput {
     /// Lines kept.
     const MAX_LINES: usize = 50;
     /// Time for reading the remaining output of a process that has exited.
@@ -58,7 +58,7 @@ impl Output {
     pub(super) fn read(
         mut source: impl AsyncRead + Send + Unpin + 'static,
         route: RouteKey,
-        on_part: impl Fn(PartSeen) + Send + 'static,
+        on_part: impl Fn(PartObservation) + Send + 'static,
     ) -> Self {
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::MAX_LINES)));
         let loaded = Arc::new(AtomicBool::new(false));
@@ -80,7 +80,7 @@ impl Output {
             kept.push_back(line);
         };
         let reader = tokio::spawn(async move {
-            let mut lines = Lines::default();
+            let mut lines = OutputSplitter::default();
             let mut buffer = vec![0; 8 << 10];
             while let Ok(count @ 1..) = source.read(&mut buffer).await {
                 lines.push(&buffer[..count], &mut keep);
@@ -109,7 +109,7 @@ impl Output {
     }
 }
 
-impl Drop for Output {
+impl Drop for ProcessOutput {
     fn drop(&mut self) {
         self.reader.abort();
     }
@@ -117,7 +117,7 @@ impl Drop for Output {
 
 // === impl StartLog ===
 
-impl<F: Fn(PartSeen)> StartLog<F> {
+impl<F: Fn(PartObservation)> StartLog<F> {
     fn line(&mut self, line: &str) {
         if self.late_lines > 0 {
             self.late_lines -= u32::from(self.loaded.load(Ordering::Relaxed));
@@ -142,11 +142,11 @@ pub(super) fn cause_line(lines: &[String]) -> Option<Cow<'_, str>> {
     }
 }
 
-// === impl Lines ===
+// === impl OutputSplitter ===
 
-impl Lines {
+impl OutputSplitter {
     /// Bytes kept of a line.
-    const MAX_LINE_BYTES: usize = 2 << 10;
+    const MAX_OUTPUT_LINE_BYTES: usize = 2 << 10;
 
     fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
         for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -154,7 +154,7 @@ impl Lines {
                 [text @ .., b'\n' | b'\r'] => (true, text),
                 text => (false, text),
             };
-            let room = Self::MAX_LINE_BYTES - self.partial.len();
+            let room = Self::MAX_OUTPUT_LINE_BYTES - self.partial.len();
             self.partial.extend_from_slice(&text[..room.min(text.len())]);
             if ended {
                 self.end(&mut line);
@@ -202,10 +202,10 @@ mod tests {
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let found = RefCell::new(Vec::new());
-        let mut lines = Lines::default();
+        let mut lines = OutputSplitter::default();
         for chunk in chunks {
             lines.push(chunk, |line| found.borrow_mut().push(line));
-            assert!(lines.partial.len() <= Lines::MAX_LINE_BYTES);
+            assert!(lines.partial.len() <= OutputSplitter::MAX_OUTPUT_LINE_BYTES);
         }
         lines.end(|line| found.borrow_mut().push(line));
         found.into_inner()
@@ -231,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn last_fifty_lines_are_kept() {
         let text: String = (0..60).map(|number| format!("{number}\n")).collect();
-        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into(), |_| {});
+        let mut output = ProcessOutput::read(std::io::Cursor::new(text), "tiny".into(), |_| {});
         let kept = output.finish().await;
         assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
     }
@@ -240,7 +240,7 @@ mod tests {
     async fn start_is_parsed_for_100_lines_after_ready() {
         for (others, parts) in [(98, 4), (99, 3), (100, 1)] {
             let (loaded, parsed) = (Arc::new(AtomicBool::new(false)), RefCell::new(Vec::new()));
-            let on_part = |part: PartSeen| parsed.borrow_mut().push(part.part);
+            let on_part = |part: PartObservation| parsed.borrow_mut().push(part.part);
             let mut start =
                 StartLog { log: VllmLog::default(), loaded: loaded.clone(), late_lines: 100, on_part };
             for _ in 0..1000 {

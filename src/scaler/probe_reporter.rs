@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     admission::Gate,
     domain::ObstacleKind,
-    probe::Answer,
+    probe::ProbeResult,
     state::{Obstacle, TargetState},
 };
 
@@ -23,7 +23,7 @@ const UNANSWERED_GRACE: Duration = Duration::from_secs(10);
 pub(super) struct ProbeReporter {
     gate: Arc<Gate>,
     /// The last answer, and the time of the first one like it.
-    last: Option<(Answer, Instant)>,
+    last: Option<(ProbeResult, Instant)>,
     reported: Option<Arc<Obstacle>>,
 }
 
@@ -35,7 +35,7 @@ impl ProbeReporter {
     }
 
     /// Records an answer. Reports a failure that has lasted its grace while the target is down.
-    pub(super) fn record(&mut self, address: &str, answer: &Answer) {
+    pub(super) fn record(&mut self, address: &str, answer: &ProbeResult) {
         let since = match &self.last {
             Some((last, since)) if is_like(last, answer) => *since,
             _ => {
@@ -45,8 +45,8 @@ impl ProbeReporter {
         };
         let path = &self.gate.policy().readiness.path;
         let (kind, grace) = match answer {
-            Answer::Ready => return,
-            Answer::Unresolved(..) => (ObstacleKind::NameUnresolved, REJECTED_GRACE),
+            ProbeResult::Ready => return,
+            ProbeResult::Unresolved(..) => (ObstacleKind::NameUnresolved, REJECTED_GRACE),
             answer if answer.is_rejection() => (ObstacleKind::ProbeRejected, REJECTED_GRACE),
             _ => (ObstacleKind::NotAnswering, UNANSWERED_GRACE),
         };
@@ -91,37 +91,37 @@ impl Drop for ProbeReporter {
 }
 
 /// Returns true if both answers have the same kind, and the same status.
-fn is_like(one: &Answer, other: &Answer) -> bool {
+fn is_like(one: &ProbeResult, other: &ProbeResult) -> bool {
     match (one, other) {
-        (Answer::Status(one), Answer::Status(other)) => one == other,
+        (ProbeResult::Status(one), ProbeResult::Status(other)) => one == other,
         _ => discriminant(one) == discriminant(other),
     }
 }
 
 /// Describes a failed probe for waiting clients.
-fn describe(path: &str, address: &str, answer: &Answer) -> String {
+fn describe(path: &str, address: &str, answer: &ProbeResult) -> String {
     match answer {
-        Answer::Ready => format!("{path} at {address} answers"),
-        Answer::Status(status) if answer.is_rejection() => {
+        ProbeResult::Ready => format!("{path} at {address} answers"),
+        ProbeResult::Status(status) if answer.is_rejection() => {
             format!("{path} answers {}: {}", status.as_u16(), advice(answer))
         }
-        Answer::Status(status) => format!("{path} at {address} answers {}", status.as_u16()),
-        Answer::Unresolved(host, reason) => {
+        ProbeResult::Status(status) => format!("{path} at {address} answers {}", status.as_u16()),
+        ProbeResult::Unresolved(host, reason) => {
             format!(
                 "The host name `{host}` does not resolve ({reason}); is it right, and is its Service there?"
             )
         }
-        Answer::Refused => format!("Nothing listens at {address} (connection refused)"),
-        Answer::Unheard(limit) => format!("No connection to {address} within {limit}"),
-        Answer::TimedOut(limit) => format!("{path} at {address} gives no answer within {limit}"),
-        Answer::Broken(reason) => format!("The probe of {path} at {address} failed: {reason}"),
+        ProbeResult::Refused => format!("Nothing listens at {address} (connection refused)"),
+        ProbeResult::Unheard(limit) => format!("No connection to {address} within {limit}"),
+        ProbeResult::TimedOut(limit) => format!("{path} at {address} gives no answer within {limit}"),
+        ProbeResult::Broken(reason) => format!("The probe of {path} at {address} failed: {reason}"),
     }
 }
 
 /// Returns the advice for a rejected probe.
-pub(super) fn advice(answer: &Answer) -> &'static str {
+pub(super) fn advice(answer: &ProbeResult) -> &'static str {
     match answer {
-        Answer::Status(status) if matches!(status.as_u16(), 401 | 403) => {
+        ProbeResult::Status(status) if matches!(status.as_u16(), 401 | 403) => {
             "probes have no credentials; is `readiness.path` right?"
         }
         _ => "is `readiness.path` right?",
@@ -155,7 +155,7 @@ mod tests {
             (302, "/health answers 302: is `readiness.path` right?"),
         ] {
             let (gate, mut reporter) = rig();
-            let answer = Answer::Status(StatusCode::from_u16(status).unwrap());
+            let answer = ProbeResult::Status(StatusCode::from_u16(status).unwrap());
             reporter.record(ADDRESS, &answer);
             advance(Duration::from_millis(1_999)).await;
             reporter.record(ADDRESS, &answer);
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unresolved_name_is_reported_after_2_s() {
         let (gate, mut reporter) = rig();
-        let answer = |reason: &str| Answer::Unresolved("vllm.llm".into(), reason.into());
+        let answer = |reason: &str| ProbeResult::Unresolved("vllm.llm".into(), reason.into());
         reporter.record("vllm.llm:8000", &answer("Name or service not known"));
         assert_eq!(reported(&gate), None);
         advance(Duration::from_secs(2)).await;
@@ -182,7 +182,7 @@ mod tests {
             message.starts_with("The host name `vllm.llm` does not resolve (no answer within 1s)"),
             "{message}"
         );
-        reporter.record("vllm.llm:8000", &Answer::Refused);
+        reporter.record("vllm.llm:8000", &ProbeResult::Refused);
         assert_eq!(reported(&gate), None, "the server loads");
     }
 
@@ -190,9 +190,9 @@ mod tests {
     async fn silence_is_reported_after_10_s() {
         let (gate, mut reporter) = rig();
         let answers = [
-            (Answer::Refused, "Nothing listens at 127.0.0.1:8000 (connection refused)"),
-            (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), "/health at 127.0.0.1:8000 answers 503"),
-            (Answer::Broken("reset".into()), "The probe of /health at 127.0.0.1:8000 failed: reset"),
+            (ProbeResult::Refused, "Nothing listens at 127.0.0.1:8000 (connection refused)"),
+            (ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE), "/health at 127.0.0.1:8000 answers 503"),
+            (ProbeResult::Broken("reset".into()), "The probe of /health at 127.0.0.1:8000 failed: reset"),
         ];
         for (answer, expected) in answers {
             reporter.record(ADDRESS, &answer);
@@ -206,9 +206,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn cluster_explains_more_than_a_probe() {
         let (gate, mut reporter) = rig();
-        reporter.record(ADDRESS, &Answer::Refused);
+        reporter.record(ADDRESS, &ProbeResult::Refused);
         advance(Duration::from_secs(10)).await;
-        reporter.record(ADDRESS, &Answer::Refused);
+        reporter.record(ADDRESS, &ProbeResult::Refused);
         let kind = || reported(&gate).map(|(kind, _)| kind);
         assert_eq!(kind(), Some(ObstacleKind::NotAnswering));
         gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::CrashLoop, "exit code 1")));

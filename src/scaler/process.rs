@@ -18,13 +18,13 @@ use tokio::{
 use super::{
     Options, Shutdown,
     activator::{Activator, until_suspect, until_vacant},
-    server::{GuardianOptions, Server, ServerExit},
+    server::{GuardianOptions, ModelServer, ServerExit},
 };
 use crate::{
     admission::Gate,
     coldstart::{ColdStartKind, Phase},
     domain::{Backoff, ProcessTarget, Reason, WhenIdle},
-    probe::Answer,
+    probe::ProbeResult,
     state::{Cause, Endpoint, Status},
 };
 
@@ -54,7 +54,7 @@ pub(super) struct Launcher {
 enum LoadOutcome {
     Ready,
     Exited(io::Result<ExitStatus>),
-    TimedOut(Option<Answer>),
+    TimedOut(Option<ProbeResult>),
     Draining,
 }
 
@@ -64,7 +64,7 @@ enum ServeOutcome {
     Idle,
     Exited(io::Result<ExitStatus>),
     /// Runs, but failed requests and no longer answers probes.
-    Silent(Option<Answer>),
+    Silent(Option<ProbeResult>),
     Draining,
 }
 
@@ -128,7 +128,7 @@ impl Launcher {
     /// Runs the server once, from start to end.
     async fn run_once(&mut self) {
         self.gate().target().set_status(Status::Starting);
-        let mut server = match Server::start(&self.target, &self.guardian, self.gate()) {
+        let mut server = match ModelServer::start(&self.target, &self.guardian, self.gate()) {
             Ok(server) => server,
             Err(error) => return self.failed(error.to_string().into(), Vec::new(), Cause::Lasting),
         };
@@ -150,7 +150,7 @@ impl Launcher {
         }
     }
 
-    async fn load(&mut self, server: &mut Server) -> LoadOutcome {
+    async fn load(&mut self, server: &mut ModelServer) -> LoadOutcome {
         let limit = self.gate().policy().readiness.activation_timeout.get();
         let address = server.address().to_owned();
         let mut last = None;
@@ -166,7 +166,7 @@ impl Launcher {
         }
     }
 
-    async fn serve(&mut self, mut server: Server) {
+    async fn serve(&mut self, mut server: ModelServer) {
         let max = self.gate().policy().concurrency.max;
         let endpoint = Endpoint::new(server.address(), max);
         self.gate().target().add(&endpoint);
@@ -306,7 +306,7 @@ impl Launcher {
     }
 
     /// Stops the server and logs the reason.
-    async fn stop(&mut self, server: Server, reason: &'static str) {
+    async fn stop(&mut self, server: ModelServer, reason: &'static str) {
         let started = server.started();
         tracing::info!(route = %self.gate().key(), "stopping");
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);

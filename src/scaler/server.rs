@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Options,
-    output::{Output, cause_line},
+    output::{ProcessOutput, cause_line},
 };
 use crate::{
     admission::Gate,
@@ -27,11 +27,11 @@ use crate::{
 };
 
 /// A running model server. Dropping this closes the lifeline, so the guardian stops the server.
-pub(super) struct Server {
+pub(super) struct ModelServer {
     guardian: Child,
     /// The guardian stops the server when this closes.
     lifeline: Option<ChildStdin>,
-    output: Output,
+    output: ProcessOutput,
     address: String,
     started: Instant,
 }
@@ -45,7 +45,7 @@ pub(super) struct GuardianOptions {
 
 /// A command that could not be started.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
+pub(super) enum SpawnError {
     #[error("no free port was found for the command: {0}")]
     Port(io::Error),
     #[error("the folder to start the command in, `{0}`, does not exist")]
@@ -87,42 +87,43 @@ impl GuardianOptions {
     }
 }
 
-// === impl Server ===
+// === impl ModelServer ===
 
-impl Server {
+impl ModelServer {
     /// Starts the command on a free port. Parts of the load found in its log are recorded in the cold start.
     pub(super) fn start(
         target: &ProcessTarget,
         guardian: &GuardianOptions,
         gate: &Arc<Gate>,
-    ) -> Result<Self, StartError> {
-        let port = free_port().map_err(StartError::Port)?;
+    ) -> Result<Self, SpawnError> {
+        let port = free_port().map_err(SpawnError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
         // One pipe for stdout and stderr keeps the order of lines.
-        let (output, printed) = io::pipe().map_err(StartError::Spawn)?;
+        let (output, printed) = io::pipe().map_err(SpawnError::Spawn)?;
         let mut command = guardian.command(target);
         command
             .args(target.command.iter().map(with_port))
             .envs(target.env.iter().map(|(name, value)| (name, with_port(value))))
             .stdin(Stdio::piped())
-            .stdout(printed.try_clone().map_err(StartError::Spawn)?)
+            .stdout(printed.try_clone().map_err(SpawnError::Spawn)?)
             .stderr(printed)
             // Ctrl-C at the terminal must not reach the server, which stops after its requests.
             .process_group(0);
         if let Some(directory) = &target.directory {
             if !Path::new(directory).is_dir() {
-                return Err(StartError::Directory(directory.clone()));
+                return Err(SpawnError::Directory(directory.clone()));
             }
             command.current_dir(directory);
         }
-        let mut guardian = command.spawn().map_err(StartError::Spawn)?;
+        let mut guardian = command.spawn().map_err(SpawnError::Spawn)?;
         // Closes our copies of the writing end, so that reading ends with the last process that has one.
         drop(command);
         let lifeline = guardian.stdin.take();
-        let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::Spawn)?;
+        let output = pipe::Receiver::from_owned_fd(output.into()).map_err(SpawnError::Spawn)?;
         let tracked = gate.clone();
-        let output =
-            Output::read(output, gate.key().clone(), move |part| tracked.cold_starts().record_part(part));
+        let output = ProcessOutput::read(output, gate.key().clone(), move |part| {
+            tracked.cold_starts().record_part(part)
+        });
         let address = format!("{}:{port}", Ipv4Addr::LOCALHOST);
         Ok(Self { guardian, lifeline, output, address, started: Instant::now() })
     }

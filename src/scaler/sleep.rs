@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::time::{sleep, timeout};
 
-use crate::probe::{Answer, Question, call};
+use crate::probe::{ProbeRequest, ProbeResult, call};
 
 /// A failed call of the sleep mode.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub(super) enum SleepError {
     Refused(&'static str, u16),
     /// No answer.
     #[error("{0} saw: {1}")]
-    Silent(&'static str, Answer),
+    Silent(&'static str, ProbeResult),
     /// `/is_sleeping` has an unknown body.
     #[error("/is_sleeping was answered with an unknown body")]
     Unclear,
@@ -37,9 +37,9 @@ const SLEEP_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Puts the server to sleep. It must have no requests, as vLLM aborts them.
 pub(super) async fn fall_asleep(address: &str, level: u8) -> Result<(), SleepError> {
     let path = if level == 2 { "/sleep?level=2" } else { "/sleep?level=1" };
-    match timeout(SLEEP_TIMEOUT, request(address, Question::post(path, ""), "/sleep")).await {
+    match timeout(SLEEP_TIMEOUT, request(address, ProbeRequest::post(path, ""), "/sleep")).await {
         Ok(done) => done.map(drop),
-        Err(_) => Err(SleepError::Silent("/sleep", Answer::TimedOut(SLEEP_TIMEOUT.into()))),
+        Err(_) => Err(SleepError::Silent("/sleep", ProbeResult::TimedOut(SLEEP_TIMEOUT.into()))),
     }
 }
 
@@ -47,12 +47,12 @@ pub(super) async fn fall_asleep(address: &str, level: u8) -> Result<(), SleepErr
 pub(super) async fn wake_up(address: &str, level: u8, interval: Duration) -> Result<(), SleepError> {
     if level == 2 {
         // Weights before the KV cache, as in vLLM's documentation: loading them needs memory.
-        request(address, Question::post("/wake_up?tags=weights", ""), "/wake_up").await?;
-        let reload = Question::post("/collective_rpc", r#"{"method":"reload_weights"}"#);
+        request(address, ProbeRequest::post("/wake_up?tags=weights", ""), "/wake_up").await?;
+        let reload = ProbeRequest::post("/collective_rpc", r#"{"method":"reload_weights"}"#);
         request(address, reload, "/collective_rpc").await?;
-        request(address, Question::post("/wake_up?tags=kv_cache", ""), "/wake_up").await?;
+        request(address, ProbeRequest::post("/wake_up?tags=kv_cache", ""), "/wake_up").await?;
     } else {
-        request(address, Question::post("/wake_up", ""), "/wake_up").await?;
+        request(address, ProbeRequest::post("/wake_up", ""), "/wake_up").await?;
     }
     while is_sleeping(address).await? {
         sleep(interval).await;
@@ -65,12 +65,12 @@ async fn is_sleeping(address: &str) -> Result<bool, SleepError> {
     struct IsSleeping {
         is_sleeping: bool,
     }
-    let body = request(address, Question::get("/is_sleeping"), "/is_sleeping").await?;
+    let body = request(address, ProbeRequest::get("/is_sleeping"), "/is_sleeping").await?;
     let answer: IsSleeping = serde_json::from_slice(&body).map_err(|_| SleepError::Unclear)?;
     Ok(answer.is_sleeping)
 }
 
-async fn request(address: &str, question: Question<'_>, name: &'static str) -> Result<Bytes, SleepError> {
+async fn request(address: &str, question: ProbeRequest<'_>, name: &'static str) -> Result<Bytes, SleepError> {
     match call(address, question).await {
         Ok((status, body)) if status.is_success() => Ok(body),
         Ok((StatusCode::NOT_FOUND, _)) => Err(SleepError::Unknown(name)),

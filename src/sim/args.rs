@@ -132,11 +132,11 @@ impl Default for SimArgs {
     /// Returns the defaults of the command line.
     fn default() -> Self {
         #[derive(Parser)]
-        struct Flags {
+        struct SimCli {
             #[command(flatten)]
             args: SimArgs,
         }
-        Flags::parse_from(["sim"]).args
+        SimCli::parse_from(["sim"]).args
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Cut {
 
 /// Connections of one endpoint.
 #[derive(Default)]
-pub(super) struct Connections {
+pub(super) struct SeverableConnections {
     open: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
@@ -68,9 +68,9 @@ impl Cut {
     }
 }
 
-// === impl Connections ===
+// === impl SeverableConnections ===
 
-impl Connections {
+impl SeverableConnections {
     pub(super) fn reopen(&self) {
         self.is_severed.store(false, Ordering::SeqCst);
     }

@@ -24,7 +24,7 @@ pub struct Discovered {
     /// response.
     pub dead: Vec<Arc<str>>,
     /// Reason for missing endpoints, such as a Service that does not exist.
-    pub problem: Option<Problem>,
+    pub problem: Option<DiscoveryProblem>,
     /// Object that selects the pods, once known.
     pub selection: Option<Arc<Selection>>,
     /// Startup of pods that were not ready when first seen, by name.
@@ -33,7 +33,7 @@ pub struct Discovered {
 
 /// Reason why a target has no pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct DiscoveryProblem {
     /// The obstacle, if it lasts until an operator acts.
     pub kind: Option<ObstacleKind>,
     /// A sentence that names the object.
@@ -82,9 +82,9 @@ pub enum Protocol {
     H2c,
 }
 
-// === impl Problem ===
+// === impl DiscoveryProblem ===
 
-impl Problem {
+impl DiscoveryProblem {
     /// Creates a problem that lasts until an operator acts.
     pub fn lasting(kind: ObstacleKind, text: impl Into<Arc<str>>) -> Self {
         Self { kind: Some(kind), text: text.into() }
@@ -96,7 +96,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for DiscoveryProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }

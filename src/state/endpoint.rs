@@ -10,12 +10,12 @@ use std::{
 };
 
 use super::{
-    cut::{Connections, Cut},
+    cut::{Cut, SeverableConnections},
     discovery::Protocol,
     front::{Front, FrontKind},
     ramp::{Level, Ramp},
     slots::Slots,
-    trial::{Trial, Verdict},
+    trial::{Trial, TrialResult},
 };
 use crate::{domain::Backoff, pick::Load};
 
@@ -37,7 +37,7 @@ pub struct Endpoint {
     /// Consecutive failed dispatches.
     failures: AtomicU32,
     trial: Trial,
-    pub(super) connections: Connections,
+    pub(super) connections: SeverableConnections,
 }
 
 // === impl Endpoint ===
@@ -80,7 +80,7 @@ impl Endpoint {
             servers: AtomicU32::new(1),
             failures: AtomicU32::new(0),
             trial: Trial::default(),
-            connections: Connections::default(),
+            connections: SeverableConnections::default(),
         })
     }
 
@@ -262,7 +262,7 @@ impl Endpoint {
     }
 
     /// Waits until the number of responses differs from `answers` or the endpoint accepts no requests. Cancel-safe.
-    pub async fn verdict(&self, answers: u32) -> Verdict {
+    pub async fn verdict(&self, answers: u32) -> TrialResult {
         self.trial.verdict(answers, || self.is_ready()).await
     }
 }

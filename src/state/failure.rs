@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn reason_of_a_cluster_is_the_same_for_another_pod() {
+    fn cluster_failure_reason_ignores_the_pod_name() {
         for (one, other, same) in [
             (
                 "Pod `m-7f9c-abcde`: container `vllm` was ended for want of memory (OOMKilled, restarted once): raise it",

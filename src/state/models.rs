@@ -11,14 +11,14 @@ use super::Endpoint;
 /// Last list of a target, kept while nothing is ready.
 #[derive(Default)]
 pub struct ListedModels {
-    last: ArcSwapOption<Listing>,
+    last: ArcSwapOption<ModelList>,
     /// Held by the request that queries the server; others wait for its result.
     asking: Mutex<()>,
 }
 
 /// List returned by a server.
 #[derive(Debug)]
-pub struct Listing {
+pub struct ModelList {
     /// Entries by `id`, as the server wrote them.
     pub models: Arc<BTreeMap<Box<str>, Value>>,
     /// Endpoint that was queried.
@@ -36,14 +36,14 @@ impl ListedModels {
     pub const RETRY_AFTER: Duration = Duration::from_secs(10);
 
     /// Returns the last list.
-    pub fn last(&self) -> Option<Arc<Listing>> {
+    pub fn last(&self) -> Option<Arc<ModelList>> {
         self.last.load_full()
     }
 
     /// Returns a ready endpoint to query if the list is too old or its endpoint is no longer ready.
     pub fn due(&self, endpoints: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
-        let is_fresh = |last: &Listing| {
+        let is_fresh = |last: &ModelList| {
             Instant::now() < last.due && ready().any(|endpoint| endpoint.id() == last.endpoint)
         };
         if self.last.load().as_deref().is_some_and(is_fresh) {
@@ -65,7 +65,7 @@ impl ListedModels {
             Some(models) => (Arc::new(models), Self::MAX_AGE),
             None => (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::RETRY_AFTER),
         };
-        let listing = Listing { models, endpoint: endpoint.id(), due: Instant::now() + age };
+        let listing = ModelList { models, endpoint: endpoint.id(), due: Instant::now() + age };
         self.last.store(Some(Arc::new(listing)));
     }
 

@@ -207,7 +207,7 @@ impl Ramp {
 mod tests {
     use super::*;
 
-    const MAX: u32 = 64;
+    const MAX_CONCURRENCY: u32 = 64;
 
     /// Returns the levels of requests dispatched before any response.
     fn out(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) -> Vec<Level> {
@@ -216,7 +216,7 @@ mod tests {
 
     fn answered(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) {
         out(ramp, levels).into_iter().for_each(|level| {
-            ramp.answered(level, MAX);
+            ramp.answered(level, MAX_CONCURRENCY);
         });
     }
 
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn ramp_doubles_with_each_round_of_heads() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         let (mut rounds, mut before) = (vec![], 0);
-        while ramp.limit() < MAX {
+        while ramp.limit() < MAX_CONCURRENCY {
             let limit = ramp.limit();
             rounds.push(limit);
             // Every request of the round gets its head, and none ends.
@@ -237,7 +237,7 @@ mod tests {
             before = limit;
         }
         assert_eq!(rounds, [4, 8, 16, 32]);
-        assert!(!ramp.answered(ramp.level(MAX), MAX), "it is at its maximum");
+        assert!(!ramp.answered(ramp.level(MAX_CONCURRENCY), MAX_CONCURRENCY), "it is at its maximum");
         ramp.restart();
         assert_eq!(ramp.limit(), 1);
         answered(&ramp, 1..=1);
@@ -246,66 +246,68 @@ mod tests {
 
     #[test]
     fn ramp_doubles_with_time_alone() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
-        let limits: Vec<_> = std::iter::from_fn(|| ramp.widen(MAX).then(|| ramp.limit())).collect();
+        let limits: Vec<_> =
+            std::iter::from_fn(|| ramp.widen(MAX_CONCURRENCY).then(|| ramp.limit())).collect();
         assert_eq!(limits, [8, 16, 32, 64]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn failed_level_is_tried_again_after_5_s_in_strides() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         answered(&ramp, 1..=8);
         assert_eq!(ramp.limit(), 16);
         failed(&ramp, 9..=16);
-        assert_eq!((ramp.limit(), ramp.widen(MAX)), (8, false), "what was answered");
+        assert_eq!((ramp.limit(), ramp.widen(MAX_CONCURRENCY)), (8, false), "what was answered");
         answered(&ramp, 1..=8);
         assert_eq!(ramp.limit(), 8, "answers at 8 say nothing of 9");
         tokio::time::advance(Duration::from_millis(4_999)).await;
-        assert_eq!((ramp.widen(MAX), ramp.pause().as_millis()), (false, 1));
+        assert_eq!((ramp.widen(MAX_CONCURRENCY), ramp.pause().as_millis()), (false, 1));
         tokio::time::advance(Duration::from_millis(1)).await;
-        let limits: Vec<_> = std::iter::from_fn(|| ramp.widen(MAX).then(|| ramp.limit())).collect();
+        let limits: Vec<_> =
+            std::iter::from_fn(|| ramp.widen(MAX_CONCURRENCY).then(|| ramp.limit())).collect();
         assert_eq!(limits, [9, 11, 15, 23, 39, 64], "8 + 1 + 2 + 4 + 8 + 16, and the rest");
         ramp.begin(4);
-        assert!(ramp.widen(MAX) && ramp.limit() == 8, "another server is not held to it");
+        assert!(ramp.widen(MAX_CONCURRENCY) && ramp.limit() == 8, "another server is not held to it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_more_that_fails_is_not_tried_twice() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         answered(&ramp, 1..=8);
         failed(&ramp, 9..=16);
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(ramp.widen(MAX) && ramp.limit() == 9);
+        assert!(ramp.widen(MAX_CONCURRENCY) && ramp.limit() == 9);
         failed(&ramp, 9..=9);
-        assert_eq!((ramp.limit(), ramp.widen(MAX)), (8, false));
+        assert_eq!((ramp.limit(), ramp.widen(MAX_CONCURRENCY)), (8, false));
     }
 
     #[tokio::test(start_paused = true)]
     async fn failure_at_a_proven_level_leaves_the_limit_alone() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         failed(&ramp, 1..=4);
-        assert_eq!(ramp.limit(), MAX, "rampStart needs no proof");
+        assert_eq!(ramp.limit(), MAX_CONCURRENCY, "rampStart needs no proof");
         answered(&ramp, 32..=32);
         failed(&ramp, 1..=32);
-        assert_eq!(ramp.limit(), MAX);
+        assert_eq!(ramp.limit(), MAX_CONCURRENCY);
         failed(&ramp, 33..=34);
         assert_eq!(ramp.limit(), 32);
         ramp.restart();
-        ramp.resume(40, MAX);
+        ramp.resume(40, MAX_CONCURRENCY);
         assert_eq!(ramp.limit(), 32, "no more than is proven, though 40 are still in flight");
     }
 
     #[tokio::test(start_paused = true)]
     async fn single_failures_lower_the_ramp_only_in_a_row() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         answered(&ramp, 32..=32);
         // A request that crashes servers, sent twice, and then another one.
         for _ in 0..3 {
             failed(&ramp, 33..=33);
-            assert_eq!(ramp.limit(), MAX);
+            assert_eq!(ramp.limit(), MAX_CONCURRENCY);
         }
         answered(&ramp, 33..=33);
         for _ in 0..3 {
@@ -315,14 +317,18 @@ mod tests {
         for _ in 0..3 {
             failed(&ramp, 34..=34);
         }
-        assert_eq!(ramp.limit(), MAX, "another was answered at that level, or they were 5 s apart");
+        assert_eq!(
+            ramp.limit(),
+            MAX_CONCURRENCY,
+            "another was answered at that level, or they were 5 s apart"
+        );
         failed(&ramp, 34..=34);
         assert_eq!(ramp.limit(), 33, "4 in a row");
     }
 
     #[tokio::test(start_paused = true)]
     async fn ramp_counts_as_room_for_10_s_after_a_head() {
-        let ramp = Ramp::new(MAX);
+        let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         let secs = Duration::from_secs;
         tokio::time::advance(secs(9)).await;
@@ -332,7 +338,7 @@ mod tests {
         assert!(ramp.progresses(), "9 s since the head");
         tokio::time::advance(secs(1)).await;
         ramp.restart();
-        ramp.resume(0, MAX);
+        ramp.resume(0, MAX_CONCURRENCY);
         assert!(!ramp.progresses(), "being open again after a failure is no progress");
     }
 }

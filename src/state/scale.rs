@@ -7,13 +7,13 @@ use thiserror::Error;
 use crate::domain::Workload;
 
 /// Future of a scale operation.
-pub type Scaling<'a, T> = Pin<Box<dyn Future<Output = Result<T, ScaleError>> + Send + 'a>>;
+pub type ScaleFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ScaleError>> + Send + 'a>>;
 
 /// Reads and writes the number of replicas of workloads.
 pub trait Scale: Send + Sync {
     /// Reads the desired number of replicas. Fails permanently if another scaler owns the workload or a permission is
     /// missing.
-    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas>;
+    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> ScaleFuture<'a, Replicas>;
 
     /// Sets `replicas`, if the number has not changed since `seen`.
     fn set<'a>(
@@ -22,7 +22,7 @@ pub trait Scale: Send + Sync {
         workload: &'a Workload,
         seen: &'a Replicas,
         replicas: u32,
-    ) -> Scaling<'a, ()>;
+    ) -> ScaleFuture<'a, ()>;
 }
 
 /// Desired number of replicas at one moment.
@@ -51,11 +51,11 @@ pub enum ScaleError {
 pub struct NoScale;
 
 impl Scale for NoScale {
-    fn replicas<'a>(&'a self, _: &'a str, _: &'a Workload) -> Scaling<'a, Replicas> {
+    fn replicas<'a>(&'a self, _: &'a str, _: &'a Workload) -> ScaleFuture<'a, Replicas> {
         Box::pin(async { Err(ScaleError::Refused("no Kubernetes cluster is configured".into())) })
     }
 
-    fn set<'a>(&'a self, _: &'a str, _: &'a Workload, _: &'a Replicas, _: u32) -> Scaling<'a, ()> {
+    fn set<'a>(&'a self, _: &'a str, _: &'a Workload, _: &'a Replicas, _: u32) -> ScaleFuture<'a, ()> {
         Box::pin(async { Err(ScaleError::Refused("no Kubernetes cluster is configured".into())) })
     }
 }

@@ -13,7 +13,7 @@ use crate::domain::{ObstacleKind, Part, Phase, mask_secrets};
 
 /// Observation of an event elsewhere, with the time it happened if that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observation {
     /// Time of the observation, never before the event.
     pub at: Instant,
     /// Time of the event by another clock.
@@ -33,7 +33,7 @@ pub struct Stamp {
 
 /// Part of a phase, by our clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartSeen {
+pub struct PartObservation {
     /// The part.
     pub part: Part,
     /// Begin; `None` if it began with its phase or at the end of the part before it.
@@ -54,11 +54,11 @@ pub struct PodStart {
     /// True while an image is pulled.
     pub is_pulling: bool,
     /// Ends of phases, each phase once, in any order.
-    pub moments: Vec<(Phase, Seen)>,
+    pub moments: Vec<(Phase, Observation)>,
     /// Known parts of phases, each once.
-    pub parts: Vec<PartSeen>,
+    pub parts: Vec<PartObservation>,
     /// Last lines of output, if its log is read.
-    pub tail: Option<Tail>,
+    pub tail: Option<OutputTail>,
     /// Problem currently reported by its node.
     pub warning: Option<PodWarning>,
 }
@@ -76,28 +76,28 @@ pub struct PodWarning {
 
 /// Last lines of output. Clones share them, and equality is identity.
 #[derive(Clone, Debug, Default)]
-pub struct Tail(Arc<Mutex<VecDeque<String>>>);
+pub struct OutputTail(Arc<Mutex<VecDeque<String>>>);
 
 // === impl PodStart ===
 
 impl PodStart {
     /// Returns the observed end of a phase.
-    pub fn seen(&self, phase: Phase) -> Option<&Seen> {
+    pub fn seen(&self, phase: Phase) -> Option<&Observation> {
         self.moments.iter().find(|(over, _)| *over == phase).map(|(_, seen)| seen)
     }
 }
 
-// === impl Tail ===
+// === impl OutputTail ===
 
-impl Tail {
+impl OutputTail {
     /// Maximum number of lines.
-    pub const KEPT: usize = 50;
+    pub const MAX_TAIL_LINES: usize = 50;
 
     /// Appends a line, with secrets masked.
     pub fn push(&self, line: String) {
         let line = mask_secrets(&line).into_owned();
         let mut lines = self.0.lock();
-        if lines.len() == Self::KEPT {
+        if lines.len() == Self::MAX_TAIL_LINES {
             lines.pop_front();
         }
         lines.push_back(line);
@@ -109,17 +109,17 @@ impl Tail {
     }
 }
 
-impl PartialEq for Tail {
+impl PartialEq for OutputTail {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Tail {}
+impl Eq for OutputTail {}
 
-// === impl Seen ===
+// === impl Observation ===
 
-impl Seen {
+impl Observation {
     /// Creates an observation of now, without a timestamp of the event.
     pub fn now() -> Self {
         Self { at: Instant::now(), stamp: None }

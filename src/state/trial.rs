@@ -22,7 +22,7 @@ pub(super) struct Trial {
 
 /// Result of a doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TrialResult {
     /// The endpoint has responded since; the request is at fault.
     Alive,
     /// The endpoint accepts no more requests.
@@ -52,16 +52,16 @@ impl Trial {
     }
 
     /// Waits until the number of responses differs from `answers` or `is_ready` is false. Cancel-safe.
-    pub(super) async fn verdict(&self, answers: u32, is_ready: impl Fn() -> bool) -> Verdict {
+    pub(super) async fn verdict(&self, answers: u32, is_ready: impl Fn() -> bool) -> TrialResult {
         loop {
             let mut settled = pin!(self.settled.notified());
             // Registered before the state is read, so that no verdict falls in between.
             settled.as_mut().enable();
             if !is_ready() {
-                return Verdict::Down;
+                return TrialResult::Down;
             }
             if self.answers() != answers {
-                return Verdict::Alive;
+                return TrialResult::Alive;
             }
             settled.await;
         }
@@ -92,7 +92,7 @@ mod tests {
         endpoint.succeeded(endpoint.level());
         assert_eq!(
             endpoint.verdict(before).now_or_never(),
-            Some(Verdict::Alive),
+            Some(TrialResult::Alive),
             "it answered another request"
         );
         assert!(!endpoint.is_doubted());
@@ -100,7 +100,7 @@ mod tests {
         let before = endpoint.answers();
         endpoint.doubt();
         endpoint.suspect();
-        assert_eq!(endpoint.verdict(before).now_or_never(), Some(Verdict::Down));
+        assert_eq!(endpoint.verdict(before).now_or_never(), Some(TrialResult::Down));
         assert_eq!((endpoint.limit(), endpoint.is_doubted()), (1, false));
     }
 
@@ -121,6 +121,6 @@ mod tests {
         let before = endpoint.answers();
         endpoint.doubt();
         let retiring = async { endpoint.retire() };
-        assert_eq!(tokio::join!(endpoint.verdict(before), retiring).0, Verdict::Down);
+        assert_eq!(tokio::join!(endpoint.verdict(before), retiring).0, TrialResult::Down);
     }
 }

@@ -12,8 +12,8 @@ use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use strum::{IntoStaticStr, VariantArray};
 
 use super::{
-    BUCKETS, Histogram, SHARDS,
-    histogram::{Summed, TraceLabel, exemplar},
+    BUCKETS, COUNTER_SHARDS, Histogram,
+    histogram::{HistogramSnapshot, TraceLabel, exemplar},
     shard,
 };
 use crate::error::{Outcome, Refusal};
@@ -50,7 +50,7 @@ pub enum StaticKind {
 /// Counters of a route.
 #[derive(Default)]
 pub struct RouteCounters {
-    shards: [OnceLock<Box<Shard>>; SHARDS],
+    shards: [OnceLock<Box<CounterShard>>; COUNTER_SHARDS],
     /// Hold times by end: dispatched, then every outcome. Shared by all threads, as is the queue that held requests
     /// pass through.
     held: [OnceLock<HistogramWithExemplars<TraceLabel>>; OUTCOMES + 1],
@@ -59,7 +59,7 @@ pub struct RouteCounters {
 }
 
 #[derive(Default)]
-struct Shard {
+struct CounterShard {
     admitted: AtomicU64,
     refused: [AtomicU64; REFUSALS],
     ended: [[[AtomicU64; 2]; CODES]; OUTCOMES],
@@ -113,11 +113,11 @@ impl StaticKind {
 // === impl RouteCounters ===
 
 impl RouteCounters {
-    fn own(&self) -> &Shard {
+    fn own(&self) -> &CounterShard {
         self.shards[shard()].get_or_init(Box::default)
     }
 
-    fn all(&self) -> impl Iterator<Item = &Shard> {
+    fn all(&self) -> impl Iterator<Item = &CounterShard> {
         self.shards.iter().filter_map(|shard| shard.get().map(AsRef::as_ref))
     }
 
@@ -223,7 +223,7 @@ impl RouteCounters {
     }
 
     /// Returns the times to first byte of all other requests.
-    pub fn first_byte_durations(&self) -> Summed {
+    pub fn first_byte_durations(&self) -> HistogramSnapshot {
         Histogram::sum(self.all().map(|shard| &shard.first_byte))
     }
 }

@@ -24,7 +24,7 @@ pub struct Histogram {
 
 /// Sum of histograms at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summed {
+pub struct HistogramSnapshot {
     /// Total in seconds.
     pub sum: f64,
     /// Number of observations.
@@ -51,9 +51,12 @@ impl Histogram {
     }
 
     /// Sums histograms.
-    pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Summed {
+    pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> HistogramSnapshot {
         let bounds = BUCKETS.into_iter().chain([f64::MAX]);
-        let mut summed = Summed { buckets: bounds.map(|bound| (bound, 0)).collect(), ..Summed::default() };
+        let mut summed = HistogramSnapshot {
+            buckets: bounds.map(|bound| (bound, 0)).collect(),
+            ..HistogramSnapshot::default()
+        };
         for one in all {
             for ((_, count), bucket) in summed.buckets.iter_mut().zip(one.buckets.iter().chain([&one.beyond]))
             {

@@ -26,10 +26,10 @@ const SOURCE_FIELDS: [&str; 8] =
     ["route", "object", "workload", "scaled_object", "address", "peer", "replica", "watch"];
 
 /// Limit for one kind of line. A kind is a call site.
-const KIND_RATE: Rate = Rate { burst: 1000.0, per_second: 50.0 };
+const KIND_RATE: LineRate = LineRate { burst: 1000.0, per_second: 50.0 };
 
 /// Limit for one kind of line from one source or without one.
-const SOURCE_RATE: Rate = Rate { burst: 100.0, per_second: 5.0 };
+const SOURCE_RATE: LineRate = LineRate { burst: 100.0, per_second: 5.0 };
 
 /// Maximum number of sources tracked over all kinds; lines of further ones only count towards their kind.
 const MAX_SOURCES: usize = 1024;
@@ -44,29 +44,29 @@ pub(super) struct LogLimit {
 
 #[derive(Default)]
 struct Buckets {
-    kinds: HashMap<Identifier, Bucket>,
-    sources: HashMap<(Identifier, u64), Bucket>,
+    kinds: HashMap<Identifier, TokenBucket>,
+    sources: HashMap<(Identifier, u64), TokenBucket>,
     /// Suppressed lines by target since the last report.
     left_out: HashMap<String, u64>,
 }
 
 /// Lines suppressed since the last report.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct LeftOut {
+pub(super) struct SuppressedLines {
     pub(super) lines: u64,
     /// Module with the most of them.
     pub(super) mostly_of: String,
 }
 
 #[derive(Clone, Copy)]
-struct Rate {
+struct LineRate {
     burst: f64,
     per_second: f64,
 }
 
 /// Token bucket of lines.
-struct Bucket {
-    rate: Rate,
+struct TokenBucket {
+    rate: LineRate,
     left: f64,
     at: Instant,
 }
@@ -92,11 +92,11 @@ impl LogLimit {
     }
 
     /// Takes the lines to report.
-    pub(super) fn take_left_out(&self) -> Option<LeftOut> {
+    pub(super) fn take_left_out(&self) -> Option<SuppressedLines> {
         let left_out = mem::take(&mut self.buckets.lock().left_out);
         let lines = left_out.values().sum();
         let (mostly_of, _) = left_out.into_iter().max_by_key(|(_, lines)| *lines)?;
-        Some(LeftOut { lines, mostly_of })
+        Some(SuppressedLines { lines, mostly_of })
     }
 
     fn allows(&self, event: &Event<'_>) -> bool {
@@ -133,7 +133,7 @@ impl Buckets {
     fn allow(&mut self, kind: Identifier, source: Option<u64>) -> bool {
         let now = Instant::now();
         let Self { kinds, sources, .. } = self;
-        let of_kind = kinds.entry(kind.clone()).or_insert_with(|| Bucket::full(KIND_RATE, now));
+        let of_kind = kinds.entry(kind.clone()).or_insert_with(|| TokenBucket::full(KIND_RATE, now));
         let has_room = of_kind.has_room(now);
         let source = (kind, source.unwrap_or_default());
         if has_room && !sources.contains_key(&source) {
@@ -141,7 +141,7 @@ impl Buckets {
                 sources.retain(|_, bucket| !bucket.is_full(now));
             }
             if sources.len() < MAX_SOURCES {
-                sources.insert(source.clone(), Bucket::full(SOURCE_RATE, now));
+                sources.insert(source.clone(), TokenBucket::full(SOURCE_RATE, now));
             }
         }
         let mut of_source = sources.get_mut(&source);
@@ -156,10 +156,10 @@ impl Buckets {
     }
 }
 
-// === impl Bucket ===
+// === impl TokenBucket ===
 
-impl Bucket {
-    const fn full(rate: Rate, now: Instant) -> Self {
+impl TokenBucket {
+    const fn full(rate: LineRate, now: Instant) -> Self {
         Self { rate, left: rate.burst, at: now }
     }
 
@@ -206,15 +206,15 @@ mod tests {
 
     /// Counts the lines that pass.
     #[derive(Clone, Default)]
-    struct Passed(Arc<AtomicU64>);
+    struct PassedLines(Arc<AtomicU64>);
 
-    impl<S: Subscriber> Layer<S> for Passed {
+    impl<S: Subscriber> Layer<S> for PassedLines {
         fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    impl Passed {
+    impl PassedLines {
         /// Returns the number of logged lines.
         fn of(&self, log: impl FnOnce()) -> u64 {
             let before = self.0.load(Ordering::Relaxed);
@@ -223,8 +223,8 @@ mod tests {
         }
     }
 
-    fn limited() -> (&'static LogLimit, Passed, tracing::subscriber::DefaultGuard) {
-        let (limit, passed) = (&*Box::leak(Box::new(LogLimit::new())), Passed::default());
+    fn limited() -> (&'static LogLimit, PassedLines, tracing::subscriber::DefaultGuard) {
+        let (limit, passed) = (&*Box::leak(Box::new(LogLimit::new())), PassedLines::default());
         let subscriber = registry().with(limit).with(passed.clone());
         (limit, passed, tracing::subscriber::set_default(subscriber))
     }
@@ -250,7 +250,7 @@ mod tests {
         advance(Duration::from_secs(1)).await;
         assert_eq!(passed.of(|| warn(9_000)), 5);
         assert_eq!(passed.of(|| of_route(1, 1)), 1);
-        let left_out = LeftOut { lines: 2 * 9_000 - 105, mostly_of: "h2::proto::ping_pong".into() };
+        let left_out = SuppressedLines { lines: 2 * 9_000 - 105, mostly_of: "h2::proto::ping_pong".into() };
         assert_eq!((limit.left_out(), limit.take_left_out()), (left_out.lines, Some(left_out)));
         assert_eq!(limit.take_left_out(), None, "it was reported");
     }

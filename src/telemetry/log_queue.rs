@@ -21,7 +21,7 @@ const MAX_QUEUED_LINES: usize = 1024;
 const MAX_QUEUED_BYTES: usize = 2 << 20;
 
 /// Maximum length of a line, including its end. Values in longer lines are truncated.
-const MAX_LINE_BYTES: usize = 16 << 10;
+const MAX_LOG_LINE_BYTES: usize = 16 << 10;
 
 /// Maximum lengths of a value in a JSON line that is too long, tried in order.
 const MAX_VALUE_CHARS: [usize; 2] = [1024, 64];
@@ -72,7 +72,7 @@ impl LogQueue {
     }
 
     fn enqueue(&self, line: &[u8]) {
-        let line = if line.len() > MAX_LINE_BYTES { shorten(line) } else { Cow::Borrowed(line) };
+        let line = if line.len() > MAX_LOG_LINE_BYTES { shorten(line) } else { Cow::Borrowed(line) };
         let bytes = line.len();
         // Count before queueing, so that concurrent threads cannot exceed the limit.
         let has_room = self.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes <= MAX_QUEUED_BYTES;
@@ -107,7 +107,7 @@ impl Write for &LogQueue {
     }
 }
 
-/// Truncates a line to [`MAX_LINE_BYTES`], keeping JSON valid.
+/// Truncates a line to [`MAX_LOG_LINE_BYTES`], keeping JSON valid.
 fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
     if let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) {
         for max_chars in MAX_VALUE_CHARS {
@@ -120,7 +120,7 @@ fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
                 }
             }
             match serde_json::to_vec(&fields) {
-                Ok(mut line) if line.len() < MAX_LINE_BYTES => {
+                Ok(mut line) if line.len() < MAX_LOG_LINE_BYTES => {
                     line.push(b'\n');
                     return line.into();
                 }
@@ -128,13 +128,13 @@ fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
             }
         }
     }
-    const END: &str = "…\n";
-    let mut end = MAX_LINE_BYTES - END.len();
+    const TRUNCATED_END: &str = "…\n";
+    let mut end = MAX_LOG_LINE_BYTES - TRUNCATED_END.len();
     // Do not split a character.
     while line[end] & 0xc0 == 0x80 {
         end -= 1;
     }
-    [&line[..end], END.as_bytes()].concat().into()
+    [&line[..end], TRUNCATED_END.as_bytes()].concat().into()
 }
 
 // === impl LogGuard ===
@@ -153,9 +153,9 @@ mod tests {
     use super::*;
 
     /// A writer that blocks until its channel is read.
-    struct Slow(SyncSender<Vec<u8>>);
+    struct BlockingWriter(SyncSender<Vec<u8>>);
 
-    impl Write for Slow {
+    impl Write for BlockingWriter {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
             self.0.send(line.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
             Ok(line.len())
@@ -177,7 +177,7 @@ mod tests {
             [(vec![b'x'; 10], MAX_QUEUED_LINES), (vec![b'x'; 8 << 10], MAX_QUEUED_BYTES >> 13)]
         {
             let (out, read) = mpsc::sync_channel(0);
-            let (queue, guard) = LogQueue::start(Slow(out)).unwrap();
+            let (queue, guard) = LogQueue::start(BlockingWriter(out)).unwrap();
             for _ in 0..2 * most {
                 log(&queue, &line);
             }
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn guard_ends_with_a_reader_that_does_not_read() {
         let (out, _unread) = mpsc::sync_channel(0);
-        let (queue, guard) = LogQueue::start(Slow(out)).unwrap();
+        let (queue, guard) = LogQueue::start(BlockingWriter(out)).unwrap();
         for _ in 0..2 * MAX_QUEUED_LINES {
             log(&queue, "x");
         }
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let (out, read) = mpsc::sync_channel(1);
-        let (queue, guard) = LogQueue::start(Slow(out)).unwrap();
+        let (queue, guard) = LogQueue::start(BlockingWriter(out)).unwrap();
         drop(read);
         log(&queue, "nobody reads it");
         drop(guard);
@@ -216,8 +216,8 @@ mod tests {
 
     #[test]
     fn long_lines_are_cut_and_json_stays_json() {
-        let text = shorten("ä".repeat(MAX_LINE_BYTES).as_bytes()).into_owned();
-        assert!((MAX_LINE_BYTES - 1..=MAX_LINE_BYTES).contains(&text.len()));
+        let text = shorten("ä".repeat(MAX_LOG_LINE_BYTES).as_bytes()).into_owned();
+        assert!((MAX_LOG_LINE_BYTES - 1..=MAX_LOG_LINE_BYTES).contains(&text.len()));
         assert!(String::from_utf8(text).unwrap().ends_with("ä…\n"));
 
         let fields = [("level", "WARN"), ("name", &"n".repeat(20_000)), ("message", "short")];
@@ -226,7 +226,7 @@ mod tests {
                 fields.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect();
             line.insert("path".into(), path.into());
             let short = shorten(&serde_json::to_vec(&line).unwrap()).into_owned();
-            assert!(short.len() <= MAX_LINE_BYTES && short.ends_with(b"}\n"), "{}", short.len());
+            assert!(short.len() <= MAX_LOG_LINE_BYTES && short.ends_with(b"}\n"), "{}", short.len());
             let short: Value = serde_json::from_slice(&short).unwrap();
             assert_eq!((&short["level"], &short["message"]), (&"WARN".into(), &"short".into()));
             assert!(short["name"].as_str().unwrap().ends_with("n…"));

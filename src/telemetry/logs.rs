@@ -25,9 +25,9 @@ const DEFAULT_FILTER: &str =
 /// Interval between reports of missing lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-static LOGS: OnceLock<Logs> = OnceLock::new();
+static LOGS: OnceLock<LogSetup> = OnceLock::new();
 
-struct Logs {
+struct LogSetup {
     queue: Arc<LogQueue>,
     limit: LogLimit,
 }
@@ -41,7 +41,7 @@ struct Logs {
 pub fn init_logs(json: bool) -> io::Result<LogGuard> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let (queue, guard) = LogQueue::start(io::stderr())?;
-    let logs = LOGS.get_or_init(|| Logs { queue: queue.clone(), limit: LogLimit::new() });
+    let logs = LOGS.get_or_init(|| LogSetup { queue: queue.clone(), limit: LogLimit::new() });
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(queue)
         .with_ansi(io::stderr().is_terminal())

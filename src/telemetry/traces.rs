@@ -17,15 +17,15 @@ pub use context::{Context, Parent};
 pub use export::{Export, TracesError};
 use opentelemetry::InstrumentationScope;
 use opentelemetry_sdk::trace::SpanData;
-pub use span::{Clock, Kind, Span};
+pub use span::{ClockAnchor, Span, SpanDirection};
 use tokio::sync::mpsc;
 
-/// Maximum number of ended requests queued for export. Together with [`Traces::MAX_SPANS`] it bounds memory.
+/// Maximum number of ended requests queued for export. Together with [`SpanQueue::MAX_SPANS`] it bounds memory.
 const MAX_QUEUED_REQUESTS: usize = 2048;
 
 /// Queue for the spans of requests. Never blocks.
 #[derive(Debug)]
-pub struct Traces {
+pub struct SpanQueue {
     queue: mpsc::Sender<Vec<SpanData>>,
     counts: Arc<SpanCounts>,
     scope: InstrumentationScope,
@@ -41,9 +41,9 @@ pub struct SpanCounts {
     failed: AtomicU64,
 }
 
-// === impl Traces ===
+// === impl SpanQueue ===
 
-impl Traces {
+impl SpanQueue {
     /// Maximum number of spans of one request; further ones are dropped and counted.
     pub const MAX_SPANS: usize = 128;
 
@@ -63,7 +63,7 @@ impl Traces {
     }
 
     /// Submits the spans of a request that has ended.
-    pub fn submit(&self, context: &Context, clock: &Clock, spans: Vec<Span>, dropped: u64) {
+    pub fn submit(&self, context: &Context, clock: &ClockAnchor, spans: Vec<Span>, dropped: u64) {
         let spans: Vec<_> = spans.into_iter().map(|span| span.data(context, clock, &self.scope)).collect();
         let count = spans.len() as u64;
         let refused = if self.queue.try_send(spans).is_err() { count } else { 0 };
@@ -96,14 +96,14 @@ mod tests {
     #[test]
     fn sampling_is_decided_by_the_id() {
         let sampled = |ratio: f64| {
-            let (traces, _spans) = Traces::new(ratio);
+            let (traces, _spans) = SpanQueue::new(ratio);
             let ids = [0, 1 << 63, u128::from(u64::MAX), u128::MAX, 1 << 64];
             ids.map(|id| traces.is_sampled(id))
         };
         assert_eq!(sampled(1.0), [true; 5]);
         assert_eq!(sampled(0.0), [false; 5]);
         assert_eq!(sampled(0.5), [true, false, false, false, true], "by the lower half alone");
-        let (traces, _spans) = Traces::new(0.25);
+        let (traces, _spans) = SpanQueue::new(0.25);
         let count = (0..4000).filter(|_| traces.is_sampled(fastrand::u128(..))).count();
         // 1000 ± 27 (one standard deviation); ten of them is out of the question.
         assert!((730..=1270).contains(&count), "{count}");
@@ -111,9 +111,9 @@ mod tests {
 
     #[tokio::test]
     async fn spans_beyond_the_queue_are_dropped_and_counted() {
-        let (traces, spans) = Traces::new(1.0);
-        let (context, clock) = (Context::new(), Clock::now());
-        let span = || Span::new("POST".into(), Kind::Server, 0, tokio::time::Instant::now());
+        let (traces, spans) = SpanQueue::new(1.0);
+        let (context, clock) = (Context::new(), ClockAnchor::now());
+        let span = || Span::new("POST".into(), SpanDirection::Server, 0, tokio::time::Instant::now());
         for _ in 0..MAX_QUEUED_REQUESTS + 3 {
             traces.submit(&context, &clock, vec![span(), span()], 1);
         }

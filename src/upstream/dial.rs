@@ -26,21 +26,21 @@ pub trait Dial: Send + Sync {
 }
 
 /// A connection attempt.
-pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn UpstreamIo>>> + Send>>;
 
 /// A bidirectional connection.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait UpstreamIo: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> UpstreamIo for T {}
 
 /// An open connection.
 pub(super) enum Dialed {
     Tcp(TcpStream),
-    Other(Box<dyn Io>),
+    Other(Box<dyn UpstreamIo>),
 }
 
 /// TCP keepalive: probes after 15 s of silence, then three more every 5 s.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+const UPSTREAM_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(15))
     .with_interval(Duration::from_secs(5))
     .with_retries(3);
@@ -95,7 +95,7 @@ impl Dialer {
 /// option cannot be set, the route's timeouts still apply.
 fn detect_dead_peer(stream: &TcpStream) {
     let socket = SockRef::from(stream);
-    let _ = socket.set_tcp_keepalive(&KEEPALIVE);
+    let _ = socket.set_tcp_keepalive(&UPSTREAM_KEEPALIVE);
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
 }
@@ -104,9 +104,9 @@ fn detect_dead_peer(stream: &TcpStream) {
 /// endpoint.
 pub(super) fn is_starved(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    const STARVED: [Errno; 5] =
+    const LACK_OF_RESOURCES: [Errno; 5] =
         [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|errno| STARVED.contains(&errno))
+    Errno::from_io_error(error).is_some_and(|errno| LACK_OF_RESOURCES.contains(&errno))
 }
 
 #[cfg(test)]

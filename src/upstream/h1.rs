@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{config::budget::UPSTREAM_BUFFER_BYTES, state::Cut};
 
-/// Idle connections of one worker thread, by endpoint.
-pub(super) struct IdlePool<B>(Mutex<HashMap<u64, Vec<Idle<B>>>>);
+/// IdleConnection connections of one worker thread, by endpoint.
+pub(super) struct IdlePool<B>(Mutex<HashMap<u64, Vec<IdleConnection<B>>>>);
 
 /// Connections of one request.
 pub(super) struct IdleConnector<'a, B> {
@@ -34,7 +34,7 @@ pub(super) struct IdleConnector<'a, B> {
     dialer: &'a Dialer,
 }
 
-struct Idle<B> {
+struct IdleConnection<B> {
     pooled: Pooled<B>,
     since: Instant,
 }
@@ -70,7 +70,7 @@ impl<B> IdlePool<B> {
         let Answered { pooled, endpoint } = connection;
         if !pooled.sender.is_closed() {
             pooled.cut.set_answering(false);
-            let idle = Idle { pooled, since: Instant::now() };
+            let idle = IdleConnection { pooled, since: Instant::now() };
             self.0.lock().entry(endpoint).or_default().push(idle);
         }
     }
@@ -112,7 +112,7 @@ where
         let address = to.endpoint.address();
         let limit = to.timeouts.connect_timeout.get();
         let connecting = async {
-            // Idle connections hold the missing resources.
+            // IdleConnection connections hold the missing resources.
             let dialed = self.dialer.dial(address, limit, || self.pool.0.lock().clear()).await?;
             let headers = to.timeouts.max_response_headers;
             let cut = to.endpoint.connection();

@@ -42,34 +42,34 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections of one worker thread, by endpoint.
-pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<Connections<B>>>>);
+/// H2Connections of one worker thread, by endpoint.
+pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<H2Connections<B>>>>);
 
-/// Connections to the endpoint of one request.
+/// H2Connections to the endpoint of one request.
 pub(super) struct StreamConnector<'a, B> {
     dialer: &'a Dialer,
-    connections: Arc<Connections<B>>,
+    connections: Arc<H2Connections<B>>,
     /// Error of the request body.
-    broke: Broke,
+    broke: ConnectionFailure,
     /// Earliest acceptable creation time of a connection.
     since: Option<Instant>,
 }
 
-/// Connections to one endpoint.
-struct Connections<B> {
-    shared: Mutex<Vec<Shared<B>>>,
+/// H2Connections to one endpoint.
+struct H2Connections<B> {
+    shared: Mutex<Vec<SharedConnection<B>>>,
     /// Held while a connection is opened, so that concurrent requests wait for it instead of opening their own.
     connecting: tokio::sync::Mutex<()>,
 }
 
-struct Shared<B> {
+struct SharedConnection<B> {
     sender: SendRequest<RecordedBody<B>>,
     made: Instant,
-    usage: Arc<Usage>,
+    usage: Arc<ConnectionUsage>,
 }
 
-/// Usage of a connection.
-struct Usage {
+/// ConnectionUsage of a connection.
+struct ConnectionUsage {
     streams: AtomicUsize,
     /// The server's limit of concurrent streams.
     max_streams: AtomicUsize,
@@ -78,19 +78,19 @@ struct Usage {
 }
 
 /// One request on a connection; dropping it frees the slot.
-pub(super) struct Stream(Arc<Usage>);
+pub(super) struct StreamSlot(Arc<ConnectionUsage>);
 
 /// Request body that keeps its error, which hyper reports only to the server.
 pub(super) struct RecordedBody<B> {
     body: B,
-    broke: Broke,
+    broke: ConnectionFailure,
 }
 
-type Broke = Arc<Mutex<Option<Box<dyn Error + Send + Sync>>>>;
+type ConnectionFailure = Arc<Mutex<Option<Box<dyn Error + Send + Sync>>>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the request body broke off")]
-pub(super) struct BodyBroke;
+pub(super) struct BodyFailed;
 
 // === impl Pool ===
 
@@ -115,7 +115,7 @@ where
     ) -> StreamConnector<'a, B> {
         let connections = self.0.lock().entry(endpoint.id()).or_default().clone();
         let since = (reuse == Reuse::Never).then(Instant::now);
-        StreamConnector { dialer, connections, broke: Broke::default(), since }
+        StreamConnector { dialer, connections, broke: ConnectionFailure::default(), since }
     }
 
     /// Closes connections idle for too long.
@@ -128,28 +128,28 @@ where
     }
 }
 
-// === impl Connections ===
+// === impl H2Connections ===
 
-impl<B> Default for Connections<B> {
+impl<B> Default for H2Connections<B> {
     fn default() -> Self {
         Self { shared: Mutex::default(), connecting: tokio::sync::Mutex::default() }
     }
 }
 
-impl<B> Connections<B>
+impl<B> H2Connections<B>
 where
     B: Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Reserves a stream on a connection opened at `since` or later.
-    fn take(&self, since: Option<Instant>) -> Option<(SendRequest<RecordedBody<B>>, Stream)> {
+    fn take(&self, since: Option<Instant>) -> Option<(SendRequest<RecordedBody<B>>, StreamSlot)> {
         let mut shared = self.shared.lock();
         shared.retain(|shared| !shared.sender.is_closed());
-        let is_new = |shared: &&Shared<B>| since.is_none_or(|since| shared.made >= since);
+        let is_new = |shared: &&SharedConnection<B>| since.is_none_or(|since| shared.made >= since);
         let mut free = shared.iter().filter(is_new);
         let free = free.find(|shared| shared.usage.has_room() && !shared.usage.is_over())?;
-        Some((free.sender.clone(), Stream::new(&free.usage)))
+        Some((free.sender.clone(), StreamSlot::new(&free.usage)))
     }
 
     /// Reserves a stream on a new connection, opened by this or a concurrent request at `since` or later. Waiting never
@@ -160,7 +160,7 @@ where
         endpoint: &Endpoint,
         timeouts: UpstreamTimeouts,
         since: Option<Instant>,
-    ) -> Result<(SendRequest<RecordedBody<B>>, Stream), SendError> {
+    ) -> Result<(SendRequest<RecordedBody<B>>, StreamSlot), SendError> {
         let limit = timeouts.connect_timeout.get();
         let connecting = async {
             let _turn = self.connecting.lock().await;
@@ -169,13 +169,13 @@ where
             }
             let dialed = dialer.dial(endpoint.address(), limit, || {}).await?;
             let cut = endpoint.connection();
-            // Shared by requests; each of them waits for `severed` itself.
+            // SharedConnection by requests; each of them waits for `severed` itself.
             cut.set_answering(true);
             let shared = match dialed {
                 Dialed::Tcp(io) => handshake(Severable { io, cut }).await?,
                 Dialed::Other(io) => handshake(Severable { io, cut }).await?,
             };
-            let made = (shared.sender.clone(), Stream::new(&shared.usage));
+            let made = (shared.sender.clone(), StreamSlot::new(&shared.usage));
             self.shared.lock().push(shared);
             Ok(made)
         };
@@ -196,8 +196,8 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Body = RecordedBody<B>;
-    type Connection = (SendRequest<RecordedBody<B>>, Stream);
-    type Answered = Stream;
+    type Connection = (SendRequest<RecordedBody<B>>, StreamSlot);
+    type Answered = StreamSlot;
 
     fn take(&mut self, _: &Addressed<'_>) -> Option<Self::Connection> {
         self.connections.take(None)
@@ -246,7 +246,7 @@ where
         _: &Addressed<'_>,
         (_, stream): Self::Connection,
         response: &mut Response<Incoming>,
-    ) -> Stream {
+    ) -> StreamSlot {
         // The client's connection determines the version of its response.
         *response.version_mut() = Version::HTTP_11;
         stream
@@ -264,7 +264,7 @@ where
     }
 }
 
-async fn handshake<I, B>(io: I) -> io::Result<Shared<B>>
+async fn handshake<I, B>(io: I) -> io::Result<SharedConnection<B>>
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body + Send + Unpin + 'static,
@@ -281,7 +281,7 @@ where
         .handshake(TokioIo::new(io))
         .await
         .map_err(io::Error::other)?;
-    let usage = Arc::new(Usage {
+    let usage = Arc::new(ConnectionUsage {
         streams: AtomicUsize::new(0),
         max_streams: AtomicUsize::new(connection.current_max_send_streams()),
         idle: Mutex::new(Instant::now()),
@@ -299,12 +299,12 @@ where
             tracing::trace!(%error, "a connection to an endpoint ended");
         }
     });
-    Ok(Shared { sender, made: Instant::now(), usage })
+    Ok(SharedConnection { sender, made: Instant::now(), usage })
 }
 
-// === impl Usage ===
+// === impl ConnectionUsage ===
 
-impl Usage {
+impl ConnectionUsage {
     fn has_room(&self) -> bool {
         self.streams.load(Ordering::Relaxed) < self.max_streams.load(Ordering::Relaxed).max(1)
     }
@@ -315,16 +315,16 @@ impl Usage {
     }
 }
 
-// === impl Stream ===
+// === impl StreamSlot ===
 
-impl Stream {
-    fn new(usage: &Arc<Usage>) -> Self {
+impl StreamSlot {
+    fn new(usage: &Arc<ConnectionUsage>) -> Self {
         usage.streams.fetch_add(1, Ordering::Relaxed);
         Self(usage.clone())
     }
 }
 
-impl Drop for Stream {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         *self.0.idle.lock() = Instant::now();
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
@@ -339,17 +339,17 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Data = B::Data;
-    type Error = BodyBroke;
+    type Error = BodyFailed;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BodyBroke>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, BodyFailed>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|error| {
                 *self.broke.lock() = Some(error.into());
-                BodyBroke
+                BodyFailed
             })
         }))
     }

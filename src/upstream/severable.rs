@@ -19,10 +19,10 @@ pub(super) struct Severable<I> {
 
 #[derive(Debug, thiserror::Error)]
 #[error("the pod was deleted or has died")]
-struct Gone;
+struct ConnectionSevered;
 
 fn gone<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, Gone)))
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, ConnectionSevered)))
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Severable<I> {

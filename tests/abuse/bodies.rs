@@ -9,11 +9,11 @@ use tokio::{
 };
 
 use crate::{
-    memory::Memory,
-    recorder::BODY,
+    memory::MemoryTest,
+    recorder::TINY_BODY,
     served::connect_from,
     support::{
-        Proxy, Upstream, Wire, route, routes, until,
+        TestProxy, TestUpstream, Wire, route, routes, until,
         wire::{CHAT, post},
     },
 };
@@ -30,10 +30,10 @@ fn large(bytes: usize) -> String {
 /// One of them is evicted for a body from another source, which is served at once; the others stay.
 #[tokio::test]
 async fn dripping_bodies_keep_no_other_source_out() {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let route = route("tiny", &upstream.url(), "hold: { maxBytes: 44MiB }");
     let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 44MiB, bodyTimeout: 10m, minRate: 0";
-    let proxy = Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await;
+    let proxy = TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await;
     let request = large(KIB * KIB);
     let (begun, rest) = request.split_at(request.len() - 300);
     let head = request.len() - KIB * KIB;
@@ -88,7 +88,7 @@ fn drip(mut client: DuplexStream, begin: String) -> JoinHandle<String> {
 /// leave 544 KiB for others and for the bytes that these trickle.
 #[tokio::test(start_paused = true)]
 async fn dripping_bodies_give_way_behind_one_address() {
-    let memory = Memory::new(
+    let memory = MemoryTest::new(
         "maxBodyBytes: 1MiB, maxBufferedBytes: 8MiB",
         "match: { models: [tiny] }, hold: { maxBytes: 8MiB }",
     );
@@ -107,7 +107,7 @@ async fn dripping_bodies_give_way_behind_one_address() {
     };
     sleep(Duration::from_secs(1)).await;
     assert_eq!(ask(request.clone()).await, "503", "all have just begun");
-    assert_eq!(ask(post(CHAT, BODY)).await, "200", "a small one finds room");
+    assert_eq!(ask(post(CHAT, TINY_BODY)).await, "200", "a small one finds room");
     sleep(Duration::from_secs(8)).await;
     let began = Instant::now();
     assert_eq!(ask(request).await, "200");

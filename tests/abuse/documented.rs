@@ -41,7 +41,7 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_limits_and_the_tests_of_the_document_exist() {
+fn documented_limits_and_tests_exist() {
     let document = fs::read_to_string(in_tree("docs/security.md")).unwrap();
     let (_, table) = document.split_once("<!-- begin: limits -->").expect("a table of limits");
     let (table, _) = table.split_once("<!-- end: limits -->").expect("an end of the table of limits");

@@ -5,11 +5,11 @@ use crate::{
     frames::{
         DATA, END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, RawH2, block, field, frame, post, post_fields,
     },
-    recorder::{BODY, Recorder},
-    support::{Proxy, wire::CHAT},
+    recorder::{Recorder, TINY_BODY},
+    support::{TestProxy, wire::CHAT},
 };
 
-/// Header fields of a POST of [`BODY`].
+/// Header fields of a POST of [`TINY_BODY`].
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn fields() -> Fields {
@@ -38,64 +38,72 @@ fn request(stream: u32, fields: &Fields, body: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_http_2_may_not_say_is_refused() {
+async fn invalid_http_2_requests_are_rejected() {
     let cases: Vec<(&str, Fields, &str)> = vec![
-        ("H2.CL: a length below the data", and("content-length", "5"), BODY),
-        ("H2.CL: a length above the data", and("content-length", "500"), BODY),
-        ("H2.CL: no number", and("content-length", "1x"), BODY),
-        ("H2.CL: a plus", and("content-length", "+16"), BODY),
+        ("H2.CL: a length below the data", and("content-length", "5"), TINY_BODY),
+        ("H2.CL: a length above the data", and("content-length", "500"), TINY_BODY),
+        ("H2.CL: no number", and("content-length", "1x"), TINY_BODY),
+        ("H2.CL: a plus", and("content-length", "+16"), TINY_BODY),
         (
             "H2.CL: two lengths",
             [and("content-length", "16"), vec![(b"content-length".into(), b"5".into())]].concat(),
-            BODY,
+            TINY_BODY,
         ),
         ("H2.TE", and("transfer-encoding", "chunked"), "0\r\n\r\n"),
-        ("connection", and("connection", "close"), BODY),
-        ("keep-alive", and("keep-alive", "timeout=5"), BODY),
-        ("proxy-connection", and("proxy-connection", "keep-alive"), BODY),
-        ("upgrade", and("upgrade", "h2c"), BODY),
-        ("te that is not trailers", and("te", "chunked"), BODY),
-        ("a line end in a value", and("x", "a\r\ntransfer-encoding: chunked"), BODY),
-        ("a line feed in a value", and("x", "a\nb"), BODY),
-        ("a carriage return in a value", and("x", "a\rb"), BODY),
-        ("a zero byte in a value", and("x", "a\0b"), BODY),
-        ("a line end in a name", and("x: a\r\ntransfer-encoding", "chunked"), BODY),
-        ("a colon in a name", and("x:y", "1"), BODY),
-        ("a space in a name", and("x y", "1"), BODY),
-        ("capitals in a name", and("X-Capital", "1"), BODY),
-        ("no name", and("", "1"), BODY),
-        ("a path with a space", instead(":path", "/v1/chat/completions HTTP/1.1"), BODY),
-        ("a path with a line end", instead(":path", "/v1/x HTTP/1.1\r\nx: "), BODY),
-        ("a path with a zero byte", instead(":path", "/v1/chat/completions\0"), BODY),
-        ("no path", without(":path"), BODY),
-        ("an empty path", instead(":path", ""), BODY),
-        ("no method", without(":method"), BODY),
-        ("a method with a space", instead(":method", "POST /evil HTTP/1.1"), BODY),
-        ("a method with a line end", instead(":method", "POST\r\nx"), BODY),
-        ("a scheme with a line end", instead(":scheme", "http\r\nx"), BODY),
-        ("an authority with a line end", instead(":authority", "api.test\r\nx: y"), BODY),
-        ("an authority with a user", instead(":authority", "evil.test@api.test"), BODY),
-        ("an authority with a path", instead(":authority", "api.test/evil"), BODY),
-        ("two methods", [vec![(b":method".into(), b"GET".into())], fields()].concat(), BODY),
-        ("two paths", [vec![(b":path".into(), b"/v1/models".into())], fields()].concat(), BODY),
-        ("two authorities", [vec![(b":authority".into(), b"evil".into())], fields()].concat(), BODY),
-        ("a pseudo-header behind a field", [fields(), vec![(b":path".into(), b"/".into())]].concat(), BODY),
-        ("a pseudo-header of answers", [vec![(b":status".into(), b"200".into())], fields()].concat(), BODY),
+        ("connection", and("connection", "close"), TINY_BODY),
+        ("keep-alive", and("keep-alive", "timeout=5"), TINY_BODY),
+        ("proxy-connection", and("proxy-connection", "keep-alive"), TINY_BODY),
+        ("upgrade", and("upgrade", "h2c"), TINY_BODY),
+        ("te that is not trailers", and("te", "chunked"), TINY_BODY),
+        ("a line end in a value", and("x", "a\r\ntransfer-encoding: chunked"), TINY_BODY),
+        ("a line feed in a value", and("x", "a\nb"), TINY_BODY),
+        ("a carriage return in a value", and("x", "a\rb"), TINY_BODY),
+        ("a zero byte in a value", and("x", "a\0b"), TINY_BODY),
+        ("a line end in a name", and("x: a\r\ntransfer-encoding", "chunked"), TINY_BODY),
+        ("a colon in a name", and("x:y", "1"), TINY_BODY),
+        ("a space in a name", and("x y", "1"), TINY_BODY),
+        ("capitals in a name", and("X-Capital", "1"), TINY_BODY),
+        ("no name", and("", "1"), TINY_BODY),
+        ("a path with a space", instead(":path", "/v1/chat/completions HTTP/1.1"), TINY_BODY),
+        ("a path with a line end", instead(":path", "/v1/x HTTP/1.1\r\nx: "), TINY_BODY),
+        ("a path with a zero byte", instead(":path", "/v1/chat/completions\0"), TINY_BODY),
+        ("no path", without(":path"), TINY_BODY),
+        ("an empty path", instead(":path", ""), TINY_BODY),
+        ("no method", without(":method"), TINY_BODY),
+        ("a method with a space", instead(":method", "POST /evil HTTP/1.1"), TINY_BODY),
+        ("a method with a line end", instead(":method", "POST\r\nx"), TINY_BODY),
+        ("a scheme with a line end", instead(":scheme", "http\r\nx"), TINY_BODY),
+        ("an authority with a line end", instead(":authority", "api.test\r\nx: y"), TINY_BODY),
+        ("an authority with a user", instead(":authority", "evil.test@api.test"), TINY_BODY),
+        ("an authority with a path", instead(":authority", "api.test/evil"), TINY_BODY),
+        ("two methods", [vec![(b":method".into(), b"GET".into())], fields()].concat(), TINY_BODY),
+        ("two paths", [vec![(b":path".into(), b"/v1/models".into())], fields()].concat(), TINY_BODY),
+        ("two authorities", [vec![(b":authority".into(), b"evil".into())], fields()].concat(), TINY_BODY),
+        (
+            "a pseudo-header behind a field",
+            [fields(), vec![(b":path".into(), b"/".into())]].concat(),
+            TINY_BODY,
+        ),
+        (
+            "a pseudo-header of answers",
+            [vec![(b":status".into(), b"200".into())], fields()].concat(),
+            TINY_BODY,
+        ),
         (
             "a pseudo-header that there is not",
             [vec![(b":evil".into(), b"1".into())], fields()].concat(),
-            BODY,
+            TINY_BODY,
         ),
         (
             "CONNECT with a protocol",
             [vec![(b":protocol".into(), b"websocket".into())], fields()].concat(),
-            BODY,
+            TINY_BODY,
         ),
     ];
     let mut wrong = Vec::new();
     for matching in ["", "match: {}"] {
         let recorder = Recorder::new().await;
-        let proxy = Proxy::tiny(&recorder.upstream.url(), matching).await;
+        let proxy = TestProxy::tiny(&recorder.upstream.url(), matching).await;
         recorder.taken(&proxy).await;
         for (what, fields, body) in &cases {
             let mut client = RawH2::connect(proxy.address).await;
@@ -103,12 +111,12 @@ async fn what_http_2_may_not_say_is_refused() {
             let answer = client.answer(1).await;
             // The next request is served, on the same connection if that is still open.
             let mut next = Err(0);
-            if client.try_send(post(3, CHAT, BODY)).await {
+            if client.try_send(post(3, CHAT, TINY_BODY)).await {
                 next = client.try_answer(3).await.unwrap_or(Err(0));
             }
             if next.is_err() {
                 let mut other = RawH2::connect(proxy.address).await;
-                other.send(post(1, CHAT, BODY)).await;
+                other.send(post(1, CHAT, TINY_BODY)).await;
                 next = other.answer(1).await;
             }
             let mut seen = recorder.taken(&proxy).await;
@@ -118,7 +126,7 @@ async fn what_http_2_may_not_say_is_refused() {
                 Err(code) => code == PROTOCOL_ERROR,
             };
             let nothing = seen.iter().all(|seen| seen.body == "(broken)");
-            if !refused || !nothing || next != Ok(200) || last.as_deref() != Some(BODY) {
+            if !refused || !nothing || next != Ok(200) || last.as_deref() != Some(TINY_BODY) {
                 wrong.push(format!(
                     "{what} ({matching}): {answer:?}, then {next:?}; the server saw {seen:?}, {last:?}"
                 ));
@@ -129,9 +137,9 @@ async fn what_http_2_may_not_say_is_refused() {
 }
 
 #[tokio::test]
-async fn what_http_2_may_say_is_framed_anew() {
+async fn valid_http_2_requests_are_reframed() {
     let recorder = Recorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     let cases: Vec<(&str, Fields)> = vec![
         ("a length that is right", and("content-length", "16")),
         ("a Host beside the authority", and("host", "api.test")),
@@ -141,13 +149,13 @@ async fn what_http_2_may_say_is_framed_anew() {
     ];
     for (what, fields) in &cases {
         let mut client = RawH2::connect(proxy.address).await;
-        client.send(request(1, fields, BODY)).await;
+        client.send(request(1, fields, TINY_BODY)).await;
         assert_eq!(client.answer(1).await, Ok(200), "{what}");
     }
     let seen = recorder.taken(&proxy).await;
     assert_eq!(seen.len(), cases.len());
     for seen in seen {
-        assert_eq!((&*seen.body, seen.head.get("content-length")), (BODY, Some("16")), "{seen:?}");
+        assert_eq!((&*seen.body, seen.head.get("content-length")), (TINY_BODY, Some("16")), "{seen:?}");
         assert_eq!(seen.head.get("host"), Some("api.test"));
     }
 }
@@ -155,9 +163,9 @@ async fn what_http_2_may_say_is_framed_anew() {
 #[tokio::test]
 async fn host_beside_another_authority_is_ignored() {
     let recorder = Recorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(request(1, &and("host", "evil.test"), BODY)).await;
+    client.send(request(1, &and("host", "evil.test"), TINY_BODY)).await;
     let answer = client.answer(1).await;
     for seen in recorder.taken(&proxy).await {
         assert_eq!(
@@ -172,7 +180,7 @@ async fn host_beside_another_authority_is_ignored() {
 async fn trailers_of_http_2_are_no_fields_of_a_head() {
     for matching in ["", "match: {}"] {
         let recorder = Recorder::new().await;
-        let proxy = Proxy::tiny(&recorder.upstream.url(), matching).await;
+        let proxy = TestProxy::tiny(&recorder.upstream.url(), matching).await;
         recorder.taken(&proxy).await;
         let mut client = RawH2::connect(proxy.address).await;
         let trailers = [("content-length", "5"), ("authorization", "Bearer evil"), ("host", "evil.test")];
@@ -180,7 +188,7 @@ async fn trailers_of_http_2_are_no_fields_of_a_head() {
             .send(
                 [
                     frame(HEADERS, END_HEADERS, 1, &block(&post_fields(CHAT))),
-                    frame(DATA, 0, 1, BODY.as_bytes()),
+                    frame(DATA, 0, 1, TINY_BODY.as_bytes()),
                     frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&trailers)),
                 ]
                 .concat(),
@@ -188,7 +196,7 @@ async fn trailers_of_http_2_are_no_fields_of_a_head() {
             .await;
         assert_eq!(client.answer(1).await, Ok(200), "{matching}");
         let [seen] = &recorder.taken(&proxy).await[..] else { panic!("one request") };
-        assert_eq!((&*seen.body, seen.head.get("host")), (BODY, Some("api.test")));
+        assert_eq!((&*seen.body, seen.head.get("host")), (TINY_BODY, Some("api.test")));
         assert_eq!(seen.head.get("authorization"), None);
     }
 }

@@ -43,7 +43,7 @@ pub struct RawH2 {
 
 /// End of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ConnectionEnd {
     /// GOAWAY with this error code and debug data.
     GoAway(u32, String),
     /// No GOAWAY.
@@ -101,7 +101,7 @@ pub fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     out
 }
 
-/// Encodes a header field and adds it to the dynamic table, where it is then [`FIRST`].
+/// Encodes a header field and adds it to the dynamic table, where it is then [`NEWEST_TABLE_ENTRY`].
 pub fn indexed_field(name: &str, value: &str) -> Vec<u8> {
     let mut field = field(name, value);
     field[0] = 0x40;
@@ -109,7 +109,7 @@ pub fn indexed_field(name: &str, value: &str) -> Vec<u8> {
 }
 
 /// Index of the newest entry of the dynamic table, in one byte.
-pub const FIRST: u8 = 0x80 | 62;
+pub const NEWEST_TABLE_ENTRY: u8 = 0x80 | 62;
 
 /// Encodes a header block of these fields.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
@@ -213,12 +213,12 @@ impl RawH2 {
     }
 
     /// Waits for the end of the connection.
-    pub async fn end(&mut self) -> End {
-        let mut end = End::Cut;
+    pub async fn end(&mut self) -> ConnectionEnd {
+        let mut end = ConnectionEnd::Cut;
         while let Some(frame) = self.frame().await {
             if frame.kind == GOAWAY {
                 let word = String::from_utf8_lossy(&frame.payload[8..]).into_owned();
-                end = End::GoAway(code(&frame.payload[4..]), word);
+                end = ConnectionEnd::GoAway(code(&frame.payload[4..]), word);
             }
         }
         end

@@ -21,7 +21,7 @@ use crate::{
     },
     served::connect_from,
     support::{
-        Proxy, Upstream, Wire, route, routes, soon, until,
+        TestProxy, TestUpstream, Wire, route, routes, soon, until,
         upstream::Port,
         wire::{chat, get},
     },
@@ -34,7 +34,7 @@ pub const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflect
 pub const PEERS_WATCH: &str = "/anteroom.peers.v1.Peers/Watch";
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
-pub const INITIAL_WINDOW_SIZE: u16 = 4;
+pub const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// Returns a distinct source address for each attacker.
 pub fn attacker(number: usize) -> SocketAddr {
@@ -96,7 +96,7 @@ async fn closed(client: &mut RawH2) {
 }
 
 /// KEDA: a connection with a stream, and calls over this and new connections.
-struct Keda {
+struct KedaClient {
     client: ExternalScalerClient<Channel>,
     stream: Streaming<IsActiveResponse>,
     scaler: SocketAddr,
@@ -114,9 +114,9 @@ pub async fn channel(to: SocketAddr) -> Channel {
     soon("a connection", Channel::from_shared(format!("http://{to}")).unwrap().connect()).await.unwrap()
 }
 
-// === impl Keda ===
+// === impl KedaClient ===
 
-impl Keda {
+impl KedaClient {
     async fn connect(scaler: SocketAddr) -> Self {
         let mut client = ExternalScalerClient::new(channel(scaler).await);
         let mut stream = soon("a stream", client.stream_is_active(tiny())).await.unwrap().into_inner();
@@ -137,7 +137,7 @@ impl Keda {
     }
 
     /// Asserts that demand is pushed over the first stream.
-    async fn expect_push(mut self, proxy: &Proxy, upstream: &mut Upstream) {
+    async fn expect_push(mut self, proxy: &TestProxy, upstream: &mut TestUpstream) {
         let mut client = proxy.sent(chat("x")).await;
         assert!(soon("a push", self.stream.message()).await.unwrap().unwrap().result);
         upstream.wake();
@@ -146,15 +146,15 @@ impl Keda {
     }
 }
 
-async fn scene() -> (Proxy, Upstream, Keda, SocketAddr) {
-    let upstream = Upstream::cold().await;
+async fn scene() -> (TestProxy, TestUpstream, KedaClient, SocketAddr) {
+    let upstream = TestUpstream::cold().await;
     let config = format!("scaler: 127.0.0.1:0\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let scaler = proxy.scaler.unwrap();
-    (proxy, upstream, Keda::connect(scaler).await, scaler)
+    (proxy, upstream, KedaClient::connect(scaler).await, scaler)
 }
 
-async fn ends(proxy: Proxy, mut upstream: Upstream, keda: Keda) {
+async fn ends(proxy: TestProxy, mut upstream: TestUpstream, keda: KedaClient) {
     let probe = Wire::connect(proxy.admin).await.ask(get("/livez").replace("api.test", "localhost")).await;
     assert_eq!(probe.status(), 200);
     keda.expect_push(&proxy, &mut upstream).await;
@@ -212,7 +212,7 @@ async fn unread_calls_keep_no_scaler_out() {
         let message = if path == IS_ACTIVE { object("a", "tiny") } else { Vec::new() };
         let calls = (0..2 * u32::try_from(GRPC_CALLS).unwrap())
             .flat_map(|call_number| call(2 * call_number + 1, path, &message));
-        let begin = [PREFACE.to_vec(), settings(&[(INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
+        let begin = [PREFACE.to_vec(), settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
         let bytes: Vec<u8> = begin.chain(calls).collect();
         let mut client = hostile(number, scaler, &bytes).await;
         closed(&mut client).await;
@@ -228,7 +228,7 @@ async fn unread_streams_end_with_their_connection() {
     let (proxy, upstream, mut keda, scaler) = scene().await;
     let calls = (0..u32::try_from(SCALER_STREAMS).unwrap())
         .flat_map(|number| call(2 * number + 1, STREAM_IS_ACTIVE, &object("a", "tiny")));
-    let begin = [PREFACE.to_vec(), settings(&[(INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
+    let begin = [PREFACE.to_vec(), settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
     let bytes: Vec<u8> = begin.chain(calls).collect();
     let (mut reads, mut writes) = connect_from(attacker(0), scaler).await.into_split();
     let ending = tokio::spawn(async move { tokio::io::copy(&mut reads, &mut tokio::io::sink()).await });
@@ -308,7 +308,7 @@ async fn calls_that_cannot_be_are_refused_beside_keda() {
 /// Calls to the replicas' port while another replica follows this one.
 #[tokio::test]
 async fn half_sent_calls_keep_no_replica_out() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let port = Port::reserve();
     let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
@@ -317,14 +317,14 @@ async fn half_sent_calls_keep_no_replica_out() {
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
+    let first = TestProxy::start(&config("127.0.0.1:0", place.clone())).await;
     let peers = first.peers.unwrap();
     let calls = |path: &str, is_whole: bool| -> Vec<u8> {
         let calls = (0..GRPC_CALLS).flat_map(|number| {
             let stream = u32::try_from(2 * number + 1).unwrap();
             if is_whole { call(stream, path, &[]) } else { begun(stream, path, 100, &[]) }
         });
-        let begin = [PREFACE.to_vec(), settings(&[(INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
+        let begin = [PREFACE.to_vec(), settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
         begin.chain(calls).collect()
     };
     let mut open = Vec::new();
@@ -332,7 +332,7 @@ async fn half_sent_calls_keep_no_replica_out() {
         open.push(hostile(2 * number, peers, &calls(PEERS_WATCH, false)).await);
         open.push(hostile(2 * number + 1, peers, &calls(PEERS_WATCH, true)).await);
     }
-    let second = Proxy::start(&config(&place, peers.to_string())).await;
+    let second = TestProxy::start(&config(&place, peers.to_string())).await;
     for proxy in [&first, &second] {
         until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
     }

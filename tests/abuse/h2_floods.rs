@@ -4,24 +4,24 @@
 
 use crate::{
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, FLOW_CONTROL_ERROR, GOAWAY,
-        HEADERS, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS, block,
-        field, frame, get, ping, post, post_fields, settings, window,
+        CONTINUATION, ConnectionEnd, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR,
+        GOAWAY, HEADERS, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS,
+        block, field, frame, get, ping, post, post_fields, settings, window,
     },
-    recorder::{BODY, Recorder},
-    support::{Proxy, Upstream, Wire, route, routes, soon, until, upstream::answer, wire::CHAT},
+    recorder::{Recorder, TINY_BODY},
+    support::{TestProxy, TestUpstream, Wire, route, routes, soon, until, upstream::answer, wire::CHAT},
 };
 
 const FRAME_SIZE_ERROR: u32 = 0x6;
 
-async fn start(limits: &str, url: &str) -> Proxy {
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
+async fn start(limits: &str, url: &str) -> TestProxy {
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
 }
 
 /// Asserts that the proxy still serves other clients.
-async fn serves(proxy: &Proxy) {
+async fn serves(proxy: &TestProxy) {
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(post(1, CHAT, BODY)).await;
+    client.send(post(1, CHAT, TINY_BODY)).await;
     assert_eq!(client.answer(1).await, Ok(200));
 }
 
@@ -41,8 +41,8 @@ async fn continuation_flood_ends_the_connection() {
         client.try_send(&flood).await;
         // Five frames are allowed: a head of 64 KiB in frames of 16 KiB, plus a quarter.
         let end = client.end().await;
-        let told = End::GoAway(ENHANCE_YOUR_CALM, "too_many_continuations".into());
-        assert!(end == told || end == End::Cut || what == "half a field", "{what}: {end:?}");
+        let told = ConnectionEnd::GoAway(ENHANCE_YOUR_CALM, "too_many_continuations".into());
+        assert!(end == told || end == ConnectionEnd::Cut || what == "half a field", "{what}: {end:?}");
     }
     assert_eq!(proxy.gate().await.counters().admitted(), 0);
     serves(&proxy).await;
@@ -68,10 +68,10 @@ async fn control_frames_above_the_limit_end_it() {
         client.settled().await;
         client.send(flood.repeat(150)).await;
         client.settled().await;
-        client.send(post(1, CHAT, BODY)).await;
+        client.send(post(1, CHAT, TINY_BODY)).await;
         assert_eq!(client.answer(1).await, Ok(200), "{what}");
         client.try_send(flood.repeat(1000)).await;
-        assert_eq!(client.end().await, End::Cut, "{what}");
+        assert_eq!(client.end().await, ConnectionEnd::Cut, "{what}");
     }
     serves(&proxy).await;
 }
@@ -83,11 +83,11 @@ async fn heads_of_closed_streams_are_limited() {
     let mut client = RawH2::connect(proxy.address).await;
     // HEADERS that open a new stream do not count towards the 200.
     for stream in (1..600).step_by(2) {
-        client.send(post(stream, CHAT, BODY)).await;
+        client.send(post(stream, CHAT, TINY_BODY)).await;
         assert_eq!(client.answer(stream).await, Ok(200), "{stream}");
     }
     client.try_send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &[]).repeat(1000)).await;
-    assert_eq!(client.end().await, End::Cut);
+    assert_eq!(client.end().await, ConnectionEnd::Cut);
     serves(&proxy).await;
 }
 
@@ -135,7 +135,10 @@ async fn empty_data_frames_end_the_connection() {
         let mut client = RawH2::connect(proxy.address).await;
         client.send(frame(HEADERS, END_HEADERS, 1, &block(&post_fields(CHAT)))).await;
         client.try_send(empty.repeat(5000)).await;
-        assert_eq!(client.end().await, End::GoAway(ENHANCE_YOUR_CALM, "too_many_data_frames".into()));
+        assert_eq!(
+            client.end().await,
+            ConnectionEnd::GoAway(ENHANCE_YOUR_CALM, "too_many_data_frames".into())
+        );
     }
     assert_eq!(proxy.gate().await.counters().admitted(), 0);
     serves(&proxy).await;
@@ -143,7 +146,7 @@ async fn empty_data_frames_end_the_connection() {
 
 #[tokio::test]
 async fn windows_that_overflow_are_errors() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     let most = (1 << 31) - 1;
     let ends: [(&str, Vec<u8>, u32); 4] = [
@@ -156,12 +159,14 @@ async fn windows_that_overflow_are_errors() {
         let mut client = RawH2::connect(proxy.address).await;
         client.send(bytes).await;
         match client.end().await {
-            End::GoAway(code, _) => assert!([expected, PROTOCOL_ERROR].contains(&code), "{what}: {code}"),
-            End::Cut => panic!("{what}: no word"),
+            ConnectionEnd::GoAway(code, _) => {
+                assert!([expected, PROTOCOL_ERROR].contains(&code), "{what}: {code}")
+            }
+            ConnectionEnd::Cut => panic!("{what}: no word"),
         }
     }
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(post(1, CHAT, BODY)).await;
+    client.send(post(1, CHAT, TINY_BODY)).await;
     proxy.held(1).await;
     client.send(window(1, most)).await;
     assert_eq!(client.answer(1).await, Err(FLOW_CONTROL_ERROR));
@@ -169,11 +174,11 @@ async fn windows_that_overflow_are_errors() {
 }
 
 #[tokio::test]
-async fn a_window_that_stays_shut_gives_the_endpoint_back() {
+async fn closed_window_releases_the_endpoint() {
     // SETTINGS_INITIAL_WINDOW_SIZE is 0: heads pass, bodies never do.
-    const STREAMS: u32 = 20;
+    const STALLED_STREAMS: u32 = 20;
     let body = "x".repeat(100 << 10);
-    let upstream = Upstream::warm().await.automatic(move |mut call| {
+    let upstream = TestUpstream::warm().await.automatic(move |mut call| {
         let body = body.clone();
         async move {
             call.body().await;
@@ -189,20 +194,20 @@ async fn a_window_that_stays_shut_gives_the_endpoint_back() {
     });
     let proxy = start("stallTimeout: 200ms", &upstream.url()).await;
     let mut client = RawH2::with_settings(proxy.address, &[(4, 0)]).await;
-    for number in 0..STREAMS {
-        client.send(post(2 * number + 1, CHAT, BODY)).await;
+    for number in 0..STALLED_STREAMS {
+        client.send(post(2 * number + 1, CHAT, TINY_BODY)).await;
     }
-    for _ in 0..STREAMS {
+    for _ in 0..STALLED_STREAMS {
         assert_eq!(client.frame_of(&[HEADERS]).await.unwrap().payload[0], 0x88, "200");
     }
-    proxy.ended("client_stalled", 200, STREAMS.into()).await;
+    proxy.ended("client_stalled", 200, STALLED_STREAMS.into()).await;
     proxy.in_flight(0).await;
-    for _ in 0..STREAMS {
+    for _ in 0..STALLED_STREAMS {
         assert!(client.frame_of(&[RST_STREAM]).await.is_some());
     }
     // Otherwise shutdown would wait for this client, which does not react to GOAWAY.
     drop(client);
-    proxy.stop(&[("client_stalled", STREAMS.into())]).await;
+    proxy.stop(&[("client_stalled", STALLED_STREAMS.into())]).await;
 }
 
 #[tokio::test]
@@ -217,7 +222,7 @@ async fn own_answers_do_not_wait_for_a_window_forever() {
 
 #[tokio::test]
 async fn frames_that_may_not_be_are_errors() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     let head = block(&post_fields(CHAT));
     let open = |stream| frame(HEADERS, END_HEADERS, stream, &head);
@@ -259,7 +264,7 @@ async fn frames_that_may_not_be_are_errors() {
         let end = client.end().await;
         // A framing error may be reported as a protocol error.
         assert!(
-            matches!(&end, End::GoAway(code, _) if [expected, PROTOCOL_ERROR].contains(code)),
+            matches!(&end, ConnectionEnd::GoAway(code, _) if [expected, PROTOCOL_ERROR].contains(code)),
             "{what}: {end:?}"
         );
     }
@@ -268,11 +273,11 @@ async fn frames_that_may_not_be_are_errors() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_goodbye_gets_what_it_asked_for() {
-    let mut upstream = Upstream::warm().await;
+async fn goaway_from_client_finishes_its_streams() {
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(post(1, CHAT, BODY)).await;
+    client.send(post(1, CHAT, TINY_BODY)).await;
     let call = upstream.call().await;
     client.send(frame(GOAWAY, 0, 0, &[0; 8])).await;
     call.echo().await;

@@ -7,23 +7,23 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     frames::{
-        ACK, CANCEL, DATA, END_HEADERS, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, PREFACE, PRIORITY,
+        ACK, CANCEL, ConnectionEnd, DATA, END_HEADERS, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PREFACE, PRIORITY,
         PROTOCOL_ERROR, RST_STREAM, RawH2, SETTINGS, block, code, frame, post, post_fields, reset, settings,
         window,
     },
-    memory::{Memory, settle, tasks},
-    recorder::{BODY, Recorder},
-    support::{Proxy, Upstream, route, routes, until, wire::CHAT},
+    memory::{MemoryTest, settle, tasks},
+    recorder::{Recorder, TINY_BODY},
+    support::{TestProxy, TestUpstream, route, routes, until, wire::CHAT},
 };
 
 const REFUSED_STREAM: u32 = 0x7;
 
-async fn start(limits: &str, url: &str) -> Proxy {
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
+async fn start(limits: &str, url: &str) -> TestProxy {
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
 }
 
 /// Asserts that nothing is left of the requests of a disconnected client, and that at most one activation was started.
-async fn nothing_is_left(proxy: &Proxy) {
+async fn nothing_is_left(proxy: &TestProxy) {
     let gate = proxy.gate().await;
     until("every request to have ended", async || {
         let counters = gate.counters();
@@ -39,11 +39,11 @@ async fn nothing_is_left(proxy: &Proxy) {
 #[tokio::test]
 async fn hang_up_behind_bytes_over_http_2_is_noticed() {
     // Input is read at any time, and bytes that belong to no request are dropped, so the end is noticed too.
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     for how in ["closes", "resets"] {
         let mut client = RawH2::connect(proxy.address).await;
-        client.send(post(1, CHAT, BODY)).await;
+        client.send(post(1, CHAT, TINY_BODY)).await;
         proxy.held(1).await;
         // The body of another request, up to its window, and frames of unknown kind.
         client.send(frame(HEADERS, END_HEADERS, 3, &block(&post_fields(CHAT)))).await;
@@ -61,17 +61,21 @@ async fn hang_up_behind_bytes_over_http_2_is_noticed() {
 
 #[tokio::test]
 async fn rapid_reset_in_one_burst_ends_the_connection() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("maxRapidResets: 100", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
     client.settled().await;
     let burst: Vec<u8> = (0..2000)
-        .flat_map(|number| [post(2 * number + 1, CHAT, BODY), reset(2 * number + 1, CANCEL)].concat())
+        .flat_map(|number| [post(2 * number + 1, CHAT, TINY_BODY), reset(2 * number + 1, CANCEL)].concat())
         .collect();
     client.try_send(burst).await;
     // Ended by h2 for requests not yet accepted, or by the proxy for accepted ones.
     let end = client.end().await;
-    assert!(end == End::GoAway(ENHANCE_YOUR_CALM, "too_many_resets".into()) || end == End::Cut, "{end:?}");
+    assert!(
+        end == ConnectionEnd::GoAway(ENHANCE_YOUR_CALM, "too_many_resets".into())
+            || end == ConnectionEnd::Cut,
+        "{end:?}"
+    );
     nothing_is_left(&proxy).await;
     let admitted = proxy.gate().await.counters().admitted();
     assert!(admitted <= 150, "{admitted} of 2000 were let in");
@@ -80,36 +84,36 @@ async fn rapid_reset_in_one_burst_ends_the_connection() {
 
 #[tokio::test]
 async fn slow_rapid_reset_ends_the_connection() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("maxRapidResets: 50", &upstream.url()).await;
     let gate = proxy.gate().await;
     let mut client = RawH2::connect(proxy.address).await;
     client.settled().await;
     for number in 0..51 {
         // Half of all requests may be reset this quickly, and 50 in any case.
-        client.send(post(2 * number + 1, CHAT, BODY)).await;
+        client.send(post(2 * number + 1, CHAT, TINY_BODY)).await;
         until("it to be held", async || gate.held() == 1).await;
         client.send(reset(2 * number + 1, CANCEL)).await;
         until("it to be gone", async || gate.held() == 0).await;
     }
-    client.try_send(post(103, CHAT, BODY)).await;
-    assert_eq!(client.end().await, End::Cut, "after the 51st reset nothing more is read");
+    client.try_send(post(103, CHAT, TINY_BODY)).await;
+    assert_eq!(client.end().await, ConnectionEnd::Cut, "after the 51st reset nothing more is read");
     assert_eq!(gate.counters().admitted(), 51);
     nothing_is_left(&proxy).await;
 }
 
 #[tokio::test]
-async fn a_client_that_gives_up_now_and_then_is_served() {
+async fn occasional_resets_are_tolerated() {
     let recorder = Recorder::new().await;
     let proxy = start("maxRapidResets: 5", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
     for round in 0..30 {
         let stream = 6 * round + 1;
         for stream in [stream, stream + 2] {
-            client.send(post(stream, CHAT, BODY)).await;
+            client.send(post(stream, CHAT, TINY_BODY)).await;
             assert_eq!(client.answer(stream).await, Ok(200));
         }
-        client.send([post(stream + 4, CHAT, BODY), reset(stream + 4, CANCEL)].concat()).await;
+        client.send([post(stream + 4, CHAT, TINY_BODY), reset(stream + 4, CANCEL)].concat()).await;
     }
     nothing_is_left(&proxy).await;
 }
@@ -125,7 +129,7 @@ async fn made_you_reset_is_bounded_and_leaves_nothing() {
         ("a head behind the end", |stream| frame(HEADERS, 4, stream, &block(&[("x", "1")]))),
     ];
     for (what, violation) in violations {
-        let upstream = Upstream::cold().await;
+        let upstream = TestUpstream::cold().await;
         let proxy = start("maxRapidResets: 20", &upstream.url()).await;
         let gate = proxy.gate().await;
         let mut client = RawH2::connect(proxy.address).await;
@@ -133,8 +137,8 @@ async fn made_you_reset_is_bounded_and_leaves_nothing() {
         let mut ended = None;
         for number in 0..100 {
             let stream = 2 * number + 1;
-            if !client.try_send(post(stream, CHAT, BODY)).await {
-                ended = Some(End::Cut);
+            if !client.try_send(post(stream, CHAT, TINY_BODY)).await {
+                ended = Some(ConnectionEnd::Cut);
                 break;
             }
             let admitted = gate.counters().admitted();
@@ -146,11 +150,11 @@ async fn made_you_reset_is_bounded_and_leaves_nothing() {
                     until("its work to end", async || gate.held() == 0).await;
                 }
                 Some(frame) => {
-                    ended = Some(End::GoAway(code(&frame.payload[4..]), String::new()));
+                    ended = Some(ConnectionEnd::GoAway(code(&frame.payload[4..]), String::new()));
                     break;
                 }
                 None => {
-                    ended = Some(End::Cut);
+                    ended = Some(ConnectionEnd::Cut);
                     break;
                 }
             }
@@ -172,13 +176,13 @@ async fn self_dependent_stream_is_a_stream_error() {
     let told = client.frame_of(&[RST_STREAM, GOAWAY]).await.unwrap();
     assert_eq!((told.kind, code(&told.payload)), (RST_STREAM, PROTOCOL_ERROR));
     // The connection stays usable.
-    client.send(post(3, CHAT, BODY)).await;
+    client.send(post(3, CHAT, TINY_BODY)).await;
     assert_eq!(client.answer(3).await, Ok(200));
 }
 
 #[tokio::test]
 async fn streams_above_the_limit_are_refused() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("maxConcurrentStreams: 4, maxHeaderBytes: 16KiB", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
     let told = client.frame_of(&[SETTINGS]).await.unwrap().payload;
@@ -188,24 +192,24 @@ async fn streams_above_the_limit_are_refused() {
     assert!(told.contains(&(6, 16 << 10)), "SETTINGS_MAX_HEADER_LIST_SIZE in {told:?}");
     client.settled().await;
     for number in 0..4 {
-        client.send(post(2 * number + 1, CHAT, BODY)).await;
+        client.send(post(2 * number + 1, CHAT, TINY_BODY)).await;
     }
     proxy.held(4).await;
-    client.send(post(9, CHAT, BODY)).await;
+    client.send(post(9, CHAT, TINY_BODY)).await;
     assert_eq!(client.answer(9).await, Err(REFUSED_STREAM));
     proxy.held(4).await;
     // A stream that ends makes room for another.
     client.send(reset(1, CANCEL)).await;
     proxy.held(3).await;
-    client.send(post(11, CHAT, BODY)).await;
+    client.send(post(11, CHAT, TINY_BODY)).await;
     proxy.held(4).await;
     drop(client);
     nothing_is_left(&proxy).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reset_request_leaves_no_task_behind() {
-    let memory = Memory::new("maxRapidResets: 100000", "match: { models: [tiny] }");
+async fn reset_request_leaves_no_task() {
+    let memory = MemoryTest::new("maxRapidResets: 100000", "match: { models: [tiny] }");
     let mut client = memory.client(1 << 20);
     let hello = [PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat();
     client.write_all(&hello).await.unwrap();
@@ -213,7 +217,7 @@ async fn a_reset_request_leaves_no_task_behind() {
     let before = tasks();
     for number in 0..500 {
         let stream = 2 * number + 1;
-        client.write_all(&post(stream, CHAT, BODY)).await.unwrap();
+        client.write_all(&post(stream, CHAT, TINY_BODY)).await.unwrap();
         settle().await;
         assert_eq!((memory.gate.held(), tasks()), (1, before + 1));
         client.write_all(&reset(stream, CANCEL)).await.unwrap();
@@ -224,7 +228,7 @@ async fn a_reset_request_leaves_no_task_behind() {
     let admitted = memory.gate.counters().admitted();
     assert_eq!(admitted, 500);
     client.write_all(&frame(HEADERS, 4, 1001, &block(&post_fields(CHAT)))).await.unwrap();
-    client.write_all(&frame(DATA, 0, 1001, &BODY.as_bytes()[..5])).await.unwrap();
+    client.write_all(&frame(DATA, 0, 1001, &TINY_BODY.as_bytes()[..5])).await.unwrap();
     settle().await;
     assert_eq!(memory.shared.memory.bodies(), 5);
     client.write_all(&reset(1001, CANCEL)).await.unwrap();
@@ -240,7 +244,7 @@ async fn a_reset_request_leaves_no_task_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn reset_partial_requests_wake_nothing() {
-    let memory = Memory::new("", "match: { models: [tiny] }");
+    let memory = MemoryTest::new("", "match: { models: [tiny] }");
     let mut client = memory.client(1 << 20);
     client.write_all(&[PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat()).await.unwrap();
     for number in 0..50 {

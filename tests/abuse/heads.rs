@@ -2,15 +2,15 @@
 
 use crate::{
     frames::{
-        CONTINUATION, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, FIRST, HEADERS, RawH2, block, field,
-        frame, indexed_field,
+        CONTINUATION, ConnectionEnd, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, NEWEST_TABLE_ENTRY,
+        RawH2, block, field, frame, indexed_field,
     },
     recorder::Recorder,
-    support::{Proxy, Upstream, route, routes, wire::get_with},
+    support::{TestProxy, TestUpstream, route, routes, wire::get_with},
 };
 
-async fn start(limits: &str, url: &str) -> Proxy {
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
+async fn start(limits: &str, url: &str) -> TestProxy {
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
 }
 
 const HEALTH: [(&str, &str); 4] =
@@ -24,8 +24,8 @@ fn get_h2(name: &str, count: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn so_many_fields_and_no_more() {
-    let upstream = Upstream::cold().await;
+async fn number_of_fields_is_limited() {
+    let upstream = TestUpstream::cold().await;
     for (limits, most) in [("", 100), ("maxHeaders: 20", 20), ("maxHeaders: 300", 300)] {
         let proxy = start(limits, &upstream.url()).await;
         // Host is one of the fields.
@@ -49,7 +49,7 @@ async fn so_many_fields_and_no_more() {
 
 #[tokio::test]
 async fn head_over_http_1_has_exactly_its_bound() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     for (limits, most) in
         [("", 64 << 10), ("maxHeaderBytes: 8KiB", 8 << 10), ("maxHeaderBytes: 100000", 100_000)]
     {
@@ -80,8 +80,8 @@ async fn head_over_http_1_has_exactly_its_bound() {
 }
 
 #[tokio::test]
-async fn a_head_over_http_2_has_the_same_bound_as_any() {
-    let upstream = Upstream::cold().await;
+async fn http_2_head_has_the_same_limit() {
+    let upstream = TestUpstream::cold().await;
     let proxy = start("maxHeaderBytes: 8KiB", &upstream.url()).await;
     // Each field counts 32 bytes more than its length (RFC 9113, section 6.5.2).
     for (size, status) in [(7000, 200), (9000, 431), (15_000, 431)] {
@@ -104,17 +104,22 @@ async fn a_head_over_http_2_has_the_same_bound_as_any() {
 }
 
 #[tokio::test]
-async fn an_hpack_bomb_is_not_unpacked() {
+async fn hpack_bomb_is_rejected() {
     // Each copy of a field of 4,000 bytes takes one byte: 16,000 copies in one frame would be 64 MB.
     let recorder = Recorder::new().await;
     let proxy = start("", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
-    let bomb = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 12_000]].concat();
+    let bomb =
+        [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![NEWEST_TABLE_ENTRY; 12_000]].concat();
     client.try_send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)).await;
-    assert_eq!(client.end().await, End::GoAway(ENHANCE_YOUR_CALM, "header_list_way_too_large".into()));
+    assert_eq!(
+        client.end().await,
+        ConnectionEnd::GoAway(ENHANCE_YOUR_CALM, "header_list_way_too_large".into())
+    );
     // Smaller bombs: each below four times the bound, so each gets a 431.
     let mut client = RawH2::connect(proxy.address).await;
-    let small = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 20]].concat();
+    let small =
+        [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![NEWEST_TABLE_ENTRY; 20]].concat();
     for number in 0..50 {
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &small)).await;
         let refused = client.frame_of(&[HEADERS]).await.expect("an answer to each");
@@ -128,13 +133,13 @@ async fn an_hpack_bomb_is_not_unpacked() {
 #[tokio::test]
 async fn hpack_table_is_bounded() {
     // A table size update above the announced maximum (RFC 7541, section 4.2) is a compression error.
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
     client.settled().await;
     // 0x3f, then 4096 + 1 - 31 in 7 bits each.
     let update = [&[0x3f, 0xe2, 0x1f][..], &block(&HEALTH)].concat();
     client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &update)).await;
-    assert!(matches!(client.end().await, End::GoAway(..)));
+    assert!(matches!(client.end().await, ConnectionEnd::GoAway(..)));
     proxy.stop(&[]).await;
 }

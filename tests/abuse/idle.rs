@@ -7,12 +7,12 @@ use tokio::{io::AsyncReadExt, task::JoinSet};
 
 use crate::{
     frames::{
-        ACK, END_HEADERS, End, GOAWAY, HEADERS, PING, PREFACE, RawH2, block, code, field, frame,
+        ACK, ConnectionEnd, END_HEADERS, GOAWAY, HEADERS, PING, PREFACE, RawH2, block, code, field, frame,
         get as h2_get, post as h2_post, settings,
     },
-    served::{Served, connect_from, files, source},
+    served::{ServeProcess, connect_from, files, source},
     support::{
-        Proxy, Upstream, Wire, h2, route, routes, soon, until,
+        TestProxy, TestUpstream, Wire, h2, route, routes, soon, until,
         upstream::answer,
         wire::{CHAT, chat, get, post},
     },
@@ -46,9 +46,9 @@ async fn connect(count: usize, to: SocketAddr) -> Vec<Wire> {
 
 /// Opens `count` idle connections: others are served, memory stays within bounds, and all are closed on time.
 async fn idle(count: usize, timeout: &str) {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let limits = format!("headerTimeout: {timeout}, idleTimeout: {timeout}, maxConnections: {}", count + 100);
-    let mut served = Served::start("", &limits, &upstream.url()).await;
+    let mut served = ServeProcess::start("", &limits, &upstream.url()).await;
     served.listens().await;
     Wire::connect(served.address).await.ask(get("/health")).await;
     let before = served.memory("VmRSS:");
@@ -83,14 +83,14 @@ async fn idle_connections_cost_little_and_time_out() {
 async fn connections_cost_no_more_than_is_computed() {
     anteroom::app::raise_file_limit();
     let count = 1000.min(files() / 4);
-    let upstream = Upstream::warm().await;
+    let upstream = TestUpstream::warm().await;
     let mut http1 = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(8 << 10)).into_bytes();
     http1.truncate(8 << 10);
     let head = [block(&[(":method", "GET")]), field("x", "x".repeat(17 << 10))].concat();
     let mut http2 = [PREFACE, &settings(&[]), &frame(HEADERS, END_HEADERS, 1, &head[..16 << 10])].concat();
     http2.pop();
     for (name, bytes) in [("HTTP/1", http1), ("HTTP/2", http2)] {
-        let mut served = Served::start("", "headerTimeout: 10m", &upstream.url()).await;
+        let mut served = ServeProcess::start("", "headerTimeout: 10m", &upstream.url()).await;
         served.listens().await;
         Wire::connect(served.address).await.ask(get("/health")).await;
         let before = served.memory("VmRSS:");
@@ -128,13 +128,13 @@ async fn a_hundred_thousand_idle_connections() {
 
 #[tokio::test]
 async fn soft_file_limit_is_raised() {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
-    let mut served = Served::start("ulimit -Sn 128", "maxConnections: 100", &upstream.url()).await;
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
+    let mut served = ServeProcess::start("ulimit -Sn 128", "maxConnections: 100", &upstream.url()).await;
     let said = served.listens().await;
     assert!(!said.contains("open files"), "100 connections fit: {said}");
     assert!(served.files() > 128, "{}", served.files());
 
-    let mut served = Served::start("ulimit -n 200", "", &upstream.url()).await;
+    let mut served = ServeProcess::start("ulimit -n 200", "", &upstream.url()).await;
     let said = served.listens().await;
     assert!(said.contains("open files") && said.contains("ulimit"), "{said}");
     assert_eq!(served.files(), 200);
@@ -154,13 +154,13 @@ async fn soft_file_limit_is_raised() {
 }
 
 #[tokio::test]
-async fn one_source_has_no_more_connections_than_it_may() {
-    let mut upstream = Upstream::warm().await;
+async fn connections_per_source_are_limited() {
+    let mut upstream = TestUpstream::warm().await;
     let config = format!(
         "limits: {{ maxConnectionsPerSource: 3 }}\n{}",
         routes(&[route("tiny", &upstream.url(), "")])
     );
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let (one, other) = (source(0), source(250));
     let from = async |source| Wire { stream: connect_from(source, proxy.address).await, buf: Vec::new() };
     let mut open = Vec::new();
@@ -196,10 +196,10 @@ async fn one_source_has_no_more_connections_than_it_may() {
 }
 
 /// Starts a proxy with these limits in front of a warm server that echoes.
-async fn limited(limits: &str) -> (Proxy, Upstream) {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+async fn limited(limits: &str) -> (TestProxy, TestUpstream) {
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    (Proxy::start(&config).await, upstream)
+    (TestProxy::start(&config).await, upstream)
 }
 
 #[tokio::test]
@@ -240,7 +240,7 @@ async fn full_house_sheds_idle_connections_oldest_first() {
 }
 
 #[tokio::test]
-async fn idle_http_2_is_told_before_its_connection_ends() {
+async fn idle_http_2_connection_gets_goaway() {
     let (proxy, _upstream) = limited("idleTimeout: 200ms").await;
     let mut client = RawH2::connect(proxy.address).await;
     client.send(h2_get(1, "/v1/models")).await;
@@ -252,7 +252,7 @@ async fn idle_http_2_is_told_before_its_connection_ends() {
     assert_eq!(client.answer(3).await, Ok(200));
     // After the client acknowledges the PING sent with it, the connection ends by itself.
     client.send(frame(PING, ACK, 0, &GRACEFUL_PING)).await;
-    assert_eq!(client.end().await, End::GoAway(0, String::new()));
+    assert_eq!(client.end().await, ConnectionEnd::GoAway(0, String::new()));
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -278,8 +278,8 @@ async fn http_1_answers_state_the_keep_alive_time() {
     drop(upstream);
 
     // The upstream's own `Keep-Alive` is not passed on.
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;

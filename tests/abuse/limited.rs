@@ -18,25 +18,25 @@ use tokio::{io::AsyncWriteExt, task::JoinSet, time::timeout};
 
 use crate::{
     frames::{DATA, END_HEADERS, HEADERS, PREFACE, block, field, frame, get, post, post_fields, settings},
-    served::{Served, connect_from, files, source},
+    served::{ServeProcess, connect_from, files, source},
     support::{
-        Upstream, Wire, route, soon,
+        TestUpstream, Wire, route, soon,
         upstream::answer,
         wire::{self, CHAT, chat, post_with},
     },
 };
 
 /// Bytes that an attacking client sends. It reads nothing.
-type Attack = fn(usize) -> Vec<u8>;
+type AttackBytes = fn(usize) -> Vec<u8>;
 
 /// Time after which an attacking client gives up writing.
-const PAUSE: Duration = Duration::from_secs(2);
+const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// Attacks with the number of clients that would fill half of the memory without limits.
-const ATTACKS: [(&str, usize, Attack); 5] = [
+const ATTACKS: [(&str, usize, AttackBytes); 5] = [
     ("partial heads", 10_000, |_| format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(60_000)).into()),
     ("open header blocks", 6_000, |_| {
         let begins = [block(&post_fields(CHAT)), field("x", "x".repeat(15_000))].concat();
@@ -110,14 +110,14 @@ fn memory_of_chart() -> usize {
 }
 
 /// Connects `count` clients, each of which sends as many of its bytes as are accepted, and keeps the connections.
-async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
+async fn attack(count: usize, to: SocketAddr, bytes: AttackBytes) -> Vec<Wire> {
     let mut open = Vec::with_capacity(count);
     let mut opening = JoinSet::new();
     for number in 0..count {
         opening.spawn(async move {
             let mut stream = connect_from(source(number), to).await;
             // The proxy may close the connection or stop reading.
-            let _ = timeout(PAUSE, stream.write_all(&bytes(number))).await;
+            let _ = timeout(WRITE_STALL_TIMEOUT, stream.write_all(&bytes(number))).await;
             Wire { stream, buf: Vec::new() }
         });
         if opening.len() >= 100 {
@@ -132,7 +132,7 @@ async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
 
 /// Starts a process with the chart's memory limit, in a cgroup of its own if one can be created. The process must be dropped
 /// first (bindings of a pattern are dropped from the last to the first), as only an empty group can be removed.
-async fn start_limited(memory: usize, routes: &[String]) -> (Option<Cgroup>, Served) {
+async fn start_limited(memory: usize, routes: &[String]) -> (Option<Cgroup>, ServeProcess) {
     anteroom::app::raise_file_limit();
     let group = Cgroup::new(memory);
     let (prelude, limits) = match &group {
@@ -146,7 +146,7 @@ async fn start_limited(memory: usize, routes: &[String]) -> (Option<Cgroup>, Ser
             (String::new(), "maxBufferedBytes: 256MiB, maxConnections: 6553")
         }
     };
-    let mut served = Served::with_routes(&prelude, limits, routes).await;
+    let mut served = ServeProcess::with_routes(&prelude, limits, routes).await;
     let said = served.listens().await;
     assert!(!said.contains("clients can make this process take"), "{said}");
     (group.ok(), served)
@@ -167,9 +167,9 @@ async fn ask_honestly(to: SocketAddr, request: &str) -> u16 {
 
 #[tokio::test]
 #[ignore = "run by `.ci/run abuse`: a minute, and 10,000 files in each of two processes"]
-async fn attacks_stay_within_the_memory_of_the_chart() {
+async fn attacks_stay_within_chart_memory() {
     let memory = memory_of_chart();
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let (_group, mut served) = start_limited(memory, &[route("tiny", &upstream.url(), "")]).await;
     for (name, count, bytes) in ATTACKS {
         // The process reserves up to 4,096 files for other uses.
@@ -188,13 +188,13 @@ async fn attacks_stay_within_the_memory_of_the_chart() {
 /// `maxConnections`, so that a bystander, which has its own route, gets a connection.
 #[tokio::test]
 #[ignore = "run by `.ci/run abuse`: a minute, and 6,000 files in each of two processes"]
-async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
+async fn concurrent_attacks_stay_within_chart_memory() {
     const UNREAD_RELAYS: usize = 600;
     const UNREAD_STREAMS: (usize, u32) = (20, 50);
     let memory = memory_of_chart();
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let bytes = Arc::new(answer("200 OK", &[], &"x".repeat(8 << 20)));
-    let large = Upstream::warm().await.automatic(move |mut call| {
+    let large = TestUpstream::warm().await.automatic(move |mut call| {
         let bytes = bytes.clone();
         async move {
             call.body().await;
@@ -224,11 +224,11 @@ async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
         attacks.spawn(async move { (name, attack(count, to, bytes).await) });
     }
     attacks.spawn(async move {
-        let asks: Attack = |_| post_with(CHAT, &[], r#"{"model":"large"}"#).into_bytes();
+        let asks: AttackBytes = |_| post_with(CHAT, &[], r#"{"model":"large"}"#).into_bytes();
         ("unread relays over HTTP/1.1", attack(UNREAD_RELAYS, to, asks).await)
     });
     attacks.spawn(async move {
-        let asks: Attack = |_| {
+        let asks: AttackBytes = |_| {
             let asks: Vec<u8> = (0..UNREAD_STREAMS.1)
                 .flat_map(|number| post(2 * number + 1, CHAT, r#"{"model":"large"}"#))
                 .collect();

@@ -14,12 +14,12 @@ use tokio::io::AsyncWriteExt as _;
 use crate::{
     frames::{HEADERS, PREFACE, RawH2, field, frame, post, settings},
     grpc_calls::{
-        INITIAL_WINDOW_SIZE, IS_ACTIVE, PEERS_WATCH, STREAM_IS_ACTIVE, attacker, begun, call, channel, head,
-        hostile, object,
+        IS_ACTIVE, PEERS_WATCH, SETTINGS_INITIAL_WINDOW_SIZE, STREAM_IS_ACTIVE, attacker, begun, call,
+        channel, head, hostile, object,
     },
-    served::{Served, connect_from},
+    served::{ServeProcess, connect_from},
     support::{
-        Proxy, Upstream, Wire, route, routes, soon, until,
+        TestProxy, TestUpstream, Wire, route, routes, soon, until,
         upstream::Port,
         wire::{CHAT, get},
     },
@@ -42,7 +42,7 @@ async fn calls(
     half_sent: (&str, usize),
 ) -> RawH2 {
     let mut streams = (1..).step_by(2);
-    let mut bytes = [PREFACE, &settings(&[(INITIAL_WINDOW_SIZE, window)])].concat();
+    let mut bytes = [PREFACE, &settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, window)])].concat();
     for (path, message) in whole {
         bytes.extend(call(streams.next().unwrap(), path, &message));
     }
@@ -73,9 +73,9 @@ async fn full_listeners_take_less_than_base_bytes() {
         routes(&served_routes)
     );
     let [scaler, peers]: [SocketAddr; 2] = [scaler, peers].map(|address| address.parse().unwrap());
-    let mut served = Served::start_with("", &config).await;
+    let mut served = ServeProcess::start_with("", &config).await;
     served.listens().await;
-    let say = |what: &str, served: &Served| {
+    let say = |what: &str, served: &ServeProcess| {
         let (now, peak) = (served.memory("VmRSS:"), served.memory("VmHWM:"));
         let _ = writeln!(std::io::stderr(), "{what}: {} KiB, at most {} KiB", now >> 10, peak >> 10);
     };
@@ -155,12 +155,12 @@ async fn full_listeners_take_less_than_base_bytes() {
 /// More large unread responses than there are places; a scrape is served, and a probe at once.
 #[tokio::test]
 async fn unread_answers_keep_no_scraper_out() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     // Enough routes for responses that exceed the socket buffers.
     let many: Vec<_> = (0..500)
         .map(|number| route(&name(number), &upstream.url(), "readiness: { interval: 10m }"))
         .collect();
-    let proxy = Proxy::start(&routes(&many)).await;
+    let proxy = TestProxy::start(&routes(&many)).await;
     let request = |path: &str| get(path).replace("api.test", "localhost");
     let mut open = Vec::new();
     for number in 0..4 * ADMIN_ANSWERS {

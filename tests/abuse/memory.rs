@@ -8,7 +8,7 @@ use anteroom::{
     config::{Config, Limits},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -17,19 +17,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Route `tiny`, at zero until [`Self::ready`].
-pub struct Memory {
+pub struct MemoryTest {
     pub gate: Arc<Gate>,
     pub shared: Arc<Shared>,
     proxy: Arc<Proxy>,
 }
 
 /// Model server that sends the same response to every request, followed by `more` endlessly.
-struct Server {
+struct EndlessServer {
     answer: Vec<u8>,
     more: Vec<u8>,
 }
 
-impl Dial for Server {
+impl Dial for EndlessServer {
     fn dial(&self, _: &str) -> Dialing {
         let (answer, more) = (self.answer.clone(), self.more.clone());
         Box::pin(async move {
@@ -43,7 +43,7 @@ impl Dial for Server {
                 }
                 io::Result::Ok(())
             });
-            Ok(Box::new(ours) as Box<dyn Io>)
+            Ok(Box::new(ours) as Box<dyn UpstreamIo>)
         })
     }
 }
@@ -62,9 +62,9 @@ async fn is_whole(io: &mut DuplexStream) -> bool {
     }
 }
 
-// === impl Memory ===
+// === impl MemoryTest ===
 
-impl Memory {
+impl MemoryTest {
     /// Builds the route with these limits, and with `matching` as its other fields.
     pub fn new(limits: &str, matching: &str) -> Self {
         Self::serving(limits, matching, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"")
@@ -82,7 +82,7 @@ impl Memory {
         let limits: Limits = config.limits;
         let shared = Shared::new(limits);
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
-        let server = Server { answer: answer.to_vec(), more: more.to_vec() };
+        let server = EndlessServer { answer: answer.to_vec(), more: more.to_vec() };
         let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(server)));
         Self { gate, shared, proxy }
     }

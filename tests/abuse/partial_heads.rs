@@ -4,23 +4,23 @@ use tokio::{io::AsyncReadExt, task::JoinSet};
 
 use crate::{
     frames::{END_HEADERS, HEADERS, RawH2, block, field, frame, post_fields},
-    recorder::{BODY, Recorder},
+    recorder::{Recorder, TINY_BODY},
     support::{
-        Proxy, Wire, route, routes, soon, until,
+        TestProxy, Wire, route, routes, soon, until,
         wire::{CHAT, get_with, post},
     },
 };
 
 /// Three quarters of `maxBufferedBytes`, in bytes.
-const ROOM: u64 = 3 << 20;
+const HEADS_BUDGET_BYTES: u64 = 3 << 20;
 
-async fn start(recorder: &Recorder) -> Proxy {
+async fn start(recorder: &Recorder) -> TestProxy {
     let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 4MiB, headerTimeout: 10m";
     let route = route("tiny", &recorder.upstream.url(), "hold: { maxBytes: 1MiB }");
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
 }
 
-async fn heads(proxy: &Proxy) -> u64 {
+async fn heads(proxy: &TestProxy) -> u64 {
     proxy.metric("anteroom_memory_bytes", &["kind=\"head\""]).await
 }
 
@@ -42,11 +42,11 @@ async fn closed(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
 }
 
 /// Asserts that other clients are served meanwhile, one of them with a large head.
-async fn serves_others(proxy: &Proxy) {
+async fn serves_others(proxy: &TestProxy) {
     let large = get_with("/health", &[("Cookie", &"c".repeat(40_000))]);
     let mut client = proxy.sent(&large[..30_000]).await;
     assert_eq!(client.ask(&large[30_000..]).await.status(), 200);
-    assert_eq!(proxy.ask(post(CHAT, BODY)).await.status(), 200);
+    assert_eq!(proxy.ask(post(CHAT, TINY_BODY)).await.status(), 200);
 }
 
 /// 60 KB each, of which 51,808 bytes are counted, so 60 fit.
@@ -60,7 +60,7 @@ async fn partial_heads_are_bounded_and_the_oldest_end() {
         clients.push(proxy.sent(&head).await);
     }
     let open = closed(clients, 60).await;
-    assert!(heads(&proxy).await <= ROOM);
+    assert!(heads(&proxy).await <= HEADS_BUDGET_BYTES);
     serves_others(&proxy).await;
     drop(open);
     until("all memory to be given back", async || heads(&proxy).await == 0).await;
@@ -68,7 +68,7 @@ async fn partial_heads_are_bounded_and_the_oldest_end() {
 
 /// A HEADERS frame without END_HEADERS counts as 256 KiB however short it is, so 12 fit.
 #[tokio::test]
-async fn open_header_blocks_are_bounded_and_the_oldest_end() {
+async fn open_header_blocks_are_bounded_oldest_end_first() {
     let recorder = Recorder::new().await;
     let proxy = start(&recorder).await;
     let begins = [block(&post_fields(CHAT)), field("x", "x")].concat();
@@ -79,7 +79,7 @@ async fn open_header_blocks_are_bounded_and_the_oldest_end() {
         clients.push(client.wire);
     }
     let open = closed(clients, 12).await;
-    assert!(heads(&proxy).await <= ROOM);
+    assert!(heads(&proxy).await <= HEADS_BUDGET_BYTES);
     serves_others(&proxy).await;
     drop(open);
     until("all memory to be given back", async || heads(&proxy).await == 0).await;
@@ -99,7 +99,7 @@ async fn bodiless_requests_are_bounded_oldest_end_first() {
         let refused = client.frame_of(&[HEADERS]).await.expect("an answer to those that are given up");
         assert!(refused.stream < 2 * 400, "{number}: stream {}", refused.stream);
     }
-    assert!(heads(&proxy).await <= ROOM);
+    assert!(heads(&proxy).await <= HEADS_BUDGET_BYTES);
     serves_others(&proxy).await;
     drop(client);
     until("all memory to be given back", async || heads(&proxy).await == 0).await;

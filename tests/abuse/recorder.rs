@@ -5,38 +5,38 @@ use std::{collections::HashSet, sync::Arc};
 use parking_lot::Mutex;
 
 use crate::support::{
-    Proxy, Upstream,
-    upstream::Call,
+    TestProxy, TestUpstream,
+    upstream::UpstreamCall,
     wire::{CHAT, Head, post},
 };
 
 /// Request as received by the model server.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct RecordedRequest {
     pub head: Head,
     pub body: String,
 }
 
 pub struct Recorder {
-    pub upstream: Upstream,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    pub upstream: TestUpstream,
+    seen: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
-pub const BODY: &str = r#"{"model":"tiny"}"#;
+pub const TINY_BODY: &str = r#"{"model":"tiny"}"#;
 const SENTINEL: &str = r#"{"model":"tiny","text":"sentinel"}"#;
 
 // === impl Recorder ===
 
 impl Recorder {
     pub async fn new() -> Self {
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<RecordedRequest>>> = Arc::default();
         let record = seen.clone();
-        let upstream = Upstream::warm().await.automatic(move |call| keep(call, record.clone()));
+        let upstream = TestUpstream::warm().await.automatic(move |call| keep(call, record.clone()));
         Self { upstream, seen }
     }
 
     /// Returns the requests received since the last call, provided that no other request is in flight.
-    pub async fn taken(&self, proxy: &Proxy) -> Vec<Seen> {
+    pub async fn taken(&self, proxy: &TestProxy) -> Vec<RecordedRequest> {
         assert_eq!(proxy.ask(post(CHAT, SENTINEL)).await.status(), 200);
         let mut seen = std::mem::take(&mut *self.seen.lock());
         assert_eq!(seen.pop().unwrap().body, SENTINEL);
@@ -44,13 +44,13 @@ impl Recorder {
     }
 }
 
-async fn keep(mut call: Call, record: Arc<Mutex<Vec<Seen>>>) {
+async fn keep(mut call: UpstreamCall, record: Arc<Mutex<Vec<RecordedRequest>>>) {
     one_reading(&call.head);
     let body = call.wire.body(&call.head).await;
     let body = body.map_or_else(|| "(broken)".into(), |body| String::from_utf8_lossy(&body).into_owned());
     let after = String::from_utf8_lossy(&call.wire.buf).into_owned();
     assert_eq!(after, "", "no byte follows a request before it is answered");
-    record.lock().push(Seen { head: call.head.clone(), body });
+    record.lock().push(RecordedRequest { head: call.head.clone(), body });
     call.reply("").await;
 }
 

@@ -14,30 +14,30 @@ use tokio::{
 
 use crate::{
     frames::{ACK, PREFACE, SETTINGS, frame, post, settings},
-    memory::{Memory, settle},
-    recorder::BODY,
+    memory::{MemoryTest, settle},
+    recorder::TINY_BODY,
     support::wire::{CHAT, post_with},
 };
 
 /// All requests are dispatched at once, even to a new endpoint.
-const MODELS: &str = "match: { models: [tiny] }, concurrency: { rampStart: 64 }";
+const RAMPED_TINY_ROUTE: &str = "match: { models: [tiny] }, concurrency: { rampStart: 64 }";
 const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// Opens an HTTP/2 connection with this window for each stream, and sends `streams` requests on it.
-async fn ask_h2(memory: &Memory, streams: u32, stream_window: u32) -> DuplexStream {
+async fn ask_h2(memory: &MemoryTest, streams: u32, stream_window: u32) -> DuplexStream {
     let mut client = memory.client(1 << 20);
-    let asks: Vec<u8> = (0..streams).flat_map(|number| post(2 * number + 1, CHAT, BODY)).collect();
+    let asks: Vec<u8> = (0..streams).flat_map(|number| post(2 * number + 1, CHAT, TINY_BODY)).collect();
     let hello = [PREFACE, &settings(&[(INITIAL_WINDOW_SIZE, stream_window)]), &frame(SETTINGS, ACK, 0, &[])];
     client.write_all(&[&hello.concat()[..], &asks[..]].concat()).await.unwrap();
     client
 }
 
-async fn ask_h1(memory: &Memory) -> DuplexStream {
+async fn ask_h1(memory: &MemoryTest) -> DuplexStream {
     let mut client = memory.client(1024);
-    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    client.write_all(post_with(CHAT, &[], TINY_BODY).as_bytes()).await.unwrap();
     client
 }
 
@@ -51,7 +51,7 @@ fn read_in_bites(mut client: DuplexStream) -> JoinHandle<()> {
     })
 }
 
-fn relays(memory: &Memory) -> usize {
+fn relays(memory: &MemoryTest) -> usize {
     memory.shared.memory.kinds().into_iter().find(|(kind, _)| *kind == "relay").unwrap().1
 }
 
@@ -61,7 +61,7 @@ async fn unread_relays_end_early_while_memory_is_short() {
     for is_h2 in [false, true] {
         for (count, after_1_s, after_5_s) in [(9, 0, 0), (15, 0, 6), (30, 10, 21)] {
             let limits = "maxBufferedBytes: 1MiB, maxBodyBytes: 1MiB, stallTimeout: 60s, minRate: 1000";
-            let memory = Memory::serving(limits, MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+            let memory = MemoryTest::serving(limits, RAMPED_TINY_ROUTE, ENDLESS, b"a\r\n0123456789\r\n");
             memory.ready();
             let case = format!("HTTP/2: {is_h2}, {count}");
             let ended = || memory.gate.counters().ended_as(Outcome::ClientStalled);
@@ -111,7 +111,7 @@ async fn unsent_ends_of_relays_count_until_they_are_dropped() {
     const PER_CLIENT: usize = STREAMS as usize * EACH;
     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {BYTES}\r\n\r\n{}", "a".repeat(BYTES));
     let limits = "maxBufferedBytes: 1MiB, maxBodyBytes: 1MiB, stallTimeout: 10s, idleTimeout: 1m";
-    let memory = Memory::serving(limits, MODELS, answer.as_bytes(), b"");
+    let memory = MemoryTest::serving(limits, RAMPED_TINY_ROUTE, answer.as_bytes(), b"");
     memory.ready();
     let reader = ask_h2(&memory, 10, 1 << 16).await;
     sleep(Duration::from_millis(100)).await;

@@ -16,7 +16,7 @@ use tokio::{
 use crate::support::{route, routes, soon};
 
 /// `anteroom serve` in its own process, so that its files and memory can be measured.
-pub struct Served {
+pub struct ServeProcess {
     pub child: Child,
     log: Lines<BufReader<ChildStderr>>,
     pub address: SocketAddr,
@@ -24,9 +24,9 @@ pub struct Served {
     _folder: tempfile::TempDir,
 }
 
-// === impl Served ===
+// === impl ServeProcess ===
 
-impl Served {
+impl ServeProcess {
     /// Starts it with these limits, after the shell command `ulimit`.
     pub async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
         Self::with_routes(ulimit, limits, &[route("tiny", url, "")]).await

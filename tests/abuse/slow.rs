@@ -14,13 +14,13 @@ use crate::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, block, frame, ping,
         post, post_fields, settings, window,
     },
-    memory::{Memory, settle},
-    recorder::BODY,
+    memory::{MemoryTest, settle},
+    recorder::TINY_BODY,
     support::wire::{CHAT, post_with},
 };
 
-const MODELS: &str = "match: { models: [tiny] }";
-const ANY: &str = "match: {}";
+const MATCH_TINY: &str = "match: { models: [tiny] }";
+const MATCH_ANY: &str = "match: {}";
 
 /// Sends `begin`, then `part` at every interval. Returns the seconds until the connection ends, and the bytes received.
 async fn trickle(client: DuplexStream, begin: &[u8], part: &[u8], every: Duration) -> (f64, String) {
@@ -51,8 +51,8 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_head_has_30_s_however_it_trickles() {
-    let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
+async fn trickling_first_head_times_out_after_30_s() {
+    let memory = MemoryTest::new("headerTimeout: 30s, idleTimeout: 2m", MATCH_TINY);
     let open = frame(HEADERS, END_STREAM, 1, &block(&post_fields(CHAT)));
     let cases: [(&str, Vec<u8>, Vec<u8>); 7] = [
         ("HTTP/1.1, nothing", vec![], vec![]),
@@ -76,13 +76,14 @@ async fn a_first_head_has_30_s_however_it_trickles() {
 
 #[tokio::test(start_paused = true)]
 async fn endless_h2_head_counts_as_idle() {
-    let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
+    let memory = MemoryTest::new("headerTimeout: 30s, idleTimeout: 2m", MATCH_TINY);
     memory.ready();
-    let begin = [hello(), post(1, CHAT, BODY), frame(HEADERS, 0, 3, &block(&post_fields(CHAT)))].concat();
+    let begin =
+        [hello(), post(1, CHAT, TINY_BODY), frame(HEADERS, 0, 3, &block(&post_fields(CHAT)))].concat();
     // PINGs are not allowed within a head, so nothing is sent; PINGs before it change nothing.
     let (took, _) = trickle(memory.client(64 << 10), &begin, &[], seconds(7)).await;
     assert_eq!(took.round(), 125.0, "2 minutes until GOAWAY, and 5 s");
-    let begin = [hello(), post(1, CHAT, BODY)].concat();
+    let begin = [hello(), post(1, CHAT, TINY_BODY)].concat();
     let (took, _) = trickle(memory.client(64 << 10), &begin, &ping(), seconds(7)).await;
     assert_eq!(took.round(), 125.0, "PINGs keep nothing open");
     assert_eq!(memory.gate.counters().admitted(), 2);
@@ -93,8 +94,9 @@ async fn trickling_body_is_cut_off() {
     // A byte every 29 s never triggers `bodyTimeout`; 100 KB would occupy a connection for a month. The budget is 30 s,
     // of which 29 s pass before the first byte, which restores 1/1000 s: 30.001 s.
     let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
-    for (matching, is_up) in [(MODELS, false), (MODELS, true), (ANY, false), (ANY, true)] {
-        let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", matching);
+    for (matching, is_up) in [(MATCH_TINY, false), (MATCH_TINY, true), (MATCH_ANY, false), (MATCH_ANY, true)]
+    {
+        let memory = MemoryTest::new("bodyTimeout: 30s, minRate: 1000", matching);
         if is_up {
             memory.ready();
         }
@@ -107,15 +109,15 @@ async fn trickling_body_is_cut_off() {
     }
     // 100 bytes a second where `minRate` is 1,000: it loses 0.9 s each second, so 33.3 s in all. The 34th part is not
     // awaited.
-    let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", MODELS);
+    let memory = MemoryTest::new("bodyTimeout: 30s, minRate: 1000", MATCH_TINY);
     let (took, answer) = trickle(memory.client(64 << 10), &head, &[b'x'; 100], seconds(1)).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!((33.0..34.0).contains(&took), "{took}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_of_http_2_that_trickles_is_cut_off_too() {
-    let memory = Memory::new("bodyTimeout: 30s, minRate: 1000, idleTimeout: 1m", MODELS);
+async fn trickling_http_2_body_is_cut_off() {
+    let memory = MemoryTest::new("bodyTimeout: 30s, minRate: 1000, idleTimeout: 1m", MATCH_TINY);
     let begin = [hello(), frame(HEADERS, END_HEADERS, 1, &block(&post_fields(CHAT)))].concat();
     let client = memory.client(64 << 10);
     let counters = memory.gate.counters();
@@ -130,7 +132,7 @@ async fn a_body_of_http_2_that_trickles_is_cut_off_too() {
 async fn a_slow_body_that_keeps_its_rate_is_taken() {
     // 300 s at 1,000 bytes a second, with pauses of 20 s.
     for rate in ["1000", "0"] {
-        let memory = Memory::new(&format!("bodyTimeout: 30s, minRate: {rate}"), MODELS);
+        let memory = MemoryTest::new(&format!("bodyTimeout: 30s, minRate: {rate}"), MATCH_TINY);
         memory.ready();
         let body = format!(r#"{{"model":"tiny","text":"{}"}}"#, "x".repeat(300_000 - 27));
         let head = post_with(CHAT, &[("Connection", "close")], "")
@@ -146,7 +148,7 @@ async fn a_slow_body_that_keeps_its_rate_is_taken() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{rate}: {answer}");
     }
     // Without a rate only the pauses count, which is the reason for `minRate`.
-    let memory = Memory::new("bodyTimeout: 30s, minRate: 0", MODELS);
+    let memory = MemoryTest::new("bodyTimeout: 30s, minRate: 0", MATCH_TINY);
     let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
     let (took, answer) = trickle(memory.client(64 << 10), &head, b"x", seconds(29)).await;
     assert_eq!((took, &*answer), (3600.0, ""), "for as long as we looked");
@@ -155,7 +157,7 @@ async fn a_slow_body_that_keeps_its_rate_is_taken() {
 const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// Returns the seconds until the only request ends because its client is too slow.
-async fn stalls(memory: &Memory) -> f64 {
+async fn stalls(memory: &MemoryTest) -> f64 {
     let began = Instant::now();
     while memory.gate.counters().ended_as(Outcome::ClientStalled) == 0 {
         assert!(began.elapsed() < seconds(3600), "it goes on for ever");
@@ -165,12 +167,13 @@ async fn stalls(memory: &Memory) -> f64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_read_byte_by_byte_is_cut_off() {
+async fn response_read_byte_by_byte_is_cut_off() {
     // A byte every 59 s: of the budget of 60 s, 59 s pass, and the byte restores 1/1000 s.
-    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+    let memory =
+        MemoryTest::serving("stallTimeout: 60s, minRate: 1000", MATCH_TINY, ENDLESS, b"a\r\n0123456789\r\n");
     memory.ready();
     let mut client = memory.client(1024);
-    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    client.write_all(post_with(CHAT, &[], TINY_BODY).as_bytes()).await.unwrap();
     let reading = tokio::spawn(async move {
         let mut byte = [0];
         loop {
@@ -188,14 +191,15 @@ async fn an_answer_that_is_read_byte_by_byte_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_that_opens_byte_by_byte_is_cut_off() {
+async fn window_opened_byte_by_byte_is_cut_off() {
     // One small part every 50 s: of 60 s, 50 pass, and the part restores 1/100 s.
-    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+    let memory =
+        MemoryTest::serving("stallTimeout: 60s, minRate: 1000", MATCH_TINY, ENDLESS, b"a\r\n0123456789\r\n");
     memory.ready();
     let client = memory.client(64 << 10);
     let (mut read, mut write) = split(client);
     let hello =
-        [PREFACE, &settings(&[(4, 10)]), &frame(SETTINGS, ACK, 0, &[]), &post(1, CHAT, BODY)].concat();
+        [PREFACE, &settings(&[(4, 10)]), &frame(SETTINGS, ACK, 0, &[]), &post(1, CHAT, TINY_BODY)].concat();
     write.write_all(&hello).await.unwrap();
     let opening = tokio::spawn(async move {
         loop {
@@ -221,10 +225,11 @@ async fn a_window_that_opens_byte_by_byte_is_cut_off() {
 async fn reader_at_its_rate_or_idle_is_served() {
     // 2,000 bytes a second, read every 40 s for an hour; the rate is 1,000.
     let part = format!("3e8\r\n{}\r\n", "x".repeat(1000));
-    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, part.as_bytes());
+    let memory =
+        MemoryTest::serving("stallTimeout: 60s, minRate: 1000", MATCH_TINY, ENDLESS, part.as_bytes());
     memory.ready();
     let mut client = memory.client(1024);
-    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    client.write_all(post_with(CHAT, &[], TINY_BODY).as_bytes()).await.unwrap();
     let mut bite = vec![0; 80_000];
     for _ in 0..90 {
         sleep(seconds(40)).await;

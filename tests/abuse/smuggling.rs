@@ -6,16 +6,16 @@
 //! gets its own response.
 
 use crate::{
-    recorder::{BODY, Recorder, Seen},
+    recorder::{RecordedRequest, Recorder, TINY_BODY},
     support::{
-        Proxy, Wire, route, routes, soon,
-        wire::{CHAT, Response, chat, post_with},
+        TestProxy, Wire, route, routes, soon,
+        wire::{CHAT, WireResponse, chat, post_with},
     },
 };
 
 /// Expected outcome of a shape.
 #[derive(Clone, Copy, Debug)]
-enum Must {
+enum ExpectedOutcome {
     /// At most a truncated request reaches the model server; nothing after it is served.
     Refuse,
     /// A request with this body reaches the model server, and the next one is served as well.
@@ -27,25 +27,25 @@ enum Must {
     /// Refused, but its end is unambiguous.
     Unserved,
 }
-use Must::{Either, Pass, PassAndClose, Refuse, Unserved};
+use ExpectedOutcome::{Either, Pass, PassAndClose, Refuse, Unserved};
 
 const NEXT: &str = "GET /health HTTP/1.1\r\nHost: api.test\r\n\r\n";
 
 /// Returns up to two responses, and true if the connection ended before the second.
-async fn responses(client: &mut Wire) -> (Vec<Response>, bool) {
+async fn responses(client: &mut Wire) -> (Vec<WireResponse>, bool) {
     let mut responses = Vec::new();
     while responses.len() < 2 {
         let Some(head) = client.head().await else { return (responses, true) };
         if head.status() >= 200 {
             let body = client.body(&head).await.unwrap_or_default();
-            responses.push(Response { head, body });
+            responses.push(WireResponse { head, body });
         }
     }
     (responses, false)
 }
 
 /// Sends each shape to a route with models, whose bodies are read first, and to one without, whose bodies stream.
-async fn all(cases: &[(&str, String, Must)]) -> Vec<Seen> {
+async fn all(cases: &[(&str, String, ExpectedOutcome)]) -> Vec<RecordedRequest> {
     let mut wrong = Vec::new();
     let mut all = Vec::new();
     for matching in ["", "match: {}"] {
@@ -53,7 +53,7 @@ async fn all(cases: &[(&str, String, Must)]) -> Vec<Seen> {
         // Incomplete requests stay incomplete, so the timeouts are short.
         let limits = "limits: { headerTimeout: 300ms, bodyTimeout: 300ms, idleTimeout: 1s }\n";
         let config = format!("{limits}{}", routes(&[route("tiny", &recorder.upstream.url(), matching)]));
-        let proxy = Proxy::start(&config).await;
+        let proxy = TestProxy::start(&config).await;
         recorder.taken(&proxy).await;
         for (what, bytes, must) in cases {
             // Shown if the test fails.
@@ -64,12 +64,12 @@ async fn all(cases: &[(&str, String, Must)]) -> Vec<Seen> {
                     .await;
             let (responses, closed) = soon(what, responses(&mut client)).await;
             let seen = recorder.taken(&proxy).await;
-            let codes: Vec<_> = responses.iter().map(Response::status).collect();
+            let codes: Vec<_> = responses.iter().map(WireResponse::status).collect();
             let bodies: Vec<_> = seen.iter().map(|seen| &*seen.body).collect();
             let refused = (bodies.is_empty() || bodies == ["(broken)"])
                 && closed
                 && (codes.is_empty() || codes.len() == 1 && codes[0] >= 400);
-            let is_next = |response: &Response| response.text() == r#"{"status":"ok"}"#;
+            let is_next = |response: &WireResponse| response.text() == r#"{"status":"ok"}"#;
             let passed = |body: &str| {
                 bodies == [body] && codes == [200, 200] && !is_next(&responses[0]) && is_next(&responses[1])
             };
@@ -93,7 +93,7 @@ async fn all(cases: &[(&str, String, Must)]) -> Vec<Seen> {
 }
 
 fn chunked() -> String {
-    format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len())
+    format!("{:x}\r\n{TINY_BODY}\r\n0\r\n\r\n", TINY_BODY.len())
 }
 
 /// A POST with exactly these header lines besides Host, and these bytes as its body.
@@ -110,21 +110,25 @@ async fn cl_te_is_the_last_request_of_its_connection() {
     let hidden = format!("0\r\n\r\n{}", chat("hidden"));
     let long = format!("Content-Length: {}\r\n", hidden.len());
     let cases = [
-        ("CL, TE", with(&format!("{CL}{TE}"), &chunked()), PassAndClose(BODY)),
-        ("TE, CL", with(&format!("{TE}{CL}"), &chunked()), PassAndClose(BODY)),
-        ("TE.CL", with(&format!("{TE}Content-Length: 4\r\n"), &chunked()), PassAndClose(BODY)),
+        ("CL, TE", with(&format!("{CL}{TE}"), &chunked()), PassAndClose(TINY_BODY)),
+        ("TE, CL", with(&format!("{TE}{CL}"), &chunked()), PassAndClose(TINY_BODY)),
+        ("TE.CL", with(&format!("{TE}Content-Length: 4\r\n"), &chunked()), PassAndClose(TINY_BODY)),
         (
             "CL.0 of a chunked body",
             with(&format!("Content-Length: 0\r\n{TE}"), &chunked()),
-            PassAndClose(BODY),
+            PassAndClose(TINY_BODY),
         ),
-        ("a bad CL beside TE", with(&format!("{TE}Content-Length: x\r\n"), &chunked()), PassAndClose(BODY)),
+        (
+            "a bad CL beside TE",
+            with(&format!("{TE}Content-Length: x\r\n"), &chunked()),
+            PassAndClose(TINY_BODY),
+        ),
         ("a bad CL before TE", with(&format!("Content-Length: x\r\n{TE}"), &chunked()), Refuse),
     ];
     all(&cases).await;
     // An empty body names no model.
     let recorder = Recorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     let mut client = proxy.sent(with(&format!("{long}{TE}"), &hidden)).await;
     client.response().await.is_error(400, "invalid_request");
     assert_eq!(client.end().await, b"", "CL.TE: what is hidden in the length is no request");
@@ -134,25 +138,29 @@ async fn cl_te_is_the_last_request_of_its_connection() {
 #[tokio::test]
 async fn content_length_is_one_number() {
     let cases = [
-        ("as it should be", with(CL, BODY), Pass(BODY)),
-        ("twice, equal", with(&format!("{CL}{CL}"), BODY), Either(BODY)),
-        ("twice, differing", with(&format!("{CL}Content-Length: 5\r\n"), BODY), Refuse),
-        ("twice, differing, the shorter first", with(&format!("Content-Length: 5\r\n{CL}"), BODY), Refuse),
-        ("a list of equals", with("Content-Length: 16, 16\r\n", BODY), Either(BODY)),
-        ("a list", with("Content-Length: 16, 5\r\n", BODY), Refuse),
-        ("a comma", with("Content-Length: 16,\r\n", BODY), Refuse),
-        ("+", with("Content-Length: +16\r\n", BODY), Refuse),
-        ("-", with("Content-Length: -16\r\n", BODY), Refuse),
-        ("hexadecimal", with("Content-Length: 0x10\r\n", BODY), Refuse),
-        ("a space within", with("Content-Length: 1 6\r\n", BODY), Refuse),
-        ("spaces around", with("Content-Length: \t16 \r\n", BODY), Pass(BODY)),
-        ("a vertical tab before", with("Content-Length: \x0b16\r\n", BODY), Refuse),
-        ("a form feed behind", with("Content-Length: 16\x0c\r\n", BODY), Refuse),
-        ("a zero byte behind", with("Content-Length: 16\0\r\n", BODY), Refuse),
-        ("nothing", with("Content-Length:\r\n", BODY), Refuse),
-        ("2^64", with("Content-Length: 18446744073709551616\r\n", BODY), Refuse),
-        ("2^64 - 1", with("Content-Length: 18446744073709551615\r\n", BODY), Refuse),
-        ("2^64 + 16", with("Content-Length: 18446744073709551632\r\n", BODY), Refuse),
+        ("as it should be", with(CL, TINY_BODY), Pass(TINY_BODY)),
+        ("twice, equal", with(&format!("{CL}{CL}"), TINY_BODY), Either(TINY_BODY)),
+        ("twice, differing", with(&format!("{CL}Content-Length: 5\r\n"), TINY_BODY), Refuse),
+        (
+            "twice, differing, the shorter first",
+            with(&format!("Content-Length: 5\r\n{CL}"), TINY_BODY),
+            Refuse,
+        ),
+        ("a list of equals", with("Content-Length: 16, 16\r\n", TINY_BODY), Either(TINY_BODY)),
+        ("a list", with("Content-Length: 16, 5\r\n", TINY_BODY), Refuse),
+        ("a comma", with("Content-Length: 16,\r\n", TINY_BODY), Refuse),
+        ("+", with("Content-Length: +16\r\n", TINY_BODY), Refuse),
+        ("-", with("Content-Length: -16\r\n", TINY_BODY), Refuse),
+        ("hexadecimal", with("Content-Length: 0x10\r\n", TINY_BODY), Refuse),
+        ("a space within", with("Content-Length: 1 6\r\n", TINY_BODY), Refuse),
+        ("spaces around", with("Content-Length: \t16 \r\n", TINY_BODY), Pass(TINY_BODY)),
+        ("a vertical tab before", with("Content-Length: \x0b16\r\n", TINY_BODY), Refuse),
+        ("a form feed behind", with("Content-Length: 16\x0c\r\n", TINY_BODY), Refuse),
+        ("a zero byte behind", with("Content-Length: 16\0\r\n", TINY_BODY), Refuse),
+        ("nothing", with("Content-Length:\r\n", TINY_BODY), Refuse),
+        ("2^64", with("Content-Length: 18446744073709551616\r\n", TINY_BODY), Refuse),
+        ("2^64 - 1", with("Content-Length: 18446744073709551615\r\n", TINY_BODY), Refuse),
+        ("2^64 + 16", with("Content-Length: 18446744073709551632\r\n", TINY_BODY), Refuse),
     ];
     let cases: Vec<_> =
         cases.into_iter().filter(|(what, ..)| *what != "an underscore for the dash").collect();
@@ -162,11 +170,11 @@ async fn content_length_is_one_number() {
 #[tokio::test]
 async fn transfer_encoding_is_chunked_or_refused() {
     let te = |value: &str| with(&format!("Transfer-Encoding: {value}\r\n"), &chunked());
-    let over = |value: &str| with(&format!("{CL}Transfer-Encoding: {value}\r\n"), BODY);
+    let over = |value: &str| with(&format!("{CL}Transfer-Encoding: {value}\r\n"), TINY_BODY);
     let line = |line: &str| with(line, &chunked());
     let cases = [
-        ("as it should be", te("chunked"), Pass(BODY)),
-        ("mixed case", te("cHuNkEd"), Either(BODY)),
+        ("as it should be", te("chunked"), Pass(TINY_BODY)),
+        ("mixed case", te("cHuNkEd"), Either(TINY_BODY)),
         ("xchunked", te("xchunked"), Refuse),
         ("xchunked over a length", over("xchunked"), Refuse),
         ("chunked, identity", te("chunked, identity"), Refuse),
@@ -178,10 +186,10 @@ async fn transfer_encoding_is_chunked_or_refused() {
         ("quoted", te("\"chunked\""), Refuse),
         ("folded", line("Transfer-Encoding:\r\n chunked\r\n"), Refuse),
         ("folded by a tab", line("Transfer-Encoding:\r\n\tchunked\r\n"), Refuse),
-        ("folded over a length", with(&format!("{CL}Transfer-Encoding:\r\n chunked\r\n"), BODY), Refuse),
+        ("folded over a length", with(&format!("{CL}Transfer-Encoding:\r\n chunked\r\n"), TINY_BODY), Refuse),
         ("folded behind", line("Transfer-Encoding: chunked\r\n , identity\r\n"), Refuse),
-        ("a tab before", te("\tchunked"), Either(BODY)),
-        ("a tab behind", te("chunked\t"), Either(BODY)),
+        ("a tab before", te("\tchunked"), Either(TINY_BODY)),
+        ("a tab behind", te("chunked\t"), Either(TINY_BODY)),
         ("a vertical tab before", te("\x0bchunked"), Refuse),
         ("a vertical tab behind", te("chunked\x0b"), Refuse),
         ("two headers", line(&format!("{TE}{TE}")), Refuse),
@@ -192,7 +200,7 @@ async fn transfer_encoding_is_chunked_or_refused() {
         ("a tab before the colon", line("Transfer-Encoding\t: chunked\r\n"), Refuse),
         ("a space before the name", line(" Transfer-Encoding: chunked\r\n"), Refuse),
         ("behind a carriage return", line("X: y\rTransfer-Encoding: chunked\r\n"), Refuse),
-        ("behind a line feed", with(&format!("{CL}X: y\nTransfer-Encoding: x\r\n"), BODY), Refuse),
+        ("behind a line feed", with(&format!("{CL}X: y\nTransfer-Encoding: x\r\n"), TINY_BODY), Refuse),
         ("in HTTP/1.0", te("chunked").replace("HTTP/1.1", "HTTP/1.0"), Refuse),
         ("in HTTP/1.0 with a length", over("chunked").replace("HTTP/1.1", "HTTP/1.0"), Refuse),
     ];
@@ -200,12 +208,13 @@ async fn transfer_encoding_is_chunked_or_refused() {
 }
 
 #[tokio::test]
-async fn a_chunk_is_as_long_as_it_says() {
+async fn chunk_length_must_match_its_size() {
     let te = |body: &str| with(TE, body);
-    let size = |size: &str| te(&format!("{size}\r\n{BODY}\r\n0\r\n\r\n"));
+    let size = |size: &str| te(&format!("{size}\r\n{TINY_BODY}\r\n0\r\n\r\n"));
     let huge = "x".repeat(17 << 10);
     // Each below the bound, together above it.
-    let many: String = BODY.chars().map(|byte| format!("1;{}\r\n{byte}\r\n", "e".repeat(2000))).collect();
+    let many: String =
+        TINY_BODY.chars().map(|byte| format!("1;{}\r\n{byte}\r\n", "e".repeat(2000))).collect();
     let cases = [
         ("more than 64 bits", size("10000000000000010"), Refuse),
         ("2^64 - 1", size("ffffffffffffffff"), Refuse),
@@ -214,29 +223,33 @@ async fn a_chunk_is_as_long_as_it_says() {
         ("a plus", size("+10"), Refuse),
         ("0x", size("0x10"), Refuse),
         ("a space before", size(" 10"), Refuse),
-        ("a space behind", size("10 "), Either(BODY)),
-        ("a tab behind", size("10\t"), Either(BODY)),
+        ("a space behind", size("10 "), Either(TINY_BODY)),
+        ("a tab behind", size("10\t"), Either(TINY_BODY)),
         ("an underscore", size("1_0"), Refuse),
         ("no size", size(""), Refuse),
-        ("zeros before", size("00000010"), Either(BODY)),
-        ("an extension", size("10;name=value"), Pass(BODY)),
-        ("a quoted extension", size("10;name=\"va;lue\""), Either(BODY)),
+        ("zeros before", size("00000010"), Either(TINY_BODY)),
+        ("an extension", size("10;name=value"), Pass(TINY_BODY)),
+        ("a quoted extension", size("10;name=\"va;lue\""), Either(TINY_BODY)),
         ("an extension without a semicolon", size("10 name=value"), Refuse),
         ("a huge extension", size(&format!("10;{huge}")), Refuse),
         ("many extensions", te(&format!("{many}0\r\n\r\n")), Refuse),
-        ("a huge extension of the last chunk", te(&format!("10\r\n{BODY}\r\n0;{huge}\r\n\r\n")), Refuse),
+        ("a huge extension of the last chunk", te(&format!("10\r\n{TINY_BODY}\r\n0;{huge}\r\n\r\n")), Refuse),
         ("a line feed ends the extension", size("10;a\nb"), Refuse),
         ("a carriage return in the extension", size("10;a\rb"), Refuse),
-        ("a line feed ends the size", te(&format!("10\n{BODY}\r\n0\r\n\r\n")), Refuse),
-        ("a carriage return ends the size", te(&format!("10\r{BODY}\r\n0\r\n\r\n")), Refuse),
-        ("a line feed ends the data", te(&format!("10\r\n{BODY}\n0\r\n\r\n")), Refuse),
-        ("nothing ends the data", te(&format!("10\r\n{BODY}0\r\n\r\n")), Refuse),
-        ("two bytes that are no end", te(&format!("10\r\n{BODY}xx0\r\n\r\n")), Refuse),
-        ("a line feed ends the last chunk", te(&format!("10\r\n{BODY}\r\n0\n\r\n")), Refuse),
+        ("a line feed ends the size", te(&format!("10\n{TINY_BODY}\r\n0\r\n\r\n")), Refuse),
+        ("a carriage return ends the size", te(&format!("10\r{TINY_BODY}\r\n0\r\n\r\n")), Refuse),
+        ("a line feed ends the data", te(&format!("10\r\n{TINY_BODY}\n0\r\n\r\n")), Refuse),
+        ("nothing ends the data", te(&format!("10\r\n{TINY_BODY}0\r\n\r\n")), Refuse),
+        ("two bytes that are no end", te(&format!("10\r\n{TINY_BODY}xx0\r\n\r\n")), Refuse),
+        ("a line feed ends the last chunk", te(&format!("10\r\n{TINY_BODY}\r\n0\n\r\n")), Refuse),
         ("a line feed in a quoted extension", size("10;a=\"\n\""), Refuse),
-        ("a line feed ends the last chunk's extension", te(&format!("10\r\n{BODY}\r\n0;a\n\r\n")), Refuse),
-        ("a line feed ends the body", te(&format!("10\r\n{BODY}\r\n0\r\n\n")), Refuse),
-        ("a carriage return ends the body", te(&format!("10\r\n{BODY}\r\n0\r\n\r")), Refuse),
+        (
+            "a line feed ends the last chunk's extension",
+            te(&format!("10\r\n{TINY_BODY}\r\n0;a\n\r\n")),
+            Refuse,
+        ),
+        ("a line feed ends the body", te(&format!("10\r\n{TINY_BODY}\r\n0\r\n\n")), Refuse),
+        ("a carriage return ends the body", te(&format!("10\r\n{TINY_BODY}\r\n0\r\n\r")), Refuse),
     ];
     all(&cases).await;
 }
@@ -247,7 +260,7 @@ async fn trailers_hide_no_request() {
     // as the next request.
     let inner = chat("inner");
     let outer = post_with(CHAT, &[], &inner);
-    let body = |trailers: &str| with(TE, &format!("10\r\n{BODY}\r\n0\r\n{trailers}"));
+    let body = |trailers: &str| with(TE, &format!("10\r\n{TINY_BODY}\r\n0\r\n{trailers}"));
     let trailers = [
         ("a line feed", "\n"),
         ("a trailer that a line feed ends", "X-T: 1\n\n"),
@@ -263,7 +276,7 @@ async fn trailers_hide_no_request() {
     all(&hidden).await;
     // The same shapes where the body is not read, and behind a valid request.
     let recorder = Recorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     for (what, bytes, _) in &hidden {
         println!("{what}");
         let unread = bytes.replacen(CHAT, "/v1/unknown", 1);
@@ -271,7 +284,7 @@ async fn trailers_hide_no_request() {
             let behind = if first.is_empty() { &unread } else { bytes };
             let mut client = proxy.sent(first + behind).await;
             let (responses, closed) = soon(what, responses(&mut client)).await;
-            let codes: Vec<_> = responses.iter().map(Response::status).collect();
+            let codes: Vec<_> = responses.iter().map(WireResponse::status).collect();
             assert!(matches!(codes[..], [code] | [code, 400] if code == status), "{codes:?}");
             assert!(closed || client.end().await.is_empty());
             let seen = recorder.taken(&proxy).await;
@@ -282,10 +295,10 @@ async fn trailers_hide_no_request() {
 }
 
 #[tokio::test]
-async fn a_line_ends_in_both_of_its_bytes() {
-    let line = |line: &str| with(&format!("{line}\r\n{CL}"), BODY);
+async fn line_must_end_in_crlf() {
+    let line = |line: &str| with(&format!("{line}\r\n{CL}"), TINY_BODY);
     let cases = [
-        ("line feeds alone", line("X: 1").replace("\r\n", "\n"), Either(BODY)),
+        ("line feeds alone", line("X: 1").replace("\r\n", "\n"), Either(TINY_BODY)),
         ("one line feed alone", line("X: 1\nContent-Length: 5"), Refuse),
         ("one carriage return alone", line("X: 1\rContent-Length: 5"), Refuse),
         ("a carriage return at the end of a value", line("X: 1\r"), Refuse),
@@ -300,21 +313,21 @@ async fn a_line_ends_in_both_of_its_bytes() {
         ("no name", line(": a"), Refuse),
         ("a byte of no name", line("X[]: a"), Refuse),
         ("bytes above ASCII in a name", line("Xé: a"), Refuse),
-        ("a line feed at once before the head", format!("\n{}", line("X: 1")), Either(BODY)),
-        ("line ends before the head", format!("\r\n\r\n{}", line("X: 1")), Either(BODY)),
+        ("a line feed at once before the head", format!("\n{}", line("X: 1")), Either(TINY_BODY)),
+        ("line ends before the head", format!("\r\n\r\n{}", line("X: 1")), Either(TINY_BODY)),
     ];
     all(&cases).await;
 }
 
 #[tokio::test]
-async fn a_target_and_a_host_are_one_each() {
-    let target = |target: &str| with(CL, BODY).replacen(CHAT, target, 1);
-    let hosts = |hosts: &str| with(CL, BODY).replacen("Host: api.test\r\n", hosts, 1);
+async fn target_and_host_must_be_unambiguous() {
+    let target = |target: &str| with(CL, TINY_BODY).replacen(CHAT, target, 1);
+    let hosts = |hosts: &str| with(CL, TINY_BODY).replacen("Host: api.test\r\n", hosts, 1);
     let cases = [
         ("two hosts", hosts("Host: api.test\r\nHost: evil.test\r\n"), Refuse),
         ("two equal hosts", hosts("Host: api.test\r\nHost: api.test\r\n"), Refuse),
         ("no host", hosts(""), Refuse),
-        ("an empty host", hosts("Host:\r\n"), Either(BODY)),
+        ("an empty host", hosts("Host:\r\n"), Either(TINY_BODY)),
         ("a list of hosts", hosts("Host: api.test, evil.test\r\n"), Refuse),
         ("a host with a user", hosts("Host: evil.test@api.test\r\n"), Refuse),
         ("a host with a path", hosts("Host: api.test/x\r\n"), Refuse),
@@ -327,8 +340,8 @@ async fn a_target_and_a_host_are_one_each() {
         ("a port of 17 bits", hosts("Host: api.test:65536\r\n"), Refuse),
         ("two ports", hosts("Host: api.test:80:80\r\n"), Refuse),
         ("a space before the host's colon", hosts("Host : api.test\r\n"), Refuse),
-        ("absolute form, the same host", target(&format!("http://api.test{CHAT}")), Pass(BODY)),
-        ("absolute form, another host", target(&format!("http://other.test{CHAT}")), Pass(BODY)),
+        ("absolute form, the same host", target(&format!("http://api.test{CHAT}")), Pass(TINY_BODY)),
+        ("absolute form, another host", target(&format!("http://other.test{CHAT}")), Pass(TINY_BODY)),
         (
             "absolute form, a host that is none",
             hosts("Host: a:b\r\n").replacen(CHAT, &format!("http://api.test{CHAT}"), 1),
@@ -340,16 +353,16 @@ async fn a_target_and_a_host_are_one_each() {
         ("asterisk form", target("*"), Unserved),
         ("a space in the target", target("/v1/chat/completions HTTP/1.1 x"), Refuse),
         ("a tab in the target", target("/v1/chat\t/completions"), Refuse),
-        ("a tab for the space", with(CL, BODY).replacen(' ', "\t", 1), Refuse),
-        ("two spaces", with(CL, BODY).replacen(' ', "  ", 1), Refuse),
+        ("a tab for the space", with(CL, TINY_BODY).replacen(' ', "\t", 1), Refuse),
+        ("two spaces", with(CL, TINY_BODY).replacen(' ', "  ", 1), Refuse),
         ("a carriage return in the target", target("/v1/chat/completions\rX"), Refuse),
         ("a zero byte in the target", target("/v1/chat/completions\0"), Refuse),
-        ("a fragment", target("/v1/chat/completions#x"), Either(BODY)),
+        ("a fragment", target("/v1/chat/completions#x"), Either(TINY_BODY)),
         ("no version", format!("POST {CHAT}\r\n\r\n"), Refuse),
-        ("another version", with(CL, BODY).replace("HTTP/1.1", "HTTP/1.9"), Refuse),
-        ("two digits of version", with(CL, BODY).replace("HTTP/1.1", "HTTP/1.11"), Refuse),
-        ("HTTP/2 in words", with(CL, BODY).replace("HTTP/1.1", "HTTP/2.0"), Refuse),
-        ("a tunnel", with(CL, BODY).replacen(&format!("POST {CHAT}"), "CONNECT api.test:80", 1), Refuse),
+        ("another version", with(CL, TINY_BODY).replace("HTTP/1.1", "HTTP/1.9"), Refuse),
+        ("two digits of version", with(CL, TINY_BODY).replace("HTTP/1.1", "HTTP/1.11"), Refuse),
+        ("HTTP/2 in words", with(CL, TINY_BODY).replace("HTTP/1.1", "HTTP/2.0"), Refuse),
+        ("a tunnel", with(CL, TINY_BODY).replacen(&format!("POST {CHAT}"), "CONNECT api.test:80", 1), Refuse),
     ];
     for seen in all(&cases).await {
         let host = seen.head.get("host").unwrap();
@@ -364,18 +377,18 @@ async fn trailers_never_become_fields_of_a_head() {
                     X-Forwarded-For: 6.6.6.6\r\nX-Trailer: 1\r\n";
     let announced =
         "Trailer: Content-Length, Transfer-Encoding, Host, Authorization, X-Forwarded-For, X-Trailer\r\n";
-    let body = format!("10\r\n{BODY}\r\n0\r\n{trailers}\r\n");
-    let huge = format!("10\r\n{BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
-    let most = format!("10\r\n{BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(16_000));
+    let body = format!("10\r\n{TINY_BODY}\r\n0\r\n{trailers}\r\n");
+    let huge = format!("10\r\n{TINY_BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
+    let most = format!("10\r\n{TINY_BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(16_000));
     let many: String = (0..101).map(|number| format!("X-{number}: 1\r\n")).collect();
     let cases = [
-        ("trailers", with(TE, &body), Pass(BODY)),
-        ("announced trailers", with(&format!("{announced}{TE}"), &body), Pass(BODY)),
+        ("trailers", with(TE, &body), Pass(TINY_BODY)),
+        ("announced trailers", with(&format!("{announced}{TE}"), &body), Pass(TINY_BODY)),
         ("huge trailers", with(TE, &huge), Refuse),
-        ("many trailers", with(TE, &format!("10\r\n{BODY}\r\n0\r\n{many}\r\n")), Refuse),
-        ("trailers as large as they may be", with(TE, &most), Pass(BODY)),
-        ("a folded trailer", with(TE, &format!("10\r\n{BODY}\r\n0\r\nX: 1\r\n 2\r\n\r\n")), Refuse),
-        ("a trailer without a colon", with(TE, &format!("10\r\n{BODY}\r\n0\r\nX\r\n\r\n")), Refuse),
+        ("many trailers", with(TE, &format!("10\r\n{TINY_BODY}\r\n0\r\n{many}\r\n")), Refuse),
+        ("trailers as large as they may be", with(TE, &most), Pass(TINY_BODY)),
+        ("a folded trailer", with(TE, &format!("10\r\n{TINY_BODY}\r\n0\r\nX: 1\r\n 2\r\n\r\n")), Refuse),
+        ("a trailer without a colon", with(TE, &format!("10\r\n{TINY_BODY}\r\n0\r\nX\r\n\r\n")), Refuse),
     ];
     for seen in all(&cases).await {
         assert_eq!(seen.head.get("host"), Some("api.test"));
@@ -385,13 +398,13 @@ async fn trailers_never_become_fields_of_a_head() {
 }
 
 #[tokio::test]
-async fn a_trailer_that_is_streamed_on_is_a_trailer_still() {
+async fn streamed_trailer_stays_a_trailer() {
     // The recorder reads bodies up to their last chunk and fails on anything after it; this test inspects the trailers
     // of that chunk.
-    let mut upstream = crate::support::Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = crate::support::TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     let body = format!(
-        "10\r\n{BODY}\r\n0\r\nAuthorization: Bearer evil\r\nContent-Length: 5\r\nTransfer-Encoding: x\r\nX-Ok: 1\r\n\r\n"
+        "10\r\n{TINY_BODY}\r\n0\r\nAuthorization: Bearer evil\r\nContent-Length: 5\r\nTransfer-Encoding: x\r\nX-Ok: 1\r\n\r\n"
     );
     let lines = format!("Trailer: Authorization, Content-Length, Transfer-Encoding, X-Ok\r\n{TE}");
     let mut warm = proxy.sent(chat("warm")).await;
@@ -400,11 +413,11 @@ async fn a_trailer_that_is_streamed_on_is_a_trailer_still() {
     let mut client = proxy.sent(with(&lines, &body)).await;
     let mut call = upstream.call().await;
     let mut trailers = String::new();
-    while let crate::support::wire::Part::Data(_) | crate::support::wire::Part::Last(_) = {
+    while let crate::support::wire::BodyPart::Data(_) | crate::support::wire::BodyPart::Last(_) = {
         let part = call.wire.part().await;
-        if let crate::support::wire::Part::Last(last) = &part {
+        if let crate::support::wire::BodyPart::Last(last) = &part {
             trailers = last.to_lowercase();
-            crate::support::wire::Part::Broken
+            crate::support::wire::BodyPart::Broken
         } else {
             part
         }
@@ -438,12 +451,12 @@ async fn connection_header_cannot_remove_credentials() {
         ("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ];
     let recorder = Recorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     let names: Vec<_> = kept.iter().map(|(name, _)| *name).collect();
     let connection = format!("close, Content-Length, Content-Type, Host, X-Secret, {}", names.join(", "));
     let mut fields = vec![("Connection", &*connection), ("X-Secret", "1")];
     fields.extend(kept);
-    assert_eq!(proxy.ask(post_with(CHAT, &fields, BODY)).await.status(), 200);
+    assert_eq!(proxy.ask(post_with(CHAT, &fields, TINY_BODY)).await.status(), 200);
     let [seen] = &recorder.taken(&proxy).await[..] else { panic!("one request") };
     for (name, value) in kept {
         let got = seen.head.get(name).unwrap_or_default();
@@ -455,7 +468,7 @@ async fn connection_header_cannot_remove_credentials() {
         (Some("16"), Some("application/json"))
     );
     assert_eq!((seen.head.get("x-secret"), seen.head.get("connection")), (None, None));
-    assert_eq!(seen.body, BODY);
+    assert_eq!(seen.body, TINY_BODY);
 }
 
 #[tokio::test]
@@ -466,13 +479,17 @@ async fn upgrade_to_h2c_is_not_passed_on() {
     let websocket =
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let cases = [
-        ("h2c", with(&format!("{h2c}{CL}"), BODY), Either(BODY)),
-        ("h2c, not named", with(&format!("Upgrade: h2c\r\n{CL}"), BODY), Either(BODY)),
-        ("a WebSocket to a route for models", with(&format!("{websocket}{CL}"), BODY), Either(BODY)),
+        ("h2c", with(&format!("{h2c}{CL}"), TINY_BODY), Either(TINY_BODY)),
+        ("h2c, not named", with(&format!("Upgrade: h2c\r\n{CL}"), TINY_BODY), Either(TINY_BODY)),
+        (
+            "a WebSocket to a route for models",
+            with(&format!("{websocket}{CL}"), TINY_BODY),
+            Either(TINY_BODY),
+        ),
         (
             "several protocols",
-            with(&format!("Connection: upgrade\r\nUpgrade: h2c, TLS/1.0\r\n{CL}"), BODY),
-            Either(BODY),
+            with(&format!("Connection: upgrade\r\nUpgrade: h2c, TLS/1.0\r\n{CL}"), TINY_BODY),
+            Either(TINY_BODY),
         ),
     ];
     for seen in all(&cases).await {
@@ -482,18 +499,26 @@ async fn upgrade_to_h2c_is_not_passed_on() {
 
 #[tokio::test]
 async fn bodies_and_expectations_are_taken_as_they_are() {
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n{CL}\r\n{BODY}");
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n{CL}\r\n{TINY_BODY}");
     let cases = [
-        ("a GET with a body that looks like a request", get("/v1/responses/resp_1"), Either(BODY)),
-        ("Expect", with(&format!("Expect: 100-continue\r\n{CL}"), BODY), Pass(BODY)),
+        ("a GET with a body that looks like a request", get("/v1/responses/resp_1"), Either(TINY_BODY)),
+        ("Expect", with(&format!("Expect: 100-continue\r\n{CL}"), TINY_BODY), Pass(TINY_BODY)),
         (
             "Expect twice",
-            with(&format!("Expect: 100-continue\r\nExpect: 100-continue\r\n{CL}"), BODY),
-            Either(BODY),
+            with(&format!("Expect: 100-continue\r\nExpect: 100-continue\r\n{CL}"), TINY_BODY),
+            Either(TINY_BODY),
         ),
-        ("Expect something else", with(&format!("Expect: the-impossible\r\n{CL}"), BODY), Either(BODY)),
-        ("Expect without a body", with("Expect: 100-continue\r\nContent-Length: 16\r\n", BODY), Either(BODY)),
-        ("Expect with chunks", with(&format!("Expect: 100-continue\r\n{TE}"), &chunked()), Pass(BODY)),
+        (
+            "Expect something else",
+            with(&format!("Expect: the-impossible\r\n{CL}"), TINY_BODY),
+            Either(TINY_BODY),
+        ),
+        (
+            "Expect without a body",
+            with("Expect: 100-continue\r\nContent-Length: 16\r\n", TINY_BODY),
+            Either(TINY_BODY),
+        ),
+        ("Expect with chunks", with(&format!("Expect: 100-continue\r\n{TE}"), &chunked()), Pass(TINY_BODY)),
         (
             "Expect in HTTP/1.0 with chunks",
             with(&format!("Expect: 100-continue\r\n{TE}"), &chunked()).replace("HTTP/1.1", "HTTP/1.0"),

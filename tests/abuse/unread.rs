@@ -6,21 +6,21 @@ use anteroom::config::budget::{ANSWER_COST_BYTES, STREAM_COST_BYTES};
 
 use crate::{
     frames::{DATA, HEADERS, RST_STREAM, RawH2, get, post, window},
-    recorder::{BODY, Recorder},
-    served::Served,
-    support::{Proxy, Upstream, route, routes, soon, until, wire::CHAT},
+    recorder::{Recorder, TINY_BODY},
+    served::ServeProcess,
+    support::{TestProxy, TestUpstream, route, routes, soon, until, wire::CHAT},
 };
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
-const INITIAL_WINDOW_SIZE: u16 = 4;
+const INITIAL_WINDOW_SETTING: u16 = 4;
 
-async fn start(recorder: &Recorder) -> Proxy {
+async fn start(recorder: &Recorder) -> TestProxy {
     let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 1MiB, stallTimeout: 10m";
     let route = route("tiny", &recorder.upstream.url(), "hold: { maxBytes: 1MiB }");
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
 }
 
-async fn answers(proxy: &Proxy) -> u64 {
+async fn answers(proxy: &TestProxy) -> u64 {
     proxy.metric("anteroom_memory_bytes", &["kind=\"answer\""]).await
 }
 
@@ -28,21 +28,21 @@ async fn answers(proxy: &Proxy) -> u64 {
 /// each. Streams beyond that end at once; unread ones end after a second until half of the room is free.
 #[tokio::test]
 async fn unread_answers_are_bounded_and_end_early() {
-    const STREAMS: u32 = 200;
+    const UNREAD_REQUESTS: u32 = 200;
     let recorder = Recorder::new().await;
     let proxy = start(&recorder).await;
-    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SETTING, 0)]).await;
     let path = format!("/{}", "a".repeat(4000));
-    let asked: Vec<u8> = (0..STREAMS).flat_map(|number| get(2 * number + 1, &path)).collect();
+    let asked: Vec<u8> = (0..UNREAD_REQUESTS).flat_map(|number| get(2 * number + 1, &path)).collect();
     client.send(asked).await;
     let (mut heads, mut ended) = (0, 0);
     soon("all streams but some 14 to end", async {
-        while ended < STREAMS - 15 {
+        while ended < UNREAD_REQUESTS - 15 {
             match client.frame_of(&[HEADERS, RST_STREAM]).await.expect("a frame").kind {
                 HEADERS => heads += 1,
                 _ => ended += 1,
             }
-            if heads + ended == STREAMS && heads > ended {
+            if heads + ended == UNREAD_REQUESTS && heads > ended {
                 let bytes = answers(&proxy).await;
                 assert!(bytes <= 128 << 10, "{bytes}");
             }
@@ -51,8 +51,8 @@ async fn unread_answers_are_bounded_and_end_early() {
     .await;
     assert!((20..32).contains(&heads), "{heads}");
     until("half of the room to be free", async || answers(&proxy).await <= 64 << 10).await;
-    client.send(get(2 * STREAMS + 1, "/short")).await;
-    assert_eq!(client.answer(2 * STREAMS + 1).await, Ok(404), "there is room for others");
+    client.send(get(2 * UNREAD_REQUESTS + 1, "/short")).await;
+    assert_eq!(client.answer(2 * UNREAD_REQUESTS + 1).await, Ok(404), "there is room for others");
     drop(client);
     until("all memory to be given back", async || answers(&proxy).await == 0).await;
 }
@@ -62,14 +62,14 @@ async fn unread_answers_are_bounded_and_end_early() {
 async fn readers_are_served_beside_unread_answers() {
     let recorder = Recorder::new().await;
     let proxy = start(&recorder).await;
-    let mut silent = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let mut silent = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SETTING, 0)]).await;
     for number in 0..100 {
         silent.send(get(2 * number + 1, "/nowhere")).await;
     }
     silent.settled().await;
     assert_eq!(proxy.ask("GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 404);
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(post(1, CHAT, BODY)).await;
+    client.send(post(1, CHAT, TINY_BODY)).await;
     assert_eq!(client.answer(1).await, Ok(200));
 }
 
@@ -78,7 +78,7 @@ async fn readers_are_served_beside_unread_answers() {
 async fn answers_are_shared_or_short() {
     let recorder = Recorder::new().await;
     let proxy = start(&recorder).await;
-    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SETTING, 0)]).await;
     for number in 0..10 {
         client.send(get(2 * number + 1, "/v1/models")).await;
         assert_eq!(client.answer(2 * number + 1).await, Ok(200));
@@ -102,18 +102,18 @@ async fn answers_are_shared_or_short() {
 
 /// Returns the resident bytes that each of 4,000 streams adds, without those of its connection. `open` opens a connection with
 /// so many streams.
-async fn bytes_per_stream(served: &Served, open: impl AsyncFn(usize) -> RawH2) -> usize {
-    const CONNECTIONS: usize = 10;
-    const STREAMS: usize = 400;
+async fn bytes_per_stream(served: &ServeProcess, open: impl AsyncFn(usize) -> RawH2) -> usize {
+    const CLIENT_COUNT: usize = 10;
+    const STREAMS_PER_CLIENT: usize = 400;
     let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..CLIENT_COUNT {
         clients.push(open(1).await);
     }
     let before = served.memory("VmRSS:");
-    for _ in 0..CONNECTIONS {
-        clients.push(open(STREAMS).await);
+    for _ in 0..CLIENT_COUNT {
+        clients.push(open(STREAMS_PER_CLIENT).await);
     }
-    served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS)
+    served.memory("VmRSS:").saturating_sub(before) / (CLIENT_COUNT * STREAMS_PER_CLIENT)
 }
 
 /// Sends `request` on so many streams of a connection.
@@ -127,13 +127,13 @@ async fn send_on_streams(mut client: RawH2, streams: usize, request: impl Fn(u32
 
 /// Unread responses, in a separate process.
 #[tokio::test]
-async fn unread_answer_costs_no_more_than_it_counts_for() {
+async fn unread_response_costs_at_most_its_accounting() {
     let recorder = Recorder::new().await;
-    let mut served = Served::start("", "stallTimeout: 10m", &recorder.upstream.url()).await;
+    let mut served = ServeProcess::start("", "stallTimeout: 10m", &recorder.upstream.url()).await;
     served.listens().await;
     let address = served.address;
     let each = bytes_per_stream(&served, async |streams| {
-        let client = RawH2::with_settings(address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+        let client = RawH2::with_settings(address, &[(INITIAL_WINDOW_SETTING, 0)]).await;
         send_on_streams(client, streams, |id| get(id, "/nowhere")).await
     })
     .await;
@@ -145,13 +145,13 @@ async fn unread_answer_costs_no_more_than_it_counts_for() {
 /// process; without optimisation, tasks are larger than necessary.
 #[tokio::test]
 async fn held_stream_costs_no_more_than_it_counts_for() {
-    let cold = Upstream::cold().await;
+    let cold = TestUpstream::cold().await;
     let held = "hold: { maxRequests: 10000 }";
-    let mut served = Served::with_routes("", "", &[route("tiny", &cold.url(), held)]).await;
+    let mut served = ServeProcess::with_routes("", "", &[route("tiny", &cold.url(), held)]).await;
     served.listens().await;
     let address = served.address;
     let each = bytes_per_stream(&served, async |streams| {
-        send_on_streams(RawH2::connect(address).await, streams, |id| post(id, CHAT, BODY)).await
+        send_on_streams(RawH2::connect(address).await, streams, |id| post(id, CHAT, TINY_BODY)).await
     })
     .await;
     let _ = writeln!(std::io::stderr(), "a held request over HTTP/2: {each} bytes");

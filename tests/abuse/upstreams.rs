@@ -2,16 +2,16 @@
 //! the next client on the connection gets its own.
 
 use crate::support::{
-    Proxy, Upstream, Wire, route, routes, soon,
-    upstream::{Call, STREAM, answer},
+    TestProxy, TestUpstream, Wire, route, routes, soon,
+    upstream::{STREAM, UpstreamCall, answer},
     wire::{chat, streaming},
 };
 
 /// Returns the bytes a client receives when the model server sends `bytes` and closes the connection.
 async fn relayed(bytes: &[u8]) -> String {
     let bytes = bytes.to_vec();
-    let upstream = Upstream::warm().await.automatic(move |call| send(call, bytes.clone()));
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::warm().await.automatic(move |call| send(call, bytes.clone()));
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let request = chat("x").replace("Host:", "Connection: close\r\nHost:");
     let mut client = proxy.sent(request).await;
     let end = String::from_utf8_lossy(&client.end().await).into_owned();
@@ -19,7 +19,7 @@ async fn relayed(bytes: &[u8]) -> String {
     end
 }
 
-async fn send(mut call: Call, bytes: Vec<u8>) {
+async fn send(mut call: UpstreamCall, bytes: Vec<u8>) {
     use tokio::io::AsyncWriteExt as _;
     call.body().await;
     // The proxy may close the connection.
@@ -83,7 +83,7 @@ async fn ambiguous_heads_are_refused_or_reframed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_whole_does_not_look_whole() {
+async fn truncated_response_does_not_look_complete() {
     let chunked = |body: &str| format!("{STREAM}{body}");
     for (what, bytes) in [
         ("no last chunk", chunked("5\r\nwhole\r\n")),
@@ -107,7 +107,7 @@ async fn an_answer_that_is_not_whole_does_not_look_whole() {
 }
 
 #[tokio::test]
-async fn bad_chunk_beside_the_head_breaks_the_answer_off() {
+async fn bad_chunk_with_the_head_aborts_the_response() {
     for (what, body) in [
         ("the first chunk", "zz\r\n"),
         ("the second chunk", "5\r\nwhole\r\nzz\r\n"),
@@ -115,8 +115,8 @@ async fn bad_chunk_beside_the_head_breaks_the_answer_off() {
     ] {
         for (form, status) in [(STREAM.to_owned(), 200), (STREAM.replace("200 OK", "400 Bad"), 400)] {
             let bytes = format!("{form}{body}").into_bytes();
-            let upstream = Upstream::warm().await.automatic(move |call| send(call, bytes.clone()));
-            let proxy = Proxy::tiny(&upstream.url(), "").await;
+            let upstream = TestUpstream::warm().await.automatic(move |call| send(call, bytes.clone()));
+            let proxy = TestProxy::tiny(&upstream.url(), "").await;
             let mut client = proxy.sent(chat("x")).await;
             let head =
                 soon(what, client.head()).await.unwrap_or_else(|| panic!("{what}: no head of {status}"));
@@ -142,10 +142,10 @@ async fn trailers_of_an_answer_are_not_its_head() {
 }
 
 #[tokio::test]
-async fn heads_before_the_head_do_not_go_on_for_ever() {
+async fn informational_heads_are_limited() {
     // Endless 1xx responses.
     for head in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"] {
-        let upstream = Upstream::warm().await.automatic(move |mut call| async move {
+        let upstream = TestUpstream::warm().await.automatic(move |mut call| async move {
             call.body().await;
             let burst = head.repeat(100);
             while tokio::io::AsyncWriteExt::write_all(&mut call.wire.stream, burst.as_bytes()).await.is_ok() {
@@ -154,7 +154,7 @@ async fn heads_before_the_head_do_not_go_on_for_ever() {
         });
         let more = "upstream: { responseTimeout: 300ms }";
         let config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
-        let proxy = Proxy::start(&config).await;
+        let proxy = TestProxy::start(&config).await;
         let mut client = proxy.sent(chat("x")).await;
         // The same thread serves other requests meanwhile.
         assert_eq!(proxy.ask(crate::support::wire::get("/health")).await.status(), 200);
@@ -164,10 +164,10 @@ async fn heads_before_the_head_do_not_go_on_for_ever() {
 }
 
 #[tokio::test]
-async fn what_follows_an_answer_is_nobodys_answer() {
+async fn bytes_after_a_response_are_discarded() {
     // Response splitting and connection poisoning: an unsolicited response would be taken for the next request's.
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let evil = answer("200 OK", &[("X-Evil", "1")], "evil");
     for _ in 0..20 {
         let mut client = proxy.sent(chat("first")).await;
@@ -189,8 +189,8 @@ async fn what_follows_an_answer_is_nobodys_answer() {
 /// contain nothing from the proxy, and leftover bytes are never a response.
 #[tokio::test]
 async fn trailers_of_an_answer_hide_no_answer() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let whole = answer("200 OK", &[("X-Evil", "1")], "evil");
     let head_alone = "HTTP/1.1 200 OK\r\nX-Evil: 1\r\n\r\n".to_owned();
     for trailers in ["\n", "X-T: 1\n\n", "X-T: 1\n\r\n", "X-T: 1\r\n\n", "X-T: 1\r2\r\n", " \n\r\n"] {
@@ -215,7 +215,7 @@ async fn trailers_of_an_answer_hide_no_answer() {
 }
 
 #[tokio::test]
-async fn an_answer_says_nothing_in_our_name() {
+async fn reserved_fields_of_responses_are_removed() {
     let fields = [
         ("X-Anteroom-Cold-Start", "true"),
         ("X-Keda-Http-Cold-Start", "true"),
@@ -236,8 +236,8 @@ async fn an_answer_says_nothing_in_our_name() {
 
 #[tokio::test]
 async fn early_response_does_not_mix_requests_up() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     let mut warm: Wire = proxy.sent(streaming("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(warm.response().await.status(), 200);

@@ -3,12 +3,12 @@
 use crate::{
     frames::{RawH2, get as get_h2},
     support::{
-        Proxy, Upstream, Wire, route, routes, until,
+        TestProxy, TestUpstream, Wire, route, routes, until,
         wire::{CHAT, chat, get, post, post_with},
     },
 };
 
-async fn nothing_is_wanted(proxy: &Proxy, upstream: &Upstream, what: &str) {
+async fn nothing_is_wanted(proxy: &TestProxy, upstream: &TestUpstream, what: &str) {
     let gate = proxy.gate().await;
     let counts = gate.counts();
     assert_eq!((counts.activations, counts.is_active(), counts.held), (0, false, 0), "{what}");
@@ -17,8 +17,8 @@ async fn nothing_is_wanted(proxy: &Proxy, upstream: &Upstream, what: &str) {
 
 #[tokio::test]
 async fn scanners_and_health_checks_wake_nothing() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [api.test] }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [api.test] }").await;
     let body = r#"{"model":"tiny"}"#;
     let mut requests = vec![
         ("another model", post(CHAT, r#"{"model":"other"}"#)),
@@ -76,9 +76,9 @@ async fn scanners_and_health_checks_wake_nothing() {
 
 #[tokio::test]
 async fn admin_port_is_read_only() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let paths = [
         "/",
         "/metrics",

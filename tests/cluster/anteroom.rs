@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 
 use crate::{
     chart,
-    client::{self, Answer},
-    in_cluster::InCluster,
+    client::{self, StreamingResponse},
+    in_cluster::ServiceAccountFolder,
     model,
     plane::{self, daemon::Daemon},
-    relay::Relay,
+    relay::TcpRelay,
     scenario::Scenario,
     wait, world,
 };
 
 /// Replicas of a scenario's Anteroom. Dropping them kills them.
 pub(crate) struct Anteroom {
-    pub(crate) replicas: Vec<Replica>,
+    pub(crate) replicas: Vec<AnteroomReplica>,
     it: Scenario,
 }
 
 /// One replica, at its own address.
-pub(crate) struct Replica {
+pub(crate) struct AnteroomReplica {
     pub(crate) address: Ipv4Addr,
     daemon: Daemon,
 }
@@ -43,8 +43,8 @@ impl Scenario {
     }
 
     /// Starts one replica that reaches the apiserver through a relay.
-    pub(crate) async fn anteroom_behind_relay(&self) -> (Anteroom, Relay) {
-        let relay = Relay::start(self.socket(40, plane::PORT)).await;
+    pub(crate) async fn anteroom_behind_relay(&self) -> (Anteroom, TcpRelay) {
+        let relay = TcpRelay::start(self.socket(40, plane::PORT)).await;
         let name = format!("{}.relay.test", self.namespace);
         self.world.dns.set(&name, &[self.address(40)]);
         (self.anteroom_at(&name, 1, json!({}), &[]).await, relay)
@@ -55,11 +55,16 @@ impl Scenario {
             self.apply(&object).await;
         }
         let plane = &self.world.plane;
-        let account =
-            InCluster::new(&self.kube, &plane.folders.run, &plane.authority.pem, &self.namespace, "anteroom")
-                .await;
+        let account = ServiceAccountFolder::new(
+            &self.kube,
+            &plane.folders.run,
+            &plane.authority.pem,
+            &self.namespace,
+            "anteroom",
+        )
+        .await;
         let replicas = (1..=replicas)
-            .map(|number| Replica::new(self, number, &config, account.clone(), apiserver.to_owned()));
+            .map(|number| AnteroomReplica::new(self, number, &config, account.clone(), apiserver.to_owned()));
         let mut anteroom = Anteroom { replicas: replicas.collect(), it: self.clone() };
         anteroom.publish();
         anteroom.replicas.iter_mut().for_each(|replica| replica.daemon.start());
@@ -98,10 +103,16 @@ impl Anteroom {
     }
 }
 
-// === impl Replica ===
+// === impl AnteroomReplica ===
 
-impl Replica {
-    fn new(it: &Scenario, number: u8, more: &Value, account: InCluster, apiserver: String) -> Self {
+impl AnteroomReplica {
+    fn new(
+        it: &Scenario,
+        number: u8,
+        more: &Value,
+        account: ServiceAccountFolder,
+        apiserver: String,
+    ) -> Self {
         let address = it.address(number);
         let mut config = json!({
             "listen": format!("{address}:8080"),
@@ -148,7 +159,7 @@ impl Replica {
     }
 
     /// Requests a completion from a model, and waits for the head of the response.
-    pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<Answer, String> {
+    pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<StreamingResponse, String> {
         client::send(self.proxy(), client::completion("models.test", model, stream)).await
     }
 
@@ -170,7 +181,7 @@ impl Replica {
     pub(crate) async fn stop(&mut self) {
         let id = self.daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).unwrap();
         kill_process(id, Signal::TERM).unwrap();
-        wait::within("the end of a replica", wait::SOON, self.daemon.end()).await;
+        wait::within("the end of a replica", wait::WAIT_LIMIT, self.daemon.end()).await;
     }
 
     /// Starts the replica again.

@@ -5,13 +5,13 @@ use std::path::Path;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::{api, world::World};
+use crate::{api, world::TestCluster};
 
 /// Path of the chart.
 pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/anteroom");
 
 /// Renders the objects of the chart's release `anteroom` in a namespace; `values` as for helm's `--set`.
-pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
+pub(crate) async fn render(world: &TestCluster, namespace: &str, values: &[&str]) -> Vec<Value> {
     let mut helm = Command::new(world.plane.folders.bin.join("helm"));
     helm.args(["template", "anteroom", CHART, "--namespace", namespace]);
     helm.args(["--kube-version", "1.37.2"]);
@@ -24,7 +24,7 @@ pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> V
 }
 
 /// Renders the service account `anteroom` of the namespace and its RBAC objects, as shipped by the chart.
-pub(crate) async fn rights(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
+pub(crate) async fn rights(world: &TestCluster, namespace: &str, values: &[&str]) -> Vec<Value> {
     let own = format!("kubernetes.namespaces={{{namespace}}}");
     let values: Vec<_> = [own.as_str()].into_iter().chain(values.iter().copied()).collect();
     let mut objects = render(world, namespace, &values).await;

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::wait;
 
 /// Response with a streaming body. Dropping it closes the connection.
-pub(crate) struct Answer {
+pub(crate) struct StreamingResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     body: Incoming,
@@ -22,7 +22,10 @@ pub(crate) struct Answer {
 }
 
 /// Sends a request. The error is a message.
-pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+pub(crate) async fn send(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<StreamingResponse, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let (mut sender, connection) =
@@ -32,15 +35,15 @@ pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> 
     }));
     let answer = sender.send_request(request).await.map_err(words)?;
     let (head, body) = answer.into_parts();
-    Ok(Answer { status: head.status, headers: head.headers, body, _connection: connection })
+    Ok(StreamingResponse { status: head.status, headers: head.headers, body, _connection: connection })
 }
 
-/// Sends a GET, like a probe; times out after [`wait::SOON`].
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer, String> {
+/// Sends a GET, like a probe; times out after [`wait::WAIT_LIMIT`].
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<StreamingResponse, String> {
     let request = Request::get(path).header("host", address.to_string()).body(Full::default()).unwrap();
-    match tokio::time::timeout(wait::SOON, send(address, request)).await {
+    match tokio::time::timeout(wait::WAIT_LIMIT, send(address, request)).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("{address}{path}: no answer within {:?}", wait::SOON)),
+        Err(_) => Err(format!("{address}{path}: no answer within {:?}", wait::WAIT_LIMIT)),
     }
 }
 
@@ -72,9 +75,9 @@ fn words(error: hyper::Error) -> String {
     error.to_string()
 }
 
-// === impl Answer ===
+// === impl StreamingResponse ===
 
-impl Answer {
+impl StreamingResponse {
     /// Returns the next part of the body; `None` at its proper end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, String> {
         loop {

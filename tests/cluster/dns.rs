@@ -24,24 +24,24 @@ const TTL: u32 = 1;
 const TYPE_A: [u8; 2] = [0, 1];
 
 /// DNS server with the current names.
-pub(crate) struct Dns {
-    names: Arc<Names>,
+pub(crate) struct DnsServer {
+    names: Arc<DnsNames>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
 #[derive(Default)]
-struct Names {
+struct DnsNames {
     /// Names set by scenarios; they take precedence.
     set: Mutex<BTreeMap<String, Vec<Ipv4Addr>>>,
     /// Name of the Service and its ready addresses, by EndpointSlice.
     slices: Mutex<HashMap<String, (String, Vec<Ipv4Addr>)>>,
 }
 
-// === impl Dns ===
+// === impl DnsServer ===
 
-impl Dns {
+impl DnsServer {
     pub(crate) async fn start(kube: &Kube) -> Self {
-        let names = Arc::new(Names::default());
+        let names = Arc::new(DnsNames::default());
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).await.unwrap();
         let tasks = [
             AbortOnDropHandle::new(tokio::spawn(serve(socket, names.clone()))),
@@ -56,9 +56,9 @@ impl Dns {
     }
 }
 
-// === impl Names ===
+// === impl DnsNames ===
 
-impl Names {
+impl DnsNames {
     fn find(&self, name: &str) -> Vec<Ipv4Addr> {
         if let Some(addresses) = self.set.lock().get(name) {
             return addresses.clone();
@@ -69,9 +69,9 @@ impl Names {
     }
 }
 
-async fn follow(kube: Kube, names: Arc<Names>) {
+async fn follow(kube: Kube, names: Arc<DnsNames>) {
     let slices = watcher(kube.all::<EndpointSlice>(), watcher::Config::default());
-    let mut slices = std::pin::pin!(slices.backoff(wait::Quick::default()));
+    let mut slices = std::pin::pin!(slices.backoff(wait::ShortBackoff::default()));
     let key =
         |slice: &EndpointSlice| format!("{}/{}", slice.namespace().unwrap_or_default(), slice.name_any());
     while let Some(event) = slices.next().await {
@@ -96,7 +96,7 @@ fn content(slice: &EndpointSlice) -> (String, Vec<Ipv4Addr>) {
     (name, ready.flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse().ok()).collect())
 }
 
-async fn serve(socket: UdpSocket, names: Arc<Names>) {
+async fn serve(socket: UdpSocket, names: Arc<DnsNames>) {
     let mut packet = [0; 1500];
     while let Ok((length, from)) = socket.recv_from(&mut packet).await {
         if let Some(answer) = answer(&packet[..length], &names) {
@@ -106,7 +106,7 @@ async fn serve(socket: UdpSocket, names: Arc<Names>) {
 }
 
 /// Builds the response to a query (RFC 1035, section 4); `None` for malformed packets.
-fn answer(packet: &[u8], names: &Names) -> Option<Vec<u8>> {
+fn answer(packet: &[u8], names: &DnsNames) -> Option<Vec<u8>> {
     let mut at = 12;
     let mut labels = Vec::new();
     loop {

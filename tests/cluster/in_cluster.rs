@@ -16,14 +16,14 @@ const MOUNTED: &str = "/run/secrets/kubernetes.io/serviceaccount";
 
 /// Folder of a service account, as the kubelet mounts it into pods.
 #[derive(Clone)]
-pub(crate) struct InCluster {
+pub(crate) struct ServiceAccountFolder {
     folder: PathBuf,
     namespace: String,
 }
 
-// === impl InCluster ===
+// === impl ServiceAccountFolder ===
 
-impl InCluster {
+impl ServiceAccountFolder {
     /// Writes the files of an existing service account into `run`.
     pub(crate) async fn new(
         admin: &Kube,

@@ -36,12 +36,12 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use runner::Entry;
-use world::World;
+use runner::ScenarioEntry;
+use world::TestCluster;
 
 /// Scenarios in a real cluster
 #[derive(Parser)]
-struct Arguments {
+struct TestArgs {
     /// Run only scenarios whose name contains one of these
     filters: Vec<String>,
 
@@ -64,14 +64,14 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let chosen = |entries: &[Entry]| -> Vec<Entry> {
-        let wanted = |entry: &&Entry| {
+    let arguments = TestArgs::parse();
+    let chosen = |entries: &[ScenarioEntry]| -> Vec<ScenarioEntry> {
+        let wanted = |entry: &&ScenarioEntry| {
             arguments.filters.is_empty() || arguments.filters.iter().any(|filter| entry.name.contains(filter))
         };
         entries.iter().filter(wanted).copied().collect()
     };
-    let (together, alone) = (chosen(scenarios::TOGETHER), chosen(scenarios::ALONE));
+    let (together, alone) = (chosen(scenarios::PARALLEL_SCENARIOS), chosen(scenarios::SERIAL_SCENARIOS));
     if arguments.list {
         together.iter().chain(&alone).for_each(|entry| println!("{}", entry.name));
         return ExitCode::SUCCESS;
@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
     let [mut int, mut term] =
         [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).unwrap());
     let work = async {
-        let world = Arc::new(World::start(&run, &bin).await);
+        let world = Arc::new(TestCluster::start(&run, &bin).await);
         let passed = match arguments.measure {
             Some(number) => {
                 measure::run(world.clone(), number, &arguments.filters).await;

@@ -15,27 +15,27 @@ use serde_json::json;
 use crate::{
     anteroom::Anteroom,
     envoy::Envoy,
-    model::{Model, Scaled},
+    model::{ModelDeployment, ScaledObjectManifest},
     routes::model_route,
     scenario::Scenario,
-    serving::Replicas,
+    serving::ReplicaChanges,
     wait,
-    world::World,
+    world::TestCluster,
 };
-pub(crate) use cycle::Sample;
-use figures::Table;
-use sight::{Pods, Tap};
+pub(crate) use cycle::CycleTimes;
+use figures::FigureTable;
+use sight::{ObservedPods, Tap};
 
 /// Name of the model, its Service, its route and its ScaledObject.
 const MODEL: &str = "tiny";
 /// Replicas of Anteroom. Two is the chart's default.
 const REPLICAS: u8 = 2;
 /// Number of the gateway's address.
-const GATEWAY: u8 = 40;
+const GATEWAY_HOST_NUMBER: u8 = 40;
 
 /// Way in which the model is woken and reached.
 #[derive(Clone, Copy)]
-pub(crate) struct Way {
+pub(crate) struct WakePath {
     /// Name of the way, and prefix of its namespace.
     pub(crate) name: &'static str,
     what: &'static str,
@@ -48,21 +48,21 @@ pub(crate) struct Way {
 }
 
 /// All measured ways.
-pub(crate) const WAYS: &[Way] = &[
-    Way { name: "keda", what: "to the replica that KEDA listens to", ..PLAIN },
-    Way { name: "peer", what: "to the other replica: its peer pushes", by_peer: true, ..PLAIN },
-    Way { name: "envoy", what: "through Envoy as the gateway", by_gateway: true, ..PLAIN },
-    Way { name: "kubernetes", what: "without KEDA: `scaleBy: kubernetes`", is_direct: true, ..PLAIN },
+pub(crate) const WAKE_PATHS: &[WakePath] = &[
+    WakePath { name: "keda", what: "to the replica that KEDA listens to", ..PLAIN },
+    WakePath { name: "peer", what: "to the other replica: its peer pushes", by_peer: true, ..PLAIN },
+    WakePath { name: "envoy", what: "through Envoy as the gateway", by_gateway: true, ..PLAIN },
+    WakePath { name: "kubernetes", what: "without KEDA: `scaleBy: kubernetes`", is_direct: true, ..PLAIN },
 ];
-const PLAIN: Way = Way { name: "", what: "", by_peer: false, by_gateway: false, is_direct: false };
+const PLAIN: WakePath = WakePath { name: "", what: "", by_peer: false, by_gateway: false, is_direct: false };
 
 /// A model behind two replicas of Anteroom, and observers of it.
-struct Stage {
+struct MeasurementSetup {
     it: Scenario,
-    way: Way,
+    way: WakePath,
     anteroom: Anteroom,
-    replicas: Replicas,
-    pods: Pods,
+    replicas: ReplicaChanges,
+    pods: ObservedPods,
     /// A stream beside KEDA's, and the index of its replica.
     tap: Option<(usize, Tap)>,
     _envoy: Option<Envoy>,
@@ -70,17 +70,17 @@ struct Stage {
 
 /// Measures `number` cold starts for each way, prints the tables, and writes them and all samples into a file of the
 /// run.
-pub(crate) async fn run(world: Arc<World>, number: usize, filters: &[String]) {
+pub(crate) async fn run(world: Arc<TestCluster>, number: usize, filters: &[String]) {
     let machine = machine::describe(&world);
     println!("\n{}", machine["text"].as_str().unwrap_or_default());
     let mut ways = Vec::new();
-    for &way in WAYS {
+    for &way in WAKE_PATHS {
         if !filters.is_empty() && !filters.iter().any(|filter| way.name.contains(filter)) {
             continue;
         }
         let it = Scenario::new(world.clone(), way.name).await;
         let samples = take(&it, way, number).await;
-        let table = Table::of(&samples);
+        let table = FigureTable::of(&samples);
         println!("\n{} cold starts, {} (load average {}):\n\n{table}", number, way.what, machine::load());
         ways.push(json!({ "way": way.name, "figures": table.json(), "samples": samples }));
         it.clean_up().await;
@@ -92,13 +92,13 @@ pub(crate) async fn run(world: Arc<World>, number: usize, filters: &[String]) {
 }
 
 /// Measures `number` cold starts of a model, one after the other.
-pub(crate) async fn take(it: &Scenario, way: Way, number: usize) -> Vec<Sample> {
-    let mut stage = Stage::set(it, way).await;
+pub(crate) async fn take(it: &Scenario, way: WakePath, number: usize) -> Vec<CycleTimes> {
+    let mut stage = MeasurementSetup::set(it, way).await;
     let mut samples = Vec::new();
     for round in 0..number {
         stage.rest().await;
         stage.load(load_time(round)).await;
-        samples.push(wait::within("a cold start", wait::SOON, stage.cold_start(round)).await);
+        samples.push(wait::within("a cold start", wait::WAIT_LIMIT, stage.cold_start(round)).await);
     }
     samples
 }
@@ -111,15 +111,17 @@ fn load_time(round: usize) -> String {
     format!("{:.0}us", 1_000_000.0 + 50_000.0 * share)
 }
 
-// === impl Stage ===
+// === impl MeasurementSetup ===
 
-impl Stage {
-    async fn set(it: &Scenario, way: Way) -> Self {
-        let config = json!({ "kubernetes": { "allowedHosts": [it.address(GATEWAY).to_string()] } });
+impl MeasurementSetup {
+    async fn set(it: &Scenario, way: WakePath) -> Self {
+        let config =
+            json!({ "kubernetes": { "allowedHosts": [it.address(GATEWAY_HOST_NUMBER).to_string()] } });
         let values: &[&str] = if way.is_direct { &["directScaling.enabled=true"] } else { &[] };
         let anteroom = it.anteroom_with(REPLICAS, config, values).await;
-        let envoy = if way.by_gateway { Some(Envoy::start(it, GATEWAY, MODEL).await) } else { None };
-        let mut model = Model::new(MODEL).sim("--load-time 1s");
+        let envoy =
+            if way.by_gateway { Some(Envoy::start(it, GATEWAY_HOST_NUMBER, MODEL).await) } else { None };
+        let mut model = ModelDeployment::new(MODEL).sim("--load-time 1s");
         // 10 s is Kubernetes' default; the first probe runs when the container starts, and fails. A gateway uses only
         // ready addresses and waits for a successful probe, so it gets the period of `deploy/examples`.
         model.probe_period = if way.by_gateway { 2 } else { 10 };
@@ -133,7 +135,7 @@ impl Stage {
             it.apply(&model_route(MODEL, spec)).await;
             it.says(MODEL, "Scalable", "Direct").await;
         } else {
-            let mut scaled = Scaled::of(&model, &anteroom);
+            let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
             scaled.cooldown = 1;
             let target = match &envoy {
                 Some(envoy) => json!({ "target": {
@@ -144,7 +146,7 @@ impl Stage {
             };
             it.serve_scaled(&anteroom, &model, target, &scaled).await;
         }
-        let (replicas, pods) = (it.replicas(MODEL).await, Pods::watch(it));
+        let (replicas, pods) = (it.replicas(MODEL).await, ObservedPods::watch(it));
         Self { it: it.clone(), way, anteroom, replicas, pods, tap: None, _envoy: envoy }
     }
 
@@ -174,7 +176,7 @@ impl Stage {
             replica.reports(&self.it, MODEL, 0.0).await;
         }
         let (_, tap) = self.tap.as_ref().unwrap();
-        wait::within(&format!("no demand at replica {with_keda}"), wait::SOON, tap.says(false)).await;
+        wait::within(&format!("no demand at replica {with_keda}"), wait::WAIT_LIMIT, tap.says(false)).await;
     }
 
     async fn streams(&self, index: usize) -> f64 {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::node::RESERVED;
 
 /// Deployment of the simulator, and its Service. Both have the same name; the port is 8000.
-pub(crate) struct Model {
+pub(crate) struct ModelDeployment {
     pub(crate) name: String,
     /// Arguments of `anteroom sim`.
     pub(crate) args: Vec<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Model {
 }
 
 /// ScaledObject with one external-push trigger.
-pub(crate) struct Scaled {
+pub(crate) struct ScaledObjectManifest {
     pub(crate) name: String,
     /// Name of the Deployment.
     pub(crate) target: String,
@@ -49,9 +49,9 @@ pub(crate) struct Scaled {
     pub(crate) triggers: Vec<Value>,
 }
 
-// === impl Model ===
+// === impl ModelDeployment ===
 
-impl Model {
+impl ModelDeployment {
     pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -127,9 +127,9 @@ impl Model {
     }
 }
 
-// === impl Scaled ===
+// === impl ScaledObjectManifest ===
 
-impl Scaled {
+impl ScaledObjectManifest {
     /// Creates a ScaledObject from zero to four replicas.
     pub(crate) fn new(name: &str, scaler: &str, metadata: Value) -> Self {
         Self {

@@ -16,7 +16,7 @@ use wire::{
 };
 
 const METRIC: &str = "demand";
-const TARGET: i64 = 5;
+const METRIC_TARGET: i64 = 5;
 
 /// Running scaler. Dropping it stops it.
 pub(crate) struct PushScaler {
@@ -24,7 +24,7 @@ pub(crate) struct PushScaler {
     _task: AbortOnDropHandle<()>,
 }
 
-struct Answers(watch::Receiver<i64>);
+struct PushScalerService(watch::Receiver<i64>);
 
 // === impl PushScaler ===
 
@@ -34,7 +34,7 @@ impl PushScaler {
         let listener = TcpListener::bind(address).await.unwrap();
         let (demand, demands) = watch::channel(0);
         let server = tonic::transport::Server::builder()
-            .add_service(ExternalScalerServer::new(Answers(demands)))
+            .add_service(ExternalScalerServer::new(PushScalerService(demands)))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let task = tokio::spawn(async {
             server.await.unwrap();
@@ -54,10 +54,10 @@ impl PushScaler {
     }
 }
 
-// === impl Answers ===
+// === impl PushScalerService ===
 
 #[tonic::async_trait]
-impl ExternalScaler for Answers {
+impl ExternalScaler for PushScalerService {
     async fn is_active(&self, _: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
         Ok(Response::new(IsActiveResponse { result: *self.0.borrow() > 0 }))
     }
@@ -104,7 +104,10 @@ impl ExternalScaler for Answers {
 }
 
 fn spec() -> GetMetricSpecResponse {
-    let spec =
-        MetricSpec { metric_name: METRIC.into(), target_size: TARGET, target_size_float: TARGET as f64 };
+    let spec = MetricSpec {
+        metric_name: METRIC.into(),
+        target_size: METRIC_TARGET,
+        target_size_float: METRIC_TARGET as f64,
+    };
     GetMetricSpecResponse { metric_specs: vec![spec] }
 }

@@ -19,9 +19,9 @@ const PHASES: [&str; 11] = [
     "first_token",
 ];
 /// Error of a start time that is written in whole milliseconds.
-const ROUNDED: Duration = Duration::from_millis(2);
+const ROUNDING_TOLERANCE: Duration = Duration::from_millis(2);
 /// Tolerance for sums of floats, in milliseconds.
-const NOTHING: f64 = 0.001;
+const SUM_TOLERANCE_MS: f64 = 0.001;
 
 /// Cold-start record.
 #[derive(Clone, Debug)]
@@ -29,35 +29,35 @@ pub(crate) struct Record {
     pub(crate) value: Value,
     /// Time of the first request according to the record.
     pub(crate) began: SystemTime,
-    pub(crate) spans: Vec<Span>,
+    pub(crate) spans: Vec<RecordSpan>,
 }
 
 /// Phase of a record, or a part of one. Times are in milliseconds.
 #[derive(Clone, Debug)]
-pub(crate) struct Span {
+pub(crate) struct RecordSpan {
     pub(crate) name: String,
     pub(crate) start: f64,
     pub(crate) duration: f64,
     /// The end may have been up to this much earlier.
     pub(crate) early: Option<f64>,
     pub(crate) unfinished: bool,
-    pub(crate) parts: Vec<Span>,
+    pub(crate) parts: Vec<RecordSpan>,
 }
 
 /// Actual time of an event: at the earliest and at the latest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Truth(pub(crate) SystemTime, pub(crate) SystemTime);
+pub(crate) struct TimeRange(pub(crate) SystemTime, pub(crate) SystemTime);
 
-// === impl Truth ===
+// === impl TimeRange ===
 
-impl Truth {
+impl TimeRange {
     /// Interval of a time that is written in whole seconds and was known at `seen`.
     pub(crate) fn written(stamp: SystemTime, seen: SystemTime) -> Self {
         Self(stamp, seen.min(stamp + Duration::from_secs(1)).max(stamp))
     }
 }
 
-impl From<SystemTime> for Truth {
+impl From<SystemTime> for TimeRange {
     fn from(at: SystemTime) -> Self {
         Self(at, at)
     }
@@ -69,7 +69,7 @@ impl Record {
     /// Parses a record and asserts that it is well-formed: phases follow each other and sum to the total.
     pub(crate) fn read(value: Value) -> Self {
         let began = humantime::parse_rfc3339(value["started_at"].as_str().unwrap()).unwrap();
-        let spans = value["phases"].as_array().unwrap().iter().map(Span::read).collect();
+        let spans = value["phases"].as_array().unwrap().iter().map(RecordSpan::read).collect();
         let record = Self { value, began, spans };
         record.is_well_made();
         record
@@ -82,7 +82,7 @@ impl Record {
         let mut cursor = 0.0;
         for span in &self.spans {
             assert!(
-                (span.start - cursor).abs() <= NOTHING,
+                (span.start - cursor).abs() <= SUM_TOLERANCE_MS,
                 "{} begins where the last one ends: {text}",
                 span.name
             );
@@ -90,14 +90,14 @@ impl Record {
             cursor = span.end();
             let mut inner = span.start;
             for part in &span.parts {
-                assert!(part.start >= inner - NOTHING, "{} overlaps: {text}", part.name);
+                assert!(part.start >= inner - SUM_TOLERANCE_MS, "{} overlaps: {text}", part.name);
                 assert!(part.duration > 0.0, "{} takes no time: {text}", part.name);
                 inner = part.end();
             }
-            assert!(inner <= span.end() + NOTHING, "parts leave {}: {text}", span.name);
+            assert!(inner <= span.end() + SUM_TOLERANCE_MS, "parts leave {}: {text}", span.name);
         }
         let sum: f64 = self.spans.iter().map(|span| span.duration).sum();
-        assert!((sum - self.total()).abs() <= NOTHING, "the phases sum to {sum}: {text}");
+        assert!((sum - self.total()).abs() <= SUM_TOLERANCE_MS, "the phases sum to {sum}: {text}");
         assert!(self.spans.iter().rev().skip(1).all(|span| !span.unfinished), "only the last one: {text}");
     }
 
@@ -110,7 +110,7 @@ impl Record {
         self.spans.iter().filter(|span| !span.unfinished).map(|span| span.name.as_str()).collect()
     }
 
-    pub(crate) fn span(&self, name: &str) -> &Span {
+    pub(crate) fn span(&self, name: &str) -> &RecordSpan {
         let found = self.spans.iter().find(|span| span.name == name);
         found.unwrap_or_else(|| panic!("no {name} in {}", self.value))
     }
@@ -126,7 +126,7 @@ impl Record {
 
     /// Asserts that the end of a phase is accurate: within the interval given by the record, and recorded at most `lag`
     /// late.
-    pub(crate) fn tells(&self, phase: &str, truth: impl Into<Truth>, lag: Duration) {
+    pub(crate) fn tells(&self, phase: &str, truth: impl Into<TimeRange>, lag: Duration) {
         let (span, truth) = (self.span(phase), truth.into());
         let latest = self.moment(span.end());
         let earliest = self.moment(span.end() - span.early.unwrap_or_default());
@@ -138,27 +138,27 @@ impl Record {
             time(latest),
             self.value
         );
-        assert!(truth.0 <= latest + ROUNDED, "told too early: {says}");
+        assert!(truth.0 <= latest + ROUNDING_TOLERANCE, "told too early: {says}");
         assert!(latest <= truth.1 + lag, "told more than {lag:?} late: {says}");
         // Phases that end by Anteroom's own action have no such uncertainty.
         assert!(
-            span.early.is_none() || earliest <= truth.1 + ROUNDED,
+            span.early.is_none() || earliest <= truth.1 + ROUNDING_TOLERANCE,
             "it was earlier than is admitted: {says}"
         );
     }
 
     /// Same as [`Self::tells`], for a part of a phase.
-    pub(crate) fn tells_part(&self, phase: &str, part: &str, truth: impl Into<Truth>, lag: Duration) {
+    pub(crate) fn tells_part(&self, phase: &str, part: &str, truth: impl Into<TimeRange>, lag: Duration) {
         let (found, truth) = (self.span(phase).part(part), truth.into());
         let end = self.moment(found.end());
         let says = format!("{part} ended from {} to {}: {}", time(truth.0), time(truth.1), self.value);
-        assert!(truth.0 <= end + ROUNDED && end <= truth.1 + lag, "{says}");
+        assert!(truth.0 <= end + ROUNDING_TOLERANCE && end <= truth.1 + lag, "{says}");
     }
 }
 
-// === impl Span ===
+// === impl RecordSpan ===
 
-impl Span {
+impl RecordSpan {
     fn read(value: &Value) -> Self {
         let number = |name: &str| value[name].as_f64();
         Self {

@@ -13,22 +13,22 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::plane;
 
 /// Forwards connections to the apiserver. Dropping it closes them.
-pub(crate) struct Relay {
-    state: watch::Sender<State>,
+pub(crate) struct TcpRelay {
+    state: watch::Sender<RelayState>,
     _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct State {
+struct RelayState {
     /// Number of times that all connections have been forgotten.
     forgotten: u64,
     /// New connections are accepted, but not forwarded.
     deaf: bool,
 }
 
-// === impl Relay ===
+// === impl TcpRelay ===
 
-impl Relay {
+impl TcpRelay {
     pub(crate) async fn start(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let state = watch::Sender::default();
@@ -47,7 +47,7 @@ impl Relay {
     }
 }
 
-async fn serve(listener: TcpListener, state: watch::Sender<State>) {
+async fn serve(listener: TcpListener, state: watch::Sender<RelayState>) {
     // They end with this task.
     let mut forwarding = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
@@ -55,7 +55,7 @@ async fn serve(listener: TcpListener, state: watch::Sender<State>) {
     }
 }
 
-async fn forward(mut client: TcpStream, mut state: watch::Receiver<State>) {
+async fn forward(mut client: TcpStream, mut state: watch::Receiver<RelayState>) {
     let now = *state.borrow_and_update();
     let mut server = None;
     let forwarding = async {

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use crate::{model, scenario::Scenario, wait};
 
 /// API version of Anteroom's resources.
-pub(crate) const OURS: &str = "anteroom.dev/v1alpha1";
+pub(crate) const ANTEROOM_API_VERSION: &str = "anteroom.dev/v1alpha1";
 /// API version of the KEDA HTTP add-on's resources.
-pub(crate) const THEIRS: &str = "http.keda.sh/v1beta1";
+pub(crate) const ADD_ON_API_VERSION: &str = "http.keda.sh/v1beta1";
 
 /// Builds a ModelRoute to the Service and for the model of the same name; `more` is merged into its spec, and null
 /// removes a field.
@@ -18,7 +18,7 @@ pub(crate) fn model_route(name: &str, more: Value) -> Value {
     });
     model::merge(&mut spec, &more);
     let spec = without_nulls(spec);
-    json!({ "apiVersion": OURS, "kind": "ModelRoute", "metadata": { "name": name }, "spec": spec })
+    json!({ "apiVersion": ANTEROOM_API_VERSION, "kind": "ModelRoute", "metadata": { "name": name }, "spec": spec })
 }
 
 fn without_nulls(value: Value) -> Value {
@@ -33,7 +33,7 @@ fn without_nulls(value: Value) -> Value {
 
 /// Builds an InterceptorRoute with this spec.
 pub(crate) fn interceptor_route(name: &str, spec: Value) -> Value {
-    json!({ "apiVersion": THEIRS, "kind": "InterceptorRoute", "metadata": { "name": name }, "spec": spec })
+    json!({ "apiVersion": ADD_ON_API_VERSION, "kind": "InterceptorRoute", "metadata": { "name": name }, "spec": spec })
 }
 
 // === impl Scenario ===
@@ -41,18 +41,18 @@ pub(crate) fn interceptor_route(name: &str, spec: Value) -> Value {
 impl Scenario {
     /// Waits until a ModelRoute has this condition with this reason, and returns the condition.
     pub(crate) async fn says(&self, route: &str, condition: &str, reason: &str) -> Value {
-        self.object_says((OURS, "ModelRoute"), route, condition, reason).await
+        self.object_says((ANTEROOM_API_VERSION, "ModelRoute"), route, condition, reason).await
     }
 
     /// Same as [`Self::says`], for the only condition of an InterceptorRoute, `Ready`.
     pub(crate) async fn their_route_says(&self, route: &str, reason: &str) -> Value {
-        self.object_says((THEIRS, "InterceptorRoute"), route, "Ready", reason).await
+        self.object_says((ADD_ON_API_VERSION, "InterceptorRoute"), route, "Ready", reason).await
     }
 
     async fn object_says(&self, kind: (&str, &str), name: &str, condition: &str, reason: &str) -> Value {
         let api = self.dynamic(kind.0, kind.1);
         let what = format!("{condition} for the reason {reason}");
-        wait::object(&api, name, &what, wait::SOON, |object| {
+        wait::object(&api, name, &what, wait::WAIT_LIMIT, |object| {
             let object = object?;
             let conditions = object.data.pointer("/status/conditions")?.as_array()?;
             let found = conditions.iter().find(|one| one["type"] == condition && one["reason"] == reason)?;

@@ -8,27 +8,32 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{scenario::Scenario, world::World};
+use crate::{scenario::Scenario, world::TestCluster};
 
 /// Timeout of a scenario, well above the duration of any.
-const LIMIT: Duration = Duration::from_secs(300);
+const SCENARIO_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Scenario with its name.
 #[derive(Clone, Copy)]
-pub(crate) struct Entry {
+pub(crate) struct ScenarioEntry {
     pub(crate) name: &'static str,
     pub(crate) run: fn(Scenario) -> Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// Result of a scenario.
-struct Ended {
+struct ScenarioResult {
     name: &'static str,
     took: Duration,
     failed: bool,
 }
 
 /// Runs all scenarios and returns true if all passed. The last line has the format of other test runners.
-pub(crate) async fn run(world: Arc<World>, together: &[Entry], alone: &[Entry], jobs: usize) -> bool {
+pub(crate) async fn run(
+    world: Arc<TestCluster>,
+    together: &[ScenarioEntry],
+    alone: &[ScenarioEntry],
+    jobs: usize,
+) -> bool {
     let mut ended = Vec::new();
     let mut running = JoinSet::new();
     for &entry in together {
@@ -53,15 +58,16 @@ pub(crate) async fn run(world: Arc<World>, together: &[Entry], alone: &[Entry], 
     failed.is_empty()
 }
 
-async fn one(world: Arc<World>, entry: Entry) -> Ended {
+async fn one(world: Arc<TestCluster>, entry: ScenarioEntry) -> ScenarioResult {
     let began = Instant::now();
     let scenario = Scenario::new(world, entry.name).await;
     // On a separate thread, so that its futures need not be `Send`.
     let (runtime, its) = (Handle::current(), scenario.clone());
-    let work = spawn_blocking(move || runtime.block_on(async { timeout(LIMIT, (entry.run)(its)).await }));
+    let work =
+        spawn_blocking(move || runtime.block_on(async { timeout(SCENARIO_TIMEOUT, (entry.run)(its)).await }));
     let failure = match work.await {
         Ok(Ok(())) => None,
-        Ok(Err(_)) => Some(format!("not over within {LIMIT:?}")),
+        Ok(Err(_)) => Some(format!("not over within {SCENARIO_TIMEOUT:?}")),
         Err(error) => Some(words(error)),
     };
     let took = began.elapsed();
@@ -73,7 +79,7 @@ async fn one(world: Arc<World>, entry: Entry) -> Ended {
         }
     }
     scenario.clean_up().await;
-    Ended { name: entry.name, took, failed: failure.is_some() }
+    ScenarioResult { name: entry.name, took, failed: failure.is_some() }
 }
 
 fn words(error: JoinError) -> String {

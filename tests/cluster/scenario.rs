@@ -23,17 +23,17 @@ use serde_json::{Value, json};
 use crate::{
     api::Kube,
     in_cluster,
-    model::{Model, Scaled},
-    node::history::{Moment, What},
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::history::{NodeEvent, NodeEventKind},
     plane::daemon,
     wait,
-    world::World,
+    world::TestCluster,
 };
 
 /// A scenario's part of the cluster.
 #[derive(Clone)]
 pub(crate) struct Scenario {
-    pub(crate) world: Arc<World>,
+    pub(crate) world: Arc<TestCluster>,
     pub(crate) namespace: String,
     /// Client of a user with all rights.
     pub(crate) kube: Kube,
@@ -44,7 +44,7 @@ pub(crate) struct Scenario {
 
 impl Scenario {
     /// Creates a new namespace.
-    pub(crate) async fn new(world: Arc<World>, name: &str) -> Self {
+    pub(crate) async fn new(world: Arc<TestCluster>, name: &str) -> Self {
         let subnet = world.subnet();
         // Label values that contain the namespace are limited to 63 characters; the subnet makes truncated names
         // unique.
@@ -103,14 +103,14 @@ impl Scenario {
         self.kube.apply(object, &self.namespace).await;
     }
 
-    pub(crate) async fn deploy(&self, model: &Model) {
+    pub(crate) async fn deploy(&self, model: &ModelDeployment) {
         for object in model.objects() {
             self.apply(&object).await;
         }
     }
 
     /// Applies the ScaledObject, and waits until it is ready.
-    pub(crate) async fn scale(&self, scaled: &Scaled) {
+    pub(crate) async fn scale(&self, scaled: &ScaledObjectManifest) {
         self.apply(&scaled.object()).await;
         self.wait_for_condition("keda.sh/v1alpha1", "ScaledObject", &scaled.name, "Ready", "True").await;
     }
@@ -149,7 +149,7 @@ impl Scenario {
             + Send
             + 'static,
     {
-        wait::object(&self.api::<K>(), name, what, wait::SOON, done).await
+        wait::object(&self.api::<K>(), name, what, wait::WAIT_LIMIT, done).await
     }
 
     /// Waits until an object has a condition, and returns the condition.
@@ -162,7 +162,7 @@ impl Scenario {
         status: &str,
     ) -> Value {
         let what = format!("{condition}={status}");
-        wait::object(&self.dynamic(api_version, kind), name, &what, wait::SOON, |object| {
+        wait::object(&self.dynamic(api_version, kind), name, &what, wait::WAIT_LIMIT, |object| {
             let conditions = object?.data.pointer("/status/conditions")?.as_array()?;
             let found = conditions.iter().find(|one| one["type"] == condition && one["status"] == status);
             found.cloned()
@@ -183,7 +183,7 @@ impl Scenario {
     pub(crate) async fn endpoints(&self, service: &str, number: usize) -> Vec<String> {
         let slices = self.api::<EndpointSlice>();
         let params = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
-        wait::until(&format!("{number} ready endpoints of {service}"), wait::SOON, async || {
+        wait::until(&format!("{number} ready endpoints of {service}"), wait::WAIT_LIMIT, async || {
             let slices = slices.list(&params).await.map_err(|error| error.to_string())?;
             let endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
             let ready = endpoints.filter(|endpoint| {
@@ -202,7 +202,7 @@ impl Scenario {
 
     /// Waits until `done` returns a value for the pods of the namespace.
     pub(crate) async fn wait_for_pods<T>(&self, what: &str, mut done: impl FnMut(&[Pod]) -> Option<T>) -> T {
-        wait::until(what, wait::SOON, async || {
+        wait::until(what, wait::WAIT_LIMIT, async || {
             let pods = self.pods().await;
             done(&pods).ok_or_else(|| wait::brief(&pods.iter().map(|pod| &pod.status).collect::<Vec<_>>()))
         })
@@ -210,13 +210,13 @@ impl Scenario {
     }
 
     /// Returns the events of the scenario's pods on their nodes.
-    pub(crate) fn history(&self) -> Vec<Moment> {
+    pub(crate) fn history(&self) -> Vec<NodeEvent> {
         self.world.ground.history.of(&self.namespace)
     }
 
     /// Waits until `what` has happened `times` times.
-    pub(crate) async fn happened(&self, what: What, times: usize) -> Vec<Moment> {
-        wait::until(&format!("{what:?}, {times} times"), wait::SOON, async || {
+    pub(crate) async fn happened(&self, what: NodeEventKind, times: usize) -> Vec<NodeEvent> {
+        wait::until(&format!("{what:?}, {times} times"), wait::WAIT_LIMIT, async || {
             let history = self.history();
             let found: Vec<_> = history.iter().filter(|moment| moment.what == what).cloned().collect();
             if found.len() >= times {

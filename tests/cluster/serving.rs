@@ -10,24 +10,24 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    anteroom::{Anteroom, Replica},
-    client::{self, Answer},
-    model::{self, Model, Scaled},
+    anteroom::{Anteroom, AnteroomReplica},
+    client::{self, StreamingResponse},
+    model::{self, ModelDeployment, ScaledObjectManifest},
     scenario::Scenario,
     wait,
 };
 
 /// Values of a Deployment's `spec.replicas`, with the time of each change.
-pub(crate) struct Replicas {
+pub(crate) struct ReplicaChanges {
     seen: watch::Receiver<Vec<(SystemTime, i32)>>,
     _task: AbortOnDropHandle<()>,
 }
 
 /// Response that a task reads to its end.
-pub(crate) type Reading = AbortOnDropHandle<Result<String, String>>;
+pub(crate) type ResponseTask = AbortOnDropHandle<Result<String, String>>;
 
 /// Response that continues until it is dropped, which closes the connection.
-pub(crate) struct Flow {
+pub(crate) struct OpenResponse {
     /// Number of parts received.
     parts: watch::Receiver<u64>,
     _task: AbortOnDropHandle<()>,
@@ -38,8 +38,8 @@ pub(crate) struct Flow {
 impl Scenario {
     /// Deploys a model, its ModelRoute with `spec` merged into the common one, and a ScaledObject that polls often and
     /// scales to zero quickly; waits until KEDA would receive a push.
-    pub(crate) async fn serve(&self, anteroom: &Anteroom, model: &Model, spec: Value) {
-        let scaled = Scaled::of(model, anteroom);
+    pub(crate) async fn serve(&self, anteroom: &Anteroom, model: &ModelDeployment, spec: Value) {
+        let scaled = ScaledObjectManifest::of(model, anteroom);
         self.serve_scaled(anteroom, model, spec, &scaled).await;
     }
 
@@ -47,9 +47,9 @@ impl Scenario {
     pub(crate) async fn serve_scaled(
         &self,
         anteroom: &Anteroom,
-        model: &Model,
+        model: &ModelDeployment,
         spec: Value,
-        scaled: &Scaled,
+        scaled: &ScaledObjectManifest,
     ) {
         self.deploy(model).await;
         let mut all = json!({
@@ -70,7 +70,7 @@ impl Scenario {
         self.scale(scaled).await;
         // KEDA drops pushes before that.
         let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
-        wait::object(&objects, &scaled.name, "a metric in its status", wait::SOON, |object| {
+        wait::object(&objects, &scaled.name, "a metric in its status", wait::WAIT_LIMIT, |object| {
             let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;
             (!names.is_empty()).then_some(())
         })
@@ -83,7 +83,7 @@ impl Scenario {
 
     /// Waits until KEDA has a stream for a route, and returns the index of its replica.
     pub(crate) async fn stream_of_keda(&self, anteroom: &Anteroom, route: &str) -> usize {
-        wait::until("KEDA's stream", wait::SOON, async || {
+        wait::until("KEDA's stream", wait::WAIT_LIMIT, async || {
             for (index, replica) in anteroom.replicas.iter().enumerate() {
                 if replica.gauge("anteroom_scaler_streams", self, route).await > 0.0 {
                     return Ok(index);
@@ -100,12 +100,12 @@ impl Scenario {
     }
 
     /// Records the values of a Deployment's `spec.replicas` from now on.
-    pub(crate) async fn replicas(&self, deployment: &str) -> Replicas {
+    pub(crate) async fn replicas(&self, deployment: &str) -> ReplicaChanges {
         let (note, seen) = watch::channel(Vec::new());
         let (api, name) = (self.api::<Deployment>(), deployment.to_owned());
         let task = tokio::spawn(async move {
             let mut objects =
-                std::pin::pin!(watcher::watch_object(api, &name).backoff(wait::Quick::default()));
+                std::pin::pin!(watcher::watch_object(api, &name).backoff(wait::ShortBackoff::default()));
             while let Some(event) = objects.next().await {
                 let Ok(Some(object)) = event else { continue };
                 let replicas = object.spec.and_then(|spec| spec.replicas).unwrap_or_default();
@@ -120,20 +120,24 @@ impl Scenario {
         });
         let mut first = seen.clone();
         let known = first.wait_for(|seen| !seen.is_empty());
-        wait::within("the number of replicas", wait::SOON, known).await.unwrap();
-        Replicas { seen, _task: AbortOnDropHandle::new(task) }
+        wait::within("the number of replicas", wait::WAIT_LIMIT, known).await.unwrap();
+        ReplicaChanges { seen, _task: AbortOnDropHandle::new(task) }
     }
 }
 
-// === impl Replicas ===
+// === impl ReplicaChanges ===
 
-impl Replicas {
+impl ReplicaChanges {
     /// Waits until `spec.replicas` has this value.
     pub(crate) async fn reach(&self, replicas: i32) {
         let mut seen = self.seen.clone();
         let reached = seen.wait_for(|seen| seen.last().is_some_and(|&(_, last)| last == replicas));
-        if tokio::time::timeout(wait::SOON, reached).await.is_err() {
-            panic!("spec.replicas is not {replicas} within {:?}, but went {:?}", wait::SOON, self.course());
+        if tokio::time::timeout(wait::WAIT_LIMIT, reached).await.is_err() {
+            panic!(
+                "spec.replicas is not {replicas} within {:?}, but went {:?}",
+                wait::WAIT_LIMIT,
+                self.course()
+            );
         }
     }
 
@@ -156,8 +160,9 @@ impl Replicas {
             seen.iter().find(|&&(at, number)| at >= moment && number > 0).map(|&(at, _)| at)
         };
         let mut seen = self.seen.clone();
-        let seen =
-            wait::within("replicas", wait::SOON, seen.wait_for(|seen| find(seen).is_some())).await.unwrap();
+        let seen = wait::within("replicas", wait::WAIT_LIMIT, seen.wait_for(|seen| find(seen).is_some()))
+            .await
+            .unwrap();
         find(&seen).unwrap()
     }
 
@@ -168,20 +173,20 @@ impl Replicas {
     }
 }
 
-// === impl Scaled ===
+// === impl ScaledObjectManifest ===
 
-impl Scaled {
+impl ScaledObjectManifest {
     /// Builds a ScaledObject for a model and its route, with a poll every second and a cooldown of 3 s.
-    pub(crate) fn of(model: &Model, anteroom: &Anteroom) -> Self {
+    pub(crate) fn of(model: &ModelDeployment, anteroom: &Anteroom) -> Self {
         let mut scaled = Self::new(&model.name, &anteroom.scaler(), json!({ "route": model.name }));
         (scaled.polling, scaled.cooldown) = (1, 3);
         scaled
     }
 }
 
-// === impl Replica ===
+// === impl AnteroomReplica ===
 
-impl Replica {
+impl AnteroomReplica {
     /// Returns the value of a metric for a route of the scenario's namespace; 0 if it does not exist.
     pub(crate) async fn gauge(&self, name: &str, it: &Scenario, route: &str) -> f64 {
         let series = format!("{name}{{route=\"{}/{route}\"", it.namespace);
@@ -199,7 +204,7 @@ impl Replica {
     /// Waits until the replica knows that KEDA takes pushes for a route, and the current number of replicas: without a
     /// previous value it cannot detect an increase.
     pub(crate) async fn sees_what_is_scaled(&self, it: &Scenario, route: &str) {
-        wait::until("the ScaledObject to be seen", wait::SOON, async || {
+        wait::until("the ScaledObject to be seen", wait::WAIT_LIMIT, async || {
             let seen = self.route(it, route).await["scaled_objects"].clone();
             let mut all = seen.as_array().into_iter().flatten();
             let is_known = all.any(|one| one["is_listed"] == true && one["is_scaled"].is_boolean());
@@ -216,7 +221,7 @@ impl Replica {
 
     /// Waits until `number` requests of a route are held.
     pub(crate) async fn holds(&self, it: &Scenario, route: &str, number: usize) {
-        wait::until(&format!("{number} held requests"), wait::SOON, async || {
+        wait::until(&format!("{number} held requests"), wait::WAIT_LIMIT, async || {
             let held = self.gauge("anteroom_held_requests", it, route).await;
             if held == number as f64 { Ok(()) } else { Err(held.to_string()) }
         })
@@ -225,7 +230,7 @@ impl Replica {
 
     /// Waits until `number` requests of a route have been admitted.
     pub(crate) async fn admitted(&self, it: &Scenario, route: &str, number: usize) {
-        wait::until(&format!("{number} admitted requests"), wait::SOON, async || {
+        wait::until(&format!("{number} admitted requests"), wait::WAIT_LIMIT, async || {
             let admitted = self.gauge("anteroom_admitted_requests_total", it, route).await;
             if admitted == number as f64 { Ok(()) } else { Err(admitted.to_string()) }
         })
@@ -234,7 +239,7 @@ impl Replica {
 
     /// Waits until the replica reports a route as idle.
     pub(crate) async fn rests(&self, it: &Scenario, route: &str) {
-        wait::until("the route to be idle", wait::SOON, async || {
+        wait::until("the route to be idle", wait::WAIT_LIMIT, async || {
             let route = self.route(it, route).await;
             if route["state"] == "idle" { Ok(()) } else { Err(route.to_string()) }
         })
@@ -248,7 +253,7 @@ impl Replica {
 
     /// Waits until the replica would report this demand to KEDA.
     pub(crate) async fn reports(&self, it: &Scenario, route: &str, depth: f64) {
-        wait::until(&format!("a queue depth of {depth}"), wait::SOON, async || {
+        wait::until(&format!("a queue depth of {depth}"), wait::WAIT_LIMIT, async || {
             let found = self.depth(it, route).await;
             if found == depth { Ok(()) } else { Err(found.to_string()) }
         })
@@ -256,14 +261,14 @@ impl Replica {
     }
 
     /// Requests a stream, and waits for the head of the response.
-    pub(crate) async fn flow(&self, model: &str) -> Flow {
-        let answer = wait::within("an answer", wait::SOON, self.ask(model, true)).await.unwrap();
+    pub(crate) async fn flow(&self, model: &str) -> OpenResponse {
+        let answer = wait::within("an answer", wait::WAIT_LIMIT, self.ask(model, true)).await.unwrap();
         assert_eq!(answer.status, 200);
-        Flow::read(answer)
+        OpenResponse::read(answer)
     }
 
     /// Requests a stream of `tokens` tokens, and reads the response to its end in the background.
-    pub(crate) fn read(&self, model: &str, tokens: u32) -> Reading {
+    pub(crate) fn read(&self, model: &str, tokens: u32) -> ResponseTask {
         let (address, model) = (self.proxy(), model.to_owned());
         AbortOnDropHandle::new(tokio::spawn(async move {
             let answer = client::send(address, client::limited("models.test", &model, tokens)).await?;
@@ -272,10 +277,10 @@ impl Replica {
     }
 }
 
-// === impl Flow ===
+// === impl OpenResponse ===
 
-impl Flow {
-    fn read(mut answer: Answer) -> Self {
+impl OpenResponse {
+    fn read(mut answer: StreamingResponse) -> Self {
         let (count, parts) = watch::channel(0);
         let task = tokio::spawn(async move {
             while let Ok(Some(_)) = answer.next().await {
@@ -301,12 +306,12 @@ impl Flow {
         let mut parts = self.parts.clone();
         let now = *parts.borrow_and_update();
         let more = parts.wait_for(|&count| count >= now + number);
-        assert!(wait::within("more of a stream", wait::SOON, more).await.is_ok(), "it was cut off");
+        assert!(wait::within("more of a stream", wait::WAIT_LIMIT, more).await.is_ok(), "it was cut off");
     }
 }
 
 /// Returns the whole response of a stream; an error if it failed or is incomplete.
-pub(crate) async fn finish(answer: Answer) -> Result<String, String> {
+pub(crate) async fn finish(answer: StreamingResponse) -> Result<String, String> {
     let status = answer.status;
     let text = answer.text().await?;
     if status != 200 || !text.trim_end().ends_with("data: [DONE]") {

@@ -16,7 +16,7 @@ pub(crate) struct Shell {
 
 /// Output and success of a program.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct ShellOutput {
     pub(crate) success: bool,
     pub(crate) out: String,
     pub(crate) err: String,
@@ -55,20 +55,20 @@ impl Scenario {
 
 impl Shell {
     /// Runs kubectl; arguments are separated by spaces.
-    pub(crate) async fn kubectl(&self, arguments: &str) -> Said {
+    pub(crate) async fn kubectl(&self, arguments: &str) -> ShellOutput {
         self.run(self.bin.join("kubectl"), arguments.split_whitespace(), "").await
     }
 
     /// Same as [`Self::kubectl`], with standard input.
-    pub(crate) async fn kubectl_with(&self, arguments: &str, input: &str) -> Said {
+    pub(crate) async fn kubectl_with(&self, arguments: &str, input: &str) -> ShellOutput {
         self.run(self.bin.join("kubectl"), arguments.split_whitespace(), input).await
     }
 
-    pub(crate) async fn anteroom(&self, arguments: &str) -> Said {
+    pub(crate) async fn anteroom(&self, arguments: &str) -> ShellOutput {
         self.run(world::anteroom(), arguments.split_whitespace(), "").await
     }
 
-    pub(crate) async fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Said {
+    pub(crate) async fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> ShellOutput {
         self.run(self.bin.join("helm"), arguments, "").await
     }
 
@@ -77,7 +77,7 @@ impl Shell {
         program: PathBuf,
         arguments: impl IntoIterator<Item = A>,
         input: &str,
-    ) -> Said {
+    ) -> ShellOutput {
         let mut command = Command::new(&program);
         command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home).env("TZ", "UTC");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -88,15 +88,15 @@ impl Shell {
             let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
             child.wait_with_output().await.unwrap()
         };
-        let output = wait::within(&what, wait::SOON, ended).await;
+        let output = wait::within(&what, wait::WAIT_LIMIT, ended).await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
+        ShellOutput { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 }
 
-// === impl Said ===
+// === impl ShellOutput ===
 
-impl Said {
+impl ShellOutput {
     /// Returns the standard output. Panics if the program failed.
     #[track_caller]
     pub(crate) fn well(self) -> String {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// Limit for anything that takes milliseconds on an idle machine.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Calls `look` until it returns a value. Its last error is shown if the wait times out.
 pub(crate) async fn until<T>(
@@ -55,7 +55,8 @@ where
 {
     let mut seen = "nothing, the watch has not begun".to_owned();
     let watch = async {
-        let mut stream = std::pin::pin!(watcher::watch_object(api.clone(), name).backoff(Quick::default()));
+        let mut stream =
+            std::pin::pin!(watcher::watch_object(api.clone(), name).backoff(ShortBackoff::default()));
         while let Some(event) = stream.next().await {
             match event {
                 Ok(object) => {
@@ -84,9 +85,9 @@ pub(crate) fn brief(object: &impl Serialize) -> String {
 
 /// Backoff between failed watches: shorter than kube's default, since the apiserver is a local process that restarts.
 #[derive(Debug, Default)]
-pub(crate) struct Quick(u32);
+pub(crate) struct ShortBackoff(u32);
 
-impl Iterator for Quick {
+impl Iterator for ShortBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -95,7 +96,7 @@ impl Iterator for Quick {
     }
 }
 
-impl kube::runtime::utils::Backoff for Quick {
+impl kube::runtime::utils::Backoff for ShortBackoff {
     fn reset(&mut self) {
         self.0 = 0;
     }

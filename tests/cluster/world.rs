@@ -17,49 +17,49 @@ use tokio::time::Instant;
 use crate::{
     api::{self, Kube},
     chart,
-    cloud::Machine,
-    dns::Dns,
-    node::{Addresses, Ground, Node, Spec, clock::Clock, history::History},
-    plane::{ControlPlane, Folders, keda::Keda},
+    cloud::NodeTemplate,
+    dns::DnsServer,
+    node::{Addresses, Node, SharedNodeState, Spec, clock::NodeClock, history::NodeHistory},
+    plane::{ControlPlane, RunFolders, keda::Keda},
     wait,
 };
 
 /// Folder of the tests' fixtures and manifests.
-pub(crate) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
+pub(crate) const FIXTURES_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
 
 /// First subnet of 10.77.0.0/16 for scenarios. Below: 0 is the control plane, 1 the nodes, 2 pods of no scenario.
 const FIRST_SUBNET: u8 = 16;
 
 /// Control plane with KEDA, a node, and the CRDs of all resources that the tests use.
-pub(crate) struct World {
+pub(crate) struct TestCluster {
     pub(crate) plane: ControlPlane,
     pub(crate) keda: Keda,
-    pub(crate) ground: Arc<Ground>,
-    pub(crate) dns: Dns,
+    pub(crate) ground: Arc<SharedNodeState>,
+    pub(crate) dns: DnsServer,
     subnets: AtomicU8,
     nodes: AtomicU8,
     _node: Node,
 }
 
-// === impl World ===
+// === impl TestCluster ===
 
-impl World {
+impl TestCluster {
     /// Starts everything; `run` is the folder that `tests/cluster/enter` created.
     pub(crate) async fn start(run: &Path, bin: &Path) -> Self {
         let began = Instant::now();
-        let folders = Folders { bin: bin.to_owned(), run: run.to_owned(), logs: run.join("logs") };
+        let folders = RunFolders { bin: bin.to_owned(), run: run.to_owned(), logs: run.join("logs") };
         let pods = folders.logs.join("pods");
         std::fs::create_dir_all(&pods).unwrap();
 
         let plane = ControlPlane::start(&folders).await;
         println!("control plane: {:.1} s", began.elapsed().as_secs_f64());
-        let dns = Dns::start(&plane.admin).await;
+        let dns = DnsServer::start(&plane.admin).await;
         define(&plane.admin).await;
         let keda = Keda::start(&plane).await;
         println!("KEDA: {:.1} s", began.elapsed().as_secs_f64());
 
-        let ground = Arc::new(Ground {
-            history: History::default(),
+        let ground = Arc::new(SharedNodeState {
+            history: NodeHistory::default(),
             addresses: Addresses::default(),
             logs: pods,
             run: run.to_owned(),
@@ -82,8 +82,8 @@ impl World {
     }
 
     /// Adds a node.
-    pub(crate) async fn add_node(&self, machine: impl Into<Machine>) -> Node {
-        let Machine { labels, boot, clock, wired } = machine.into();
+    pub(crate) async fn add_node(&self, machine: impl Into<NodeTemplate>) -> Node {
+        let NodeTemplate { labels, boot, clock, wired } = machine.into();
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
         // The label that pods select it by names its scenario.
@@ -109,7 +109,7 @@ impl Spec {
             reserved: None,
             gpus: 64,
             boot: Duration::ZERO,
-            clock: Clock::Right,
+            clock: NodeClock::Right,
             wired: false,
         }
     }
@@ -118,7 +118,7 @@ impl Spec {
 /// Applies the CRDs other than KEDA's.
 async fn define(kube: &Kube) {
     let fixtures = ["interceptorroutes", "inferencepools"];
-    let files = fixtures.map(|name| Path::new(HERE).join(format!("fixtures/{name}.yaml")));
+    let files = fixtures.map(|name| Path::new(FIXTURES_DIR).join(format!("fixtures/{name}.yaml")));
     let definitions: Vec<_> =
         files.iter().flat_map(|file| api::objects_in(file)).chain(chart::definitions()).collect();
     for definition in &definitions {
@@ -127,7 +127,7 @@ async fn define(kube: &Kube) {
     for definition in &definitions {
         let name = definition["metadata"]["name"].as_str().unwrap();
         let all = kube.all::<CustomResourceDefinition>();
-        wait::object(&all, name, "established", wait::SOON, |found| {
+        wait::object(&all, name, "established", wait::WAIT_LIMIT, |found| {
             let conditions = found?.status.as_ref()?.conditions.as_ref()?;
             conditions.iter().find(|one| one.type_ == "Established" && one.status == "True").map(drop)
         })
@@ -135,7 +135,7 @@ async fn define(kube: &Kube) {
     }
 }
 
-async fn join(plane: &ControlPlane, ground: Arc<Ground>, spec: Spec) -> Node {
+async fn join(plane: &ControlPlane, ground: Arc<SharedNodeState>, spec: Spec) -> Node {
     let user = format!("system:node:{}", spec.name);
     let kube = Kube::new(&plane.kubeconfig(&user, Some("system:nodes"))).await;
     Node::join(kube, ground, spec).await

@@ -2,16 +2,16 @@
 
 use std::fmt::Write;
 
-use anteroom::config::{Kind, Section};
+use anteroom::config::{Section, ValueKind};
 
-const BEGIN: &str = "<!-- begin: by hand -->";
-const END: &str = "<!-- end: by hand -->";
+const BY_HAND_BEGIN: &str = "<!-- begin: by hand -->";
+const BY_HAND_END: &str = "<!-- end: by hand -->";
 
 /// Generates the whole document, keeping the text between the two marks in `now`.
 pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
     let by_hand = now
-        .split_once(BEGIN)
-        .and_then(|(_, rest)| Some(rest.split_once(END)?.0))
+        .split_once(BY_HAND_BEGIN)
+        .and_then(|(_, rest)| Some(rest.split_once(BY_HAND_END)?.0))
         .unwrap_or("\n## Request headers\n\nTo be written.\n\n");
     let mut text = format!(
         "# Configuration\n\n\
@@ -50,7 +50,7 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
     for section in sections {
         write_section(&mut text, section).unwrap();
     }
-    text + BEGIN + by_hand + END + "\n"
+    text + BY_HAND_BEGIN + by_hand + BY_HAND_END + "\n"
 }
 
 fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
@@ -65,7 +65,7 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
             if section.path.is_empty() { key.name.clone() } else { format!("{}.{}", section.path, key.name) };
         let default = match (&key.kind, &key.default) {
             _ if section.either => ", exactly one".to_owned(),
-            (Kind::Section(_), _) if !key.required => String::new(),
+            (ValueKind::Section(_), _) if !key.required => String::new(),
             (_, None) if key.required => ", **required**".to_owned(),
             (_, None) => String::new(),
             (_, Some(value)) => match value.as_str() {
@@ -79,16 +79,16 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
             },
         };
         let mut meaning = key.description.clone();
-        if let Kind::Choice(choices) = &key.kind {
+        if let ValueKind::Choice(choices) = &key.kind {
             for (word, description) in choices {
                 write!(meaning, "<br>`{word}`: {description}")?;
             }
         }
         let kind = match &key.kind {
-            Kind::List(item) if matches!(**item, Kind::Section(_)) => {
+            ValueKind::List(item) if matches!(**item, ValueKind::Section(_)) => {
                 format!("[list](#{})", anchor(&path))
             }
-            Kind::Section(_) => format!("[keys](#{})", anchor(&path)),
+            ValueKind::Section(_) => format!("[keys](#{})", anchor(&path)),
             kind => word(kind),
         };
         writeln!(text, "| `{}` | {kind}{default} | {meaning} |", key.name)?;
@@ -97,21 +97,21 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
     Ok(())
 }
 
-fn word(kind: &Kind) -> String {
+fn word(kind: &ValueKind) -> String {
     match kind {
-        Kind::Duration => "duration".to_owned(),
-        Kind::Bytes => "bytes".to_owned(),
-        Kind::Number(0) => "number".to_owned(),
-        Kind::Number(least) => format!("number, at least {least}"),
-        Kind::Ratio => "number from 0 to 1".to_owned(),
-        Kind::Boolean => "boolean".to_owned(),
-        Kind::Address => "address".to_owned(),
-        Kind::Text => "text".to_owned(),
-        Kind::Choice(_) => "word".to_owned(),
-        Kind::List(item) if matches!(**item, Kind::Number(_)) => "list of numbers".to_owned(),
-        Kind::List(item) => format!("list of {}s", word(item)),
-        Kind::Map => "map".to_owned(),
-        Kind::Section(_) => "mapping".to_owned(),
+        ValueKind::Duration => "duration".to_owned(),
+        ValueKind::Bytes => "bytes".to_owned(),
+        ValueKind::Number(0) => "number".to_owned(),
+        ValueKind::Number(least) => format!("number, at least {least}"),
+        ValueKind::Ratio => "number from 0 to 1".to_owned(),
+        ValueKind::Boolean => "boolean".to_owned(),
+        ValueKind::Address => "address".to_owned(),
+        ValueKind::Text => "text".to_owned(),
+        ValueKind::Choice(_) => "word".to_owned(),
+        ValueKind::List(item) if matches!(**item, ValueKind::Number(_)) => "list of numbers".to_owned(),
+        ValueKind::List(item) => format!("list of {}s", word(item)),
+        ValueKind::Map => "map".to_owned(),
+        ValueKind::Section(_) => "mapping".to_owned(),
     }
 }
 

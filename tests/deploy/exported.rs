@@ -15,7 +15,7 @@ use anteroom::{
     coldstart::ColdStarts,
     domain::Policy,
     error::ProxyError,
-    history::History,
+    history::RequestHistory,
     telemetry::{RouteCounters, StaticKind},
 };
 use http::{HeaderMap, HeaderValue};
@@ -25,9 +25,9 @@ use serde_json::Value;
 pub type Exported = BTreeMap<String, BTreeSet<String>>;
 
 /// Child process, killed on drop even if the test panics.
-struct Running(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Running {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -72,7 +72,7 @@ fn of_a_run() -> String {
         std::fs::write(&file, text).unwrap();
         let child =
             Command::new(program).args(["serve", "--config"]).arg(&file).stderr(Stdio::piped()).spawn();
-        let mut running = Running(child.unwrap());
+        let mut running = KillOnDrop(child.unwrap());
         let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines().map(Result::unwrap);
         let (address, admin) = lines
             .find_map(|line| {
@@ -109,13 +109,13 @@ fn of_a_run() -> String {
 }
 
 /// View of a proxy in a cluster whose route has served a placeholder and used its fallback.
-struct InCluster {
+struct FakeClusterView {
     gate: Arc<Gate>,
     unrouted: RouteCounters,
-    history: Arc<History>,
+    history: Arc<RequestHistory>,
 }
 
-impl View for InCluster {
+impl View for FakeClusterView {
     fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 8080))
     }
@@ -140,7 +140,7 @@ impl View for InCluster {
         &self.unrouted
     }
 
-    fn history(&self) -> &History {
+    fn history(&self) -> &RequestHistory {
         &self.history
     }
 
@@ -185,8 +185,11 @@ fn of_a_cluster() -> String {
             let gate = Gate::new("llm/chat".into(), Policy::default(), store.clone());
             gate.counters().answer_statically(StaticKind::Placeholder);
             gate.counters().fall_back();
-            let view =
-                Arc::new(InCluster { gate, unrouted: RouteCounters::default(), history: History::new(0) });
+            let view = Arc::new(FakeClusterView {
+                gate,
+                unrouted: RouteCounters::default(),
+                history: RequestHistory::new(0),
+            });
             let metrics = ColdStartMetrics::default();
             let admin = Admin::new(view, store, &metrics, Arc::default(), Default::default());
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();

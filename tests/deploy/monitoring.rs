@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     CHART, VLLM,
     exported::{Exported, exported, metrics},
-    promql::{Checked, check},
+    promql::{CheckedQuery, check},
     read, yaml,
 };
 
@@ -87,7 +87,8 @@ fn every_dashboard_query_reads_exported_metrics() {
     let mut shown = BTreeSet::new();
     for panel in panels(&dashboard) {
         for target in panel["targets"].as_array().into_iter().flatten() {
-            let Checked { labels, names, wrong: found } = check(text(target, "expr"), exported(), &values);
+            let CheckedQuery { labels, names, wrong: found } =
+                check(text(target, "expr"), exported(), &values);
             wrong.extend(found);
             shown.extend(names);
             let legend = text(target, "legendFormat");
@@ -127,7 +128,7 @@ fn every_dashboard_query_reads_exported_metrics() {
         let Some(query) = variable["query"]["query"].as_str() else { continue };
         let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
         let (selector, label) = inside.rsplit_once(", ").unwrap();
-        let Checked { labels, wrong, .. } = check(selector, exported(), &values);
+        let CheckedQuery { labels, wrong, .. } = check(selector, exported(), &values);
         assert!(wrong.is_empty() && labels.contains(label), "{query}: {wrong:?}");
     }
     let is_shown = |metric: &str| {

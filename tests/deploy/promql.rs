@@ -10,10 +10,10 @@ use promql_parser::{
 use super::exported::Exported;
 
 /// Labels added by the scrape configuration.
-const OF_THE_SCRAPE: [&str; 4] = ["instance", "job", "namespace", "pod"];
+const SCRAPE_LABELS: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
 /// Errors in a query, and the metrics it reads.
-pub struct Checked {
+pub struct CheckedQuery {
     /// Labels of the result.
     pub labels: BTreeSet<String>,
     /// Names of the metrics.
@@ -22,7 +22,7 @@ pub struct Checked {
     pub wrong: Vec<String>,
 }
 
-struct Checker<'a> {
+struct PromqlChecker<'a> {
     exported: &'a Exported,
     /// Allowed values of a metric's label, if they are a closed set.
     values: &'a dyn Fn(&str, &str) -> Option<BTreeSet<String>>,
@@ -35,7 +35,7 @@ pub fn check(
     query: &str,
     exported: &Exported,
     values: &dyn Fn(&str, &str) -> Option<BTreeSet<String>>,
-) -> Checked {
+) -> CheckedQuery {
     let filled = [
         ("$__rate_interval", "5m"),
         ("$__interval", "1m"),
@@ -45,7 +45,7 @@ pub fn check(
     ]
     .iter()
     .fold(query.to_owned(), |query, (variable, value)| query.replace(variable, value));
-    let mut checker = Checker { exported, values, names: BTreeSet::new(), wrong: Vec::new() };
+    let mut checker = PromqlChecker { exported, values, names: BTreeSet::new(), wrong: Vec::new() };
     let labels = match parse(&filled) {
         _ if filled.contains('$') => {
             checker.wrong.push("a variable that there is not".into());
@@ -58,10 +58,10 @@ pub fn check(
         }
     };
     let wrong = checker.wrong.into_iter().map(|wrong| format!("{query}: {wrong}")).collect();
-    Checked { labels, names: checker.names, wrong }
+    CheckedQuery { labels, names: checker.names, wrong }
 }
 
-impl Checker<'_> {
+impl PromqlChecker<'_> {
     /// Returns the labels of the result.
     fn labels(&mut self, expr: &Expr) -> BTreeSet<String> {
         match expr {
@@ -135,7 +135,7 @@ impl Checker<'_> {
             self.wrong.push(format!("`{name}` is not exported"));
             return BTreeSet::new();
         };
-        let labels: BTreeSet<_> = labels.iter().cloned().chain(OF_THE_SCRAPE.map(String::from)).collect();
+        let labels: BTreeSet<_> = labels.iter().cloned().chain(SCRAPE_LABELS.map(String::from)).collect();
         let matchers =
             selector.matchers.matchers.iter().chain(selector.matchers.or_matchers.iter().flatten());
         for matcher in matchers {
@@ -174,7 +174,7 @@ fn is_number(expr: &Expr) -> bool {
 }
 
 #[test]
-fn what_is_wrong_with_a_query_is_found() {
+fn faulty_queries_are_detected() {
     let labels = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     let exported: Exported = [
         ("a_total".to_owned(), labels(&["route", "outcome"])),

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// Required outcome for some bytes.
-enum Must {
+enum RequiredOutcome {
     /// No request reaches the model server; the client gets 4xx or no response.
     Refuse,
     /// Exactly these bodies reach it, in this order.
@@ -19,15 +19,15 @@ enum Must {
     /// Either of the two.
     RefuseOrPass(&'static [&'static str]),
 }
-use Must::{Pass, Refuse, RefuseOrPass};
+use RequiredOutcome::{Pass, Refuse, RefuseOrPass};
 
 /// Model server that records the bodies of its requests.
-struct Recorder {
+struct BodyRecorder {
     upstream: Upstream,
     bodies: Arc<Mutex<Vec<String>>>,
 }
 
-impl Recorder {
+impl BodyRecorder {
     async fn new() -> Self {
         let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
         let record = bodies.clone();
@@ -57,13 +57,13 @@ impl Recorder {
 }
 
 const SENTINEL: &str = r#"{"model":"tiny","text":"sentinel"}"#;
-const BODY: &str = r#"{"model":"tiny"}"#;
+const VALID_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Sends each case to a route with models, which reads bodies first, and to one without, which streams them.
-async fn all(cases: &[(&str, String, Must)]) {
+async fn all(cases: &[(&str, String, RequiredOutcome)]) {
     let mut wrong = Vec::new();
     for matching in ["", "match: {}"] {
-        let recorder = Recorder::new().await;
+        let recorder = BodyRecorder::new().await;
         let proxy = Proxy::tiny(&recorder.upstream.url(), matching).await;
         recorder.taken(&proxy).await;
         for (what, bytes, must) in cases {
@@ -113,7 +113,7 @@ async fn client_end(client: &mut crate::support::Wire) -> String {
 }
 
 fn chunked() -> String {
-    format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len())
+    format!("{:x}\r\n{VALID_BODY}\r\n0\r\n\r\n", VALID_BODY.len())
 }
 
 /// Returns a POST with exactly these header lines besides Host, and this body.
@@ -123,44 +123,56 @@ fn with(lines: &str, body: &str) -> String {
 
 #[tokio::test]
 async fn two_lengths_are_never_read_two_ways() {
-    let length = format!("Content-Length: {}\r\n", BODY.len());
+    let length = format!("Content-Length: {}\r\n", VALID_BODY.len());
     let te = "Transfer-Encoding: chunked\r\n";
     // By its Content-Length the body contains a second request, hidden behind the last chunk.
     let smuggled = format!("0\r\n\r\n{}", post(CHAT, r#"{"model":"tiny","text":"smuggled"}"#));
     let long = format!("Content-Length: {}\r\n", smuggled.len());
     let cases = [
-        ("length, then chunks", with(&format!("{length}{te}"), &chunked()), RefuseOrPass(&[BODY])),
-        ("chunks, then length", with(&format!("{te}{length}"), &chunked()), RefuseOrPass(&[BODY])),
+        ("length, then chunks", with(&format!("{length}{te}"), &chunked()), RefuseOrPass(&[VALID_BODY])),
+        ("chunks, then length", with(&format!("{te}{length}"), &chunked()), RefuseOrPass(&[VALID_BODY])),
         ("a request in what the length covers", with(&format!("{long}{te}"), &smuggled), RefuseOrPass(&[""])),
-        ("the same length twice", with(&format!("{length}{length}"), BODY), RefuseOrPass(&[BODY])),
-        ("the same length in a list", with("Content-Length: 16, 16\r\n", BODY), RefuseOrPass(&[BODY])),
-        ("two lengths", with(&format!("{length}Content-Length: 5\r\n"), BODY), Refuse),
-        ("two lengths, the shorter first", with(&format!("Content-Length: 5\r\n{length}"), BODY), Refuse),
-        ("two lengths in a list", with("Content-Length: 16, 5\r\n", BODY), Refuse),
-        ("a plus", with("Content-Length: +16\r\n", BODY), Refuse),
-        ("a minus", with("Content-Length: -16\r\n", BODY), Refuse),
-        ("a base", with("Content-Length: 0x10\r\n", BODY), Refuse),
-        ("an exponent", with("Content-Length: 16e0\r\n", BODY), Refuse),
-        ("a fraction", with("Content-Length: 16.0\r\n", BODY), Refuse),
-        ("a space within", with("Content-Length: 1 6\r\n", BODY), Refuse),
-        ("no number", with("Content-Length: \r\n", BODY), Refuse),
-        ("too large a number", with("Content-Length: 99999999999999999999\r\n", BODY), Refuse),
-        ("its negative in 64 bits", with("Content-Length: 18446744073709551615\r\n", BODY), Refuse),
-        ("spaces around", with("Content-Length:  16 \t \r\n", BODY), Pass(&[BODY])),
-        ("leading zeros", with("Content-Length: 0016\r\n", BODY), RefuseOrPass(&[BODY])),
+        (
+            "the same length twice",
+            with(&format!("{length}{length}"), VALID_BODY),
+            RefuseOrPass(&[VALID_BODY]),
+        ),
+        (
+            "the same length in a list",
+            with("Content-Length: 16, 16\r\n", VALID_BODY),
+            RefuseOrPass(&[VALID_BODY]),
+        ),
+        ("two lengths", with(&format!("{length}Content-Length: 5\r\n"), VALID_BODY), Refuse),
+        (
+            "two lengths, the shorter first",
+            with(&format!("Content-Length: 5\r\n{length}"), VALID_BODY),
+            Refuse,
+        ),
+        ("two lengths in a list", with("Content-Length: 16, 5\r\n", VALID_BODY), Refuse),
+        ("a plus", with("Content-Length: +16\r\n", VALID_BODY), Refuse),
+        ("a minus", with("Content-Length: -16\r\n", VALID_BODY), Refuse),
+        ("a base", with("Content-Length: 0x10\r\n", VALID_BODY), Refuse),
+        ("an exponent", with("Content-Length: 16e0\r\n", VALID_BODY), Refuse),
+        ("a fraction", with("Content-Length: 16.0\r\n", VALID_BODY), Refuse),
+        ("a space within", with("Content-Length: 1 6\r\n", VALID_BODY), Refuse),
+        ("no number", with("Content-Length: \r\n", VALID_BODY), Refuse),
+        ("too large a number", with("Content-Length: 99999999999999999999\r\n", VALID_BODY), Refuse),
+        ("its negative in 64 bits", with("Content-Length: 18446744073709551615\r\n", VALID_BODY), Refuse),
+        ("spaces around", with("Content-Length:  16 \t \r\n", VALID_BODY), Pass(&[VALID_BODY])),
+        ("leading zeros", with("Content-Length: 0016\r\n", VALID_BODY), RefuseOrPass(&[VALID_BODY])),
     ];
     all(&cases).await;
 }
 
 #[tokio::test]
-async fn chunked_is_said_in_one_way_only() {
+async fn chunked_has_one_accepted_spelling() {
     let te = |value: &str| with(&format!("Transfer-Encoding: {value}\r\n"), &chunked());
     let both = |value: &str| {
-        with(&format!("Content-Length: {}\r\nTransfer-Encoding: {value}\r\n", BODY.len()), BODY)
+        with(&format!("Content-Length: {}\r\nTransfer-Encoding: {value}\r\n", VALID_BODY.len()), VALID_BODY)
     };
     let cases = [
-        ("as it should be", te("chunked"), Pass(&[BODY])),
-        ("in capitals", te("CHUNKED"), RefuseOrPass(&[BODY])),
+        ("as it should be", te("chunked"), Pass(&[VALID_BODY])),
+        ("in capitals", te("CHUNKED"), RefuseOrPass(&[VALID_BODY])),
         ("twice in a list", te("chunked, chunked"), Refuse),
         ("not at the end", te("chunked, gzip"), Refuse),
         ("not at the end, over a length", both("chunked, identity"), Refuse),
@@ -186,53 +198,54 @@ async fn chunked_is_said_in_one_way_only() {
 }
 
 #[tokio::test]
-async fn chunks_are_what_they_say() {
+async fn chunk_sizes_must_match_data() {
     let te = |body: &str| with("Transfer-Encoding: chunked\r\n", body);
-    let size = |size: &str| te(&format!("{size}\r\n{BODY}\r\n0\r\n\r\n"));
+    let size = |size: &str| te(&format!("{size}\r\n{VALID_BODY}\r\n0\r\n\r\n"));
     let ext = "x".repeat(20 << 10);
-    let many: String = BODY.chars().map(|byte| format!("1;{}\r\n{byte}\r\n", "e".repeat(2000))).collect();
+    let many: String =
+        VALID_BODY.chars().map(|byte| format!("1;{}\r\n{byte}\r\n", "e".repeat(2000))).collect();
     let cases = [
-        ("an extension", size("10;a=b"), Pass(&[BODY])),
-        ("capitals and zeros", size("0010"), RefuseOrPass(&[BODY])),
+        ("an extension", size("10;a=b"), Pass(&[VALID_BODY])),
+        ("capitals and zeros", size("0010"), RefuseOrPass(&[VALID_BODY])),
         ("a base", size("0x10"), Refuse),
         ("a plus", size("+10"), Refuse),
         ("a minus", size("-10"), Refuse),
         ("a space before", size(" 10"), Refuse),
-        ("a space behind", size("10 "), RefuseOrPass(&[BODY])),
+        ("a space behind", size("10 "), RefuseOrPass(&[VALID_BODY])),
         ("no size", size(""), Refuse),
         ("a size of 64 bits", size("ffffffffffffffff"), Refuse),
         ("a size of more than 64 bits", size("10000000000000010"), Refuse),
         ("an overlong extension", size(&format!("10;{ext}")), Refuse),
         ("overlong extensions together", te(&format!("{many}0\r\n\r\n")), Refuse),
         ("a line feed alone in an extension", size("10;a\nb"), Refuse),
-        ("a line feed alone after the size", te(&format!("10\n{BODY}\r\n0\r\n\r\n")), Refuse),
-        ("a line feed alone after the data", te(&format!("10\r\n{BODY}\n0\r\n\r\n")), Refuse),
-        ("no end of the data", te(&format!("10\r\n{BODY}xx0\r\n\r\n")), Refuse),
-        ("no last chunk", te(&format!("10\r\n{BODY}\r\n")), Refuse),
+        ("a line feed alone after the size", te(&format!("10\n{VALID_BODY}\r\n0\r\n\r\n")), Refuse),
+        ("a line feed alone after the data", te(&format!("10\r\n{VALID_BODY}\n0\r\n\r\n")), Refuse),
+        ("no end of the data", te(&format!("10\r\n{VALID_BODY}xx0\r\n\r\n")), Refuse),
+        ("no last chunk", te(&format!("10\r\n{VALID_BODY}\r\n")), Refuse),
         ("half a chunk", te("10\r\n{\"mo"), Refuse),
-        ("trailers", te(&format!("10\r\n{BODY}\r\n0\r\nX-Trailer: 1\r\n\r\n")), Pass(&[BODY])),
+        ("trailers", te(&format!("10\r\n{VALID_BODY}\r\n0\r\nX-Trailer: 1\r\n\r\n")), Pass(&[VALID_BODY])),
         (
             "trailers that would be framing",
             te(&format!(
-                "10\r\n{BODY}\r\n0\r\nContent-Length: 5\r\nTransfer-Encoding: x\r\nHost: evil\r\n\r\n"
+                "10\r\n{VALID_BODY}\r\n0\r\nContent-Length: 5\r\nTransfer-Encoding: x\r\nHost: evil\r\n\r\n"
             )),
-            RefuseOrPass(&[BODY]),
+            RefuseOrPass(&[VALID_BODY]),
         ),
-        ("overlong trailers", te(&format!("10\r\n{BODY}\r\n0\r\nX: {ext}\r\n\r\n")), Refuse),
+        ("overlong trailers", te(&format!("10\r\n{VALID_BODY}\r\n0\r\nX: {ext}\r\n\r\n")), Refuse),
     ];
     all(&cases).await;
 }
 
 #[tokio::test]
 async fn heads_are_read_strictly() {
-    let post = |head: &str| format!("{head}\r\nContent-Length: 16\r\n\r\n{BODY}");
+    let post = |head: &str| format!("{head}\r\nContent-Length: 16\r\n\r\n{VALID_BODY}");
     let line = |line: &str| post(&format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\n{line}"));
     let host = |hosts: &str| post(&format!("POST {CHAT} HTTP/1.1{hosts}"));
     let cases = [
-        ("line feeds alone", line("X: 1").replace("\r\n", "\n"), RefuseOrPass(&[BODY])),
+        ("line feeds alone", line("X: 1").replace("\r\n", "\n"), RefuseOrPass(&[VALID_BODY])),
         ("one line feed alone", line("X: 1\nContent-Length: 5"), Refuse),
         ("a carriage return alone", line("X: 1\rContent-Length: 5"), Refuse),
-        ("a folded line", line("X: 1\r\n Content-Length: 5"), RefuseOrPass(&[BODY])),
+        ("a folded line", line("X: 1\r\n Content-Length: 5"), RefuseOrPass(&[VALID_BODY])),
         ("a space before the colon", line("X : 1"), Refuse),
         ("no colon", line("X"), Refuse),
         ("no name", line(": 1"), Refuse),
@@ -241,7 +254,7 @@ async fn heads_are_read_strictly() {
         ("a space in a name", line("X Y: 1"), Refuse),
         ("a byte of no name", line("X(: 1"), Refuse),
         ("a name that is no ASCII", line("Xé: 1"), Refuse),
-        ("a value that is no ASCII", line("X: é"), Pass(&[BODY])),
+        ("a value that is no ASCII", line("X: é"), Pass(&[VALID_BODY])),
         ("two hosts", host("\r\nHost: api.test\r\nHost: evil.test"), Refuse),
         ("the same host twice", host("\r\nHost: api.test\r\nHost: api.test"), Refuse),
         ("no host", host(""), Refuse),
@@ -249,8 +262,8 @@ async fn heads_are_read_strictly() {
         ("a host with a space", host("\r\nHost: api.test evil.test"), Refuse),
         ("a host with a path", host("\r\nHost: api.test/evil"), Refuse),
         ("a host with a user", host("\r\nHost: api.test@evil.test"), Refuse),
-        ("a host with a port", host("\r\nHost: api.test:8080"), Pass(&[BODY])),
-        ("an IPv6 host", host("\r\nHost: [::1]:8080"), Pass(&[BODY])),
+        ("a host with a port", host("\r\nHost: api.test:8080"), Pass(&[VALID_BODY])),
+        ("an IPv6 host", host("\r\nHost: [::1]:8080"), Pass(&[VALID_BODY])),
         (
             "a target with a user",
             post(&format!("POST http://api.test@evil.test{CHAT} HTTP/1.1\r\nHost: api.test")),
@@ -276,7 +289,7 @@ async fn the_absolute_form_wins_over_the_host() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [good.test] }").await;
     let request = |target: &str, host: &str| {
-        format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 16\r\n\r\n{BODY}")
+        format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 16\r\n\r\n{VALID_BODY}")
     };
     let mut client = proxy.sent(request(&format!("http://good.test{CHAT}"), "evil.test")).await;
     let call = upstream.call().await;
@@ -315,8 +328,8 @@ async fn http_1_0_is_spoken() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_request_that_we_answer_is_no_request() {
-    let recorder = Recorder::new().await;
+async fn body_of_a_rejected_request_is_not_parsed() {
+    let recorder = BodyRecorder::new().await;
     let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
     let hidden = chat("hidden");
     for path in ["/v1/models", "/health", "/nothing", CHAT] {
@@ -331,7 +344,7 @@ async fn the_body_of_a_request_that_we_answer_is_no_request() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_lengths_is_passed_on_with_one() {
+async fn response_with_two_framings_passes_with_one() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for length in ["3", "300"] {

@@ -126,7 +126,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
 }
 
 #[tokio::test]
-async fn unaware_gateway_is_asked_again() {
+async fn unaware_gateway_is_retried() {
     let pod = Upstream::cold().await;
     let mut envoy = Upstream::warm().await;
     let cluster = cluster();
@@ -218,7 +218,7 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
 }
 
 #[tokio::test]
-async fn a_gateway_before_two_roles_is_not_asked_too_soon() {
+async fn gateway_waits_for_both_roles() {
     let (decode, prefill) = (Upstream::cold().await, Upstream::warm().await);
     let mut router = Upstream::warm().await;
     let (cluster, serves, helps) = of_two_roles();
@@ -241,7 +241,7 @@ fn h2c() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_pod_that_wants_http_2_is_asked_and_sent_to_in_it() {
+async fn http_2_pod_is_probed_and_served_over_http_2() {
     let mut pod = H2c::new(100, false).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, NotReady)]);
@@ -334,7 +334,7 @@ async fn a_burst_makes_one_connection() {
 /// respond; once the cluster reports that it has ended, requests without a head move to another pod, and a started
 /// response may continue for a while.
 #[tokio::test]
-async fn a_dead_pod_gives_back_what_it_has_not_answered() {
+async fn dead_pod_requeues_unanswered_requests() {
     let (mut one, mut two) = (Upstream::warm().await, Upstream::warm().await);
     let cluster = cluster();
     cluster.says(&[(one.address, Ready)]);
@@ -369,7 +369,7 @@ async fn a_dead_pod_gives_back_what_it_has_not_answered() {
 
 /// Over HTTP/2, waiting requests share their connection with a started response.
 #[tokio::test]
-async fn a_dead_pod_gives_back_its_streams_one_by_one() {
+async fn dead_pod_requeues_http_2_streams() {
     let (mut one, mut two) = (H2c::new(100, true).await, H2c::new(100, true).await);
     let cluster = h2c();
     cluster.says(&[(one.address, Ready)]);
@@ -486,6 +486,6 @@ async fn stalled_body_does_not_blame_the_pod() {
     pod.call().await.reply("served");
     assert_eq!(client.response().await.status(), 200);
     assert_eq!(pod.accepted(), 2, "the one that failed, and the next one");
-    let account = proxy.stopped(anteroom::drain::Request::Interrupt).await;
+    let account = proxy.stopped(anteroom::drain::StopSignal::Interrupt).await;
     assert_eq!(account.ended_as(anteroom::error::Outcome::UpstreamError), 0, "{account:?}");
 }

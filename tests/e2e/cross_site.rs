@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Origin of another site's page.
-const EVIL: &str = "https://evil.example";
+const FOREIGN_ORIGIN: &str = "https://evil.example";
 
 /// Starts a proxy on a loopback address with the default host check, or with these further keys.
 async fn at_home(url: &str, keys: &str) -> Proxy {
@@ -43,8 +43,8 @@ async fn foreign_page_wakes_nothing_on_loopback() {
     let host = proxy.address.to_string();
     let own = format!("http://{host}");
     for fields in [
-        &[("Origin", EVIL), ("Sec-Fetch-Site", "cross-site")][..],
-        &[("Origin", EVIL)],
+        &[("Origin", FOREIGN_ORIGIN), ("Sec-Fetch-Site", "cross-site")][..],
+        &[("Origin", FOREIGN_ORIGIN)],
         &[("Sec-Fetch-Site", "cross-site")],
         &[("Sec-Fetch-Site", "Same-Origin")],
         &[("Origin", "http://localhost:3000"), ("Sec-Fetch-Site", "same-site")],
@@ -54,8 +54,8 @@ async fn foreign_page_wakes_nothing_on_loopback() {
         &[("Origin", "")],
         &[("Origin", "HTTPS://EVIL.EXAMPLE")],
         &[("Origin", "http://127.0.0.1.evil.example")],
-        &[("ORIGIN", EVIL), ("origin", &own)],
-        &[("Origin", &own), ("Origin", EVIL)],
+        &[("ORIGIN", FOREIGN_ORIGIN), ("origin", &own)],
+        &[("Origin", &own), ("Origin", FOREIGN_ORIGIN)],
         &[("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")],
     ] {
         is_refused(&proxy, simple(&host, fields)).await;
@@ -63,9 +63,9 @@ async fn foreign_page_wakes_nothing_on_loopback() {
     // Other kinds of requests: an image, a WebSocket, a preflight.
     let as_host = |request: String| request.replace("api.test", &host);
     is_refused(&proxy, as_host(get_with("/v1/models", &[("Sec-Fetch-Site", "cross-site")]))).await;
-    let upgrade = [("Origin", EVIL), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
+    let upgrade = [("Origin", FOREIGN_ORIGIN), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
     is_refused(&proxy, as_host(get_with("/v1/realtime", &upgrade))).await;
-    let preflight = get_with(CHAT, &[("Origin", EVIL), ("Access-Control-Request-Method", "POST")]);
+    let preflight = get_with(CHAT, &[("Origin", FOREIGN_ORIGIN), ("Access-Control-Request-Method", "POST")]);
     is_refused(&proxy, as_host(preflight.replace("GET", "OPTIONS"))).await;
     assert_eq!(proxy.refused("cross_site").await, 17);
     assert_eq!((upstream.probes(), upstream.requests()), (0, 0));
@@ -98,7 +98,7 @@ async fn foreign_host_wakes_nothing_on_loopback() {
     *request.uri_mut() = format!("http://evil.example{CHAT}").parse().unwrap();
     assert_eq!(soon("an answer", client.send_request(request)).await.unwrap().status(), 403);
     let mut request: http::Request<Full<Bytes>> = h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#);
-    request.headers_mut().insert("origin", EVIL.parse().unwrap());
+    request.headers_mut().insert("origin", FOREIGN_ORIGIN.parse().unwrap());
     assert_eq!(soon("an answer", client.send_request(request)).await.unwrap().status(), 403);
     assert_eq!(proxy.route("tiny").await["state"], "idle");
     assert_eq!((upstream.probes(), upstream.requests()), (0, 0));
@@ -180,7 +180,7 @@ async fn listed_origin_may_ask_and_read() {
     assert!(response.head.all("vary").contains(&"Origin"), "{:?}", response.head);
     assert_eq!((proxy.route("tiny").await["state"].clone(), upstream.requests()), ("idle".into(), 0));
     proxy.ask(preflight("https://chat.example", "/v1/nothing")).await.is_error(404, "unknown_path");
-    proxy.ask(preflight(EVIL, CHAT)).await.is_error(403, "cross_site");
+    proxy.ask(preflight(FOREIGN_ORIGIN, CHAT)).await.is_error(403, "cross_site");
 
     // Every response is readable for a listed origin, unless the server sends its own Access-Control-Allow-Origin.
     let listed = [("Origin", "HTTP://localhost:3000"), ("Sec-Fetch-Site", "same-site")];
@@ -201,15 +201,19 @@ async fn listed_origin_may_ask_and_read() {
     // An unlisted page is rejected, and so is one that sends a listed origin in addition to its own.
     is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example:8443")])).await;
     is_refused_warm(&proxy, simple("localhost", &[("Origin", "http://chat.example")])).await;
-    is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example"), ("Origin", EVIL)]))
-        .await;
+    is_refused_warm(
+        &proxy,
+        simple("localhost", &[("Origin", "https://chat.example"), ("Origin", FOREIGN_ORIGIN)]),
+    )
+    .await;
     is_refused_warm(&proxy, simple("localhost", &[("Sec-Fetch-Site", "cross-site")])).await;
     // With `*`, every origin is allowed.
     proxy
         .reload(&format!("cors: {{ origins: [\"*\"] }}\n{}", routes(&[route("tiny", &upstream.url(), "")])))
         .await;
     crate::support::until("the list of all", async || {
-        proxy.ask(simple("localhost", &[("Origin", EVIL)]).replace("tiny", "none")).await.status() == 404
+        proxy.ask(simple("localhost", &[("Origin", FOREIGN_ORIGIN)]).replace("tiny", "none")).await.status()
+            == 404
     })
     .await;
     proxy.stop(&[("completed", 2)]).await;
@@ -221,10 +225,10 @@ async fn is_refused_warm(proxy: &Proxy, request: String) {
 }
 
 #[tokio::test]
-async fn other_binds_are_guarded_where_cors_is_configured() {
+async fn other_binds_are_guarded_if_cors_is_configured() {
     let mut upstream = Upstream::warm().await;
     let proxy = at_home(&upstream.url(), "").await.reachable();
-    let fields = [("Origin", EVIL), ("Sec-Fetch-Site", "cross-site")];
+    let fields = [("Origin", FOREIGN_ORIGIN), ("Sec-Fetch-Site", "cross-site")];
     let mut client = proxy.sent(simple("evil.example", &fields)).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -240,7 +244,7 @@ async fn page_opens_no_websocket_to_an_application() {
     let upstream = Upstream::warm().await;
     let proxy = at_home("http://127.0.0.1:1", "").await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
-    let upgrade = [("Origin", EVIL), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
+    let upgrade = [("Origin", FOREIGN_ORIGIN), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
     is_refused_warm(&proxy, get_with("/chat", &upgrade).replace("api.test", "localhost")).await;
     is_refused_warm(&proxy, get("/chat")).await;
     assert_eq!(upstream.requests(), 0);
@@ -258,7 +262,7 @@ async fn admin_port_is_guarded_on_every_path() {
     for path in paths {
         for fields in [
             &[("Sec-Fetch-Site", "cross-site")][..],
-            &[("Origin", EVIL)],
+            &[("Origin", FOREIGN_ORIGIN)],
             &[("Origin", "null")],
             &[("Sec-Fetch-Site", "same-site"), ("Origin", "http://localhost:1")],
         ] {

@@ -1,6 +1,6 @@
 //! The dashboard and its event stream, over real sockets.
 
-use anteroom::{app::Command, drain::Request};
+use anteroom::{app::Command, drain::StopSignal};
 use serde_json::Value;
 
 use crate::support::{
@@ -159,7 +159,7 @@ async fn only_so_many_follow() {
 }
 
 #[tokio::test]
-async fn who_follows_is_told_of_the_draining_and_of_the_end() {
+async fn watcher_receives_draining_and_end() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::start(&format!(
         "drainTimeout: 10m\n{}",
@@ -173,7 +173,7 @@ async fn who_follows_is_told_of_the_draining_and_of_the_end() {
     client.head().await.unwrap();
     let mut follower = Follower::new(&proxy).await;
     assert_eq!(follower.next().await.unwrap().1["about"]["draining"], false);
-    proxy.commands.send(Command::Stop(Request::Interrupt)).await.unwrap();
+    proxy.commands.send(Command::Stop(StopSignal::Interrupt)).await.unwrap();
     soon("the draining", async { while follower.next().await.unwrap().1["about"]["draining"] != true {} })
         .await;
     // Requests in flight are completed.

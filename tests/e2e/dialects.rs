@@ -12,7 +12,7 @@ use crate::support::{
     wire::{Response, get_with, post, post_with},
 };
 
-const SOON: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
+const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
 const MESSAGES: &str = "/v1/messages";
 const RESPONSES: &str = "/v1/responses";
 
@@ -101,7 +101,7 @@ async fn failures_below_a_prefix_have_their_apis_shape() {
 #[tokio::test]
 async fn late_failures_are_events_of_their_api() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
+    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let body = r#"{"model":"tiny","stream":true}"#;
     let mut client = proxy.sent(post(MESSAGES, body)).await;
     let [(name, data)] = events(&mut client).await.try_into().unwrap();
@@ -128,7 +128,7 @@ async fn late_server_errors_are_events_of_their_api() {
         (RESPONSES, gateway, "gateway"),
     ] {
         let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+        let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
         let mut client = proxy.sent(post(path, r#"{"model":"tiny","stream":true}"#)).await;
         assert_eq!(client.head().await.unwrap().status(), 200);
         upstream.wake();

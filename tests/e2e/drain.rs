@@ -1,6 +1,6 @@
 //! Shutdown: orderly, with an outcome for every request.
 
-use anteroom::drain::Request;
+use anteroom::drain::StopSignal;
 use tokio::net::TcpStream;
 
 use crate::support::{
@@ -14,7 +14,7 @@ async fn start(times: &str, url: &str, more: &str) -> Proxy {
     Proxy::start(&format!("{times}\n{}", routes(&[route("tiny", url, more)]))).await
 }
 
-async fn stop(proxy: &Proxy, request: Request) {
+async fn stop(proxy: &Proxy, request: StopSignal) {
     proxy.commands.send(Command::Stop(request)).await.unwrap();
 }
 
@@ -36,7 +36,7 @@ async fn unready_proxy_serves_during_the_drain_delay() {
     assert_eq!(client.response().await.status(), 200);
     assert_eq!(proxy.admin("/readyz").await.status(), 200);
 
-    stop(&proxy, Request::Terminate).await;
+    stop(&proxy, StopSignal::Terminate).await;
     unready(&proxy).await;
     assert_eq!(proxy.admin("/livez").await.status(), 200, "a restart would help nobody");
     let mut client = proxy.sent(chat("after")).await;
@@ -68,7 +68,7 @@ async fn drain_ends_with_the_last_request() {
     let request = sender.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
     let mut second = upstream.call().await;
 
-    stop(&proxy, Request::Interrupt).await;
+    stop(&proxy, StopSignal::Interrupt).await;
     refuses_connections(&proxy).await;
     assert_eq!(idle.end().await, b"", "nobody waits for who has nothing under way");
     assert_eq!(silent.end().await, b"");
@@ -87,12 +87,12 @@ async fn drain_ends_with_the_last_request() {
 }
 
 #[tokio::test]
-async fn drain_serves_held_requests_if_the_target_comes() {
+async fn drain_serves_held_requests_once_target_is_ready() {
     let mut upstream = Upstream::cold().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
     proxy.held(1).await;
-    stop(&proxy, Request::Interrupt).await;
+    stop(&proxy, StopSignal::Interrupt).await;
     refuses_connections(&proxy).await;
     proxy.held(1).await;
     upstream.wake();
@@ -103,7 +103,7 @@ async fn drain_serves_held_requests_if_the_target_comes() {
 }
 
 #[tokio::test]
-async fn held_requests_are_told_so_if_it_does_not() {
+async fn drain_rejects_held_requests_without_target() {
     let upstream = Upstream::cold().await;
     let keepalive = "keepalive: { after: 10ms, interval: 10ms }";
     // A quarter of the timeout is reserved for sending the errors.
@@ -112,7 +112,7 @@ async fn held_requests_are_told_so_if_it_does_not() {
     let mut stream = proxy.sent(streaming("hears")).await;
     stream.head().await.unwrap();
     proxy.held(2).await;
-    stop(&proxy, Request::Interrupt).await;
+    stop(&proxy, StopSignal::Interrupt).await;
     let response = client.response().await;
     response.is_error(503, "draining");
     assert_eq!((response.get("retry-after"), response.get("x-should-retry")), (Some("1"), Some("true")));
@@ -123,7 +123,7 @@ async fn held_requests_are_told_so_if_it_does_not() {
 }
 
 #[tokio::test]
-async fn what_takes_too_long_is_cut_off_and_counted() {
+async fn requests_beyond_drain_timeout_are_cut_off() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("drainTimeout: 200ms", &upstream.url(), "").await;
     let mut client = proxy.sent(streaming("endless")).await;
@@ -133,7 +133,7 @@ async fn what_takes_too_long_is_cut_off_and_counted() {
     client.head().await.unwrap();
     let mut unanswered = proxy.sent(chat("unanswered")).await;
     let second = upstream.call().await;
-    stop(&proxy, Request::Interrupt).await;
+    stop(&proxy, StopSignal::Interrupt).await;
     assert_eq!(client.part().await, Part::Broken);
     assert_eq!(unanswered.end().await, b"");
     call.gone().await;
@@ -153,7 +153,7 @@ async fn a_second_order_cuts_at_once() {
     client.head().await.unwrap();
     let mut held = proxy.sent(crate::support::wire::post(CHAT, r#"{"model":"cold"}"#)).await;
     until("held", async || proxy.route("cold").await["held"] == 1).await;
-    stop(&proxy, Request::Terminate).await;
+    stop(&proxy, StopSignal::Terminate).await;
     unready(&proxy).await;
     proxy.stop(&[("draining", 2)]).await;
     assert_eq!(client.part().await, Part::Broken);
@@ -166,7 +166,7 @@ async fn draining_closes_kept_connections() {
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("one") + &chat("two")).await;
     let call = upstream.call().await;
-    stop(&proxy, Request::Interrupt).await;
+    stop(&proxy, StopSignal::Interrupt).await;
     refuses_connections(&proxy).await;
     call.echo().await;
     let response = client.response().await;

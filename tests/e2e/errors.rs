@@ -8,9 +8,9 @@ use anteroom::{
 };
 
 /// Row of `docs/errors.md`: status, types, gRPC status, Retry-After, x-should-retry.
-type Row = [String; 6];
+type ErrorRow = [String; 6];
 
-fn documented() -> BTreeMap<String, Row> {
+fn documented() -> BTreeMap<String, ErrorRow> {
     let text = include_str!("../../docs/errors.md");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     let rows = rows.map(|line| {
@@ -64,7 +64,7 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
 }
 
 #[test]
-fn the_document_says_what_is_answered() {
+fn document_matches_error_responses() {
     let documented = documented();
     let mut seen = BTreeMap::new();
     for error in every_error(None) {
@@ -108,7 +108,7 @@ fn the_document_names_every_outcome() {
 }
 
 #[test]
-fn retry_after_stays_within_what_sdks_honour() {
+fn retry_after_stays_within_sdk_limits() {
     let documented = documented();
     for (known, expected) in [(None, 5), (Some(0), 1), (Some(17), 17), (Some(3600), 60)] {
         for error in every_error(known.map(Duration::from_secs)) {
@@ -126,7 +126,7 @@ fn retry_after_stays_within_what_sdks_honour() {
 }
 
 #[test]
-fn sdks_are_told_what_not_to_retry() {
+fn should_retry_header_stops_sdk_retries() {
     for error in every_error(None) {
         let answer = error.answer();
         let status = answer.status.as_u16();

@@ -6,7 +6,7 @@ use crate::support::{
 };
 
 /// Output of the model server before it fails, with a secret in each line.
-const PRINTED: [&str; 3] = [
+const SERVER_OUTPUT: [&str; 3] = [
     "using key sk-0123456789abcdef",
     "args: --api-key letmein token=letmein",
     "RuntimeError: 401 for hf_AbCdEfGhIjKlMnOp with Bearer letmein0123",
@@ -18,7 +18,7 @@ const SECRETS: [&str; 4] = ["0123456789abcdef", "letmein", "AbCdEfGhIjKlMnOp", "
 /// Returns a route whose model server prints these lines and fails.
 fn failing(more: &str) -> String {
     // Runs long enough for an early head to be sent where one is due.
-    let script = PRINTED.map(|line| format!("echo '{line}'; ")).concat() + "sleep 0.3; exit 3";
+    let script = SERVER_OUTPUT.map(|line| format!("echo '{line}'; ")).concat() + "sleep 0.3; exit 3";
     let command = serde_json::json!(["sh", "-c", script, "-", "{port}"]);
     let target = format!("target: {{ process: {{ command: {command} }} }}");
     format!("  - {{ name: tiny, match: {{ models: [tiny] }}, {target}, {more} }}\n")

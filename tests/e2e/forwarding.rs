@@ -8,7 +8,7 @@ use crate::support::{
     wire::{CHAT, Part, chat, get, post_with, streaming},
 };
 
-const BODY: &str = r#"{"model":"tiny"}"#;
+const TINY_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Makes the target known to be up.
 async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
@@ -90,17 +90,17 @@ async fn an_answer_passes_part_by_part() {
 }
 
 #[tokio::test]
-async fn http_2_gets_it_part_by_part_too() {
+async fn http_2_response_is_streamed_part_by_part() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
-    let request = client.send_request(h2::post(proxy.address, CHAT, BODY));
+    let request = client.send_request(h2::post(proxy.address, CHAT, TINY_BODY));
     let answering = async {
         let mut call = upstream.call().await;
         assert_eq!(call.head.start, format!("POST {CHAT} HTTP/1.1"));
         assert_eq!(call.head.get("host"), Some(&*proxy.address.to_string()));
         assert_eq!((call.head.get("via"), call.head.get("content-length")), (Some("2 anteroom"), Some("16")));
-        assert_eq!(call.body().await, BODY);
+        assert_eq!(call.body().await, TINY_BODY);
         call.send(STREAM.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n"))
             .await;
         call
@@ -119,12 +119,13 @@ async fn http_2_gets_it_part_by_part_too() {
 }
 
 #[tokio::test]
-async fn trailers_pass_to_who_says_that_it_takes_them() {
+async fn trailers_pass_to_clients_sending_te_trailers() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let head = "HTTP/1.1 200 OK\r\nTrailer: x-usage\r\nTransfer-Encoding: chunked\r\n\r\n";
     let tail = "0\r\nx-usage: 42\r\n\r\n";
-    let mut client = proxy.sent(post_with(CHAT, &[("TE", "trailers"), ("Connection", "TE")], BODY)).await;
+    let mut client =
+        proxy.sent(post_with(CHAT, &[("TE", "trailers"), ("Connection", "TE")], TINY_BODY)).await;
     let mut call = upstream.call().await;
     assert_eq!((call.head.get("te"), call.head.get("connection")), (Some("trailers"), Some("TE")));
     call.body().await;
@@ -134,7 +135,7 @@ async fn trailers_pass_to_who_says_that_it_takes_them() {
     assert_eq!(client.part().await, Part::Last("x-usage: 42\r\n".into()));
 
     // A client without `TE: trailers` gets the end of the body without trailers.
-    client.send(post_with(CHAT, &[], BODY)).await;
+    client.send(post_with(CHAT, &[], TINY_BODY)).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.get("te"), None);
     call.body().await;
@@ -144,7 +145,7 @@ async fn trailers_pass_to_who_says_that_it_takes_them() {
     assert_eq!(client.part().await, Part::Last(String::new()));
 
     let mut sender = h2::connect(proxy.address).await;
-    let request = sender.send_request(h2::post(proxy.address, CHAT, BODY));
+    let request = sender.send_request(h2::post(proxy.address, CHAT, TINY_BODY));
     let answering = async {
         let mut call = upstream.call().await;
         call.body().await;
@@ -198,7 +199,7 @@ async fn heads_without_bodies_end_where_they_end() {
 }
 
 #[tokio::test]
-async fn large_bodies_arrive_as_they_were_sent_both_ways() {
+async fn large_bodies_pass_unchanged_both_ways() {
     let upstream = Upstream::warm().await.automatic(async |mut call| {
         // Echoes the body unchanged, with a Content-Length or in chunks.
         let body = call.body().await;
@@ -286,11 +287,11 @@ async fn upload_streams_when_the_target_is_warm() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_gets_it() {
+async fn client_expecting_100_continue_gets_it() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    let request = post_with(CHAT, &[("Expect", "100-continue")], BODY);
-    let (head, body) = request.split_at(request.len() - BODY.len());
+    let request = post_with(CHAT, &[("Expect", "100-continue")], TINY_BODY);
+    let (head, body) = request.split_at(request.len() - TINY_BODY.len());
     let mut client = proxy.sent(head).await;
     assert_eq!(client.head().await.unwrap().status(), 100);
     client.send(body).await;
@@ -304,7 +305,7 @@ async fn a_client_that_waits_for_100_continue_gets_it() {
 }
 
 #[tokio::test]
-async fn request_heads_are_what_a_good_proxy_makes_of_them() {
+async fn request_heads_are_rewritten_correctly() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -328,7 +329,7 @@ async fn request_heads_are_what_a_good_proxy_makes_of_them() {
         ("OpenAI-Organization", "org"),
         ("Accept-Encoding", "gzip"),
     ];
-    let mut client = proxy.sent(post_with(&format!("{CHAT}?a=b%20c"), &fields, BODY)).await;
+    let mut client = proxy.sent(post_with(&format!("{CHAT}?a=b%20c"), &fields, TINY_BODY)).await;
     let mut call = upstream.call().await;
     let head = call.head.clone();
     assert_eq!(head.start, format!("POST {CHAT}?a=b%20c HTTP/1.1"));
@@ -356,7 +357,7 @@ async fn request_heads_are_what_a_good_proxy_makes_of_them() {
         assert_eq!(head.get(name), Some(value), "{name}");
     }
     assert_eq!(head.all("x-twice"), ["1", "2"]);
-    assert_eq!(call.body().await, BODY);
+    assert_eq!(call.body().await, TINY_BODY);
 
     let fields = [
         ("Connection", "X-Hop"),
@@ -391,7 +392,7 @@ async fn request_heads_are_what_a_good_proxy_makes_of_them() {
 
     // A request without an id gets one, which the server and the client receive; an invalid `traceparent` is not
     // forwarded.
-    client.send(post_with(CHAT, &[("traceparent", "00-0-0-00")], BODY)).await;
+    client.send(post_with(CHAT, &[("traceparent", "00-0-0-00")], TINY_BODY)).await;
     let call = upstream.call().await;
     assert_eq!(call.head.get("traceparent"), None);
     let id = call.head.get("x-request-id").unwrap().to_owned();

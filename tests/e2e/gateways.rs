@@ -110,7 +110,7 @@ async fn a_models_own_error_passes_at_once() {
 }
 
 /// A long timeout, so that a slow probe on a busy machine does not count as failed.
-const PATIENT: &str = "readiness: { interval: 10ms, timeout: 30s }";
+const LONG_PROBE_TIMEOUT: &str = "readiness: { interval: 10ms, timeout: 30s }";
 
 const NOT_FOUND: &str = "404 page not found\n";
 
@@ -135,7 +135,7 @@ async fn an_error_after_an_answer_of_a_model_passes() {
 }
 
 #[tokio::test]
-async fn not_yet_is_what_the_route_says() {
+async fn not_yet_follows_the_route() {
     for (more, status) in [
         ("gateway: { notYet: { for: 0s } }", "404 Not Found"),
         ("gateway: { notYet: { status: [503] } }", "404 Not Found"),
@@ -162,7 +162,7 @@ async fn not_yet_is_what_the_route_says() {
 }
 
 #[tokio::test]
-async fn what_a_server_may_have_run_is_sent_twice_at_most() {
+async fn possibly_executed_request_is_sent_at_most_twice() {
     // The gateway answers the health path itself, so probes prove nothing about the servers.
     let mut gateway = Upstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "").await;
@@ -276,7 +276,7 @@ async fn a_url_that_lost_its_server_is_held_again() {
 #[tokio::test]
 async fn a_url_that_answers_its_probe_keeps_its_errors() {
     let mut server = Upstream::warm().await;
-    let proxy = Proxy::tiny(&server.url(), PATIENT).await;
+    let proxy = Proxy::tiny(&server.url(), LONG_PROBE_TIMEOUT).await;
     let mut client = proxy.sent(chat("warm")).await;
     server.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);

@@ -8,12 +8,12 @@ use crate::support::{
     wire::{CHAT, chat, get, post_with, streaming},
 };
 
-const BODY: &str = r#"{"model":"tiny"}"#;
+const REQUEST_BODY: &str = r#"{"model":"tiny"}"#;
 
 fn chunked() -> String {
     format!(
-        "POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{BODY}\r\n0\r\n\r\n",
-        BODY.len()
+        "POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{REQUEST_BODY}\r\n0\r\n\r\n",
+        REQUEST_BODY.len()
     )
 }
 
@@ -39,7 +39,7 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
         ("with a chunked body", chunked()),
         ("with a stream to come", streaming("goes")),
         ("of HTTP/1.0", chat("goes").replace("HTTP/1.1", "HTTP/1.0")),
-        ("that would close", post_with(CHAT, &[("Connection", "close")], BODY)),
+        ("that would close", post_with(CHAT, &[("Connection", "close")], REQUEST_BODY)),
         // The size of hyper's read buffer: a read that fills it does not show whether more follows.
         ("that fills a buffer", filling(8192)),
         ("that fills two", filling(16384)),
@@ -85,7 +85,7 @@ async fn hangup_behind_pipelined_bytes_is_noticed() {
 }
 
 /// Ways to disconnect.
-const WAYS: [&str; 3] = ["closes", "resets", "ends its sending side"];
+const DISCONNECT_KINDS: [&str; 3] = ["closes", "resets", "ends its sending side"];
 
 async fn goes(mut client: Wire, how: &str) {
     match how {
@@ -104,7 +104,7 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut gone = 0;
     for size in [16 << 10, 60_000, 900_000] {
-        for how in WAYS {
+        for how in DISCONNECT_KINDS {
             let mut client = proxy.sent(chat("held")).await;
             proxy.held(1).await;
             client.send("x".repeat(size)).await;
@@ -128,7 +128,7 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
 async fn hang_up_behind_unread_bytes_ends_the_work() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    for (gone, how) in (1..).zip(WAYS) {
+    for (gone, how) in (1..).zip(DISCONNECT_KINDS) {
         let mut client = proxy.sent(chat("goes")).await;
         let mut call = upstream.call().await;
         call.body().await;
@@ -171,7 +171,7 @@ async fn hang_up_behind_a_stalled_upload_is_noticed() {
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
-    for (gone, how) in (1..).zip(WAYS) {
+    for (gone, how) in (1..).zip(DISCONNECT_KINDS) {
         let client = stalled_upload(&proxy).await;
         let call = upstream.call().await;
         goes(client, how).await;
@@ -232,7 +232,7 @@ async fn h2_reset_leaves_the_queue_alone() {
     let mut client = h2::connect(proxy.address).await;
     let stays = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","text":"stays"}"#));
     proxy.held(1).await;
-    let goes = tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, BODY)));
+    let goes = tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, REQUEST_BODY)));
     proxy.held(2).await;
     goes.abort();
     proxy.held(1).await;
@@ -246,7 +246,7 @@ async fn h2_reset_leaves_the_queue_alone() {
 }
 
 #[tokio::test]
-async fn a_held_request_without_a_body_is_watched_as_well() {
+async fn held_request_without_body_detects_disconnect() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "match: {}, concurrency: { max: 1 }").await;
     let _busy = proxy.sent(chat("busy")).await;
@@ -259,11 +259,11 @@ async fn a_held_request_without_a_body_is_watched_as_well() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_was_never_a_request() {
+async fn truncated_body_is_never_admitted() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for part in [
-        post_with(CHAT, &[], BODY).trim_end_matches('}').to_owned(),
+        post_with(CHAT, &[], REQUEST_BODY).trim_end_matches('}').to_owned(),
         chunked().trim_end_matches("0\r\n\r\n").to_owned(),
     ] {
         let client = proxy.sent(part).await;

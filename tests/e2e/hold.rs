@@ -178,7 +178,7 @@ async fn ready_target_gets_its_full_limit_at_once() {
 }
 
 #[tokio::test]
-async fn a_permit_lives_until_the_last_byte_of_a_stream() {
+async fn permit_is_held_until_the_last_byte() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     let mut first = proxy.sent(streaming("first")).await;

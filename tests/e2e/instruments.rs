@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Result of parsing a stream: the text, and the index of the part taken for the first token.
-type Reading = Result<(String, usize), String>;
+type ParsedStream = Result<(String, usize), String>;
 
 const TOKENS: [&str; 3] = ["Who", " waits", "?"];
 
@@ -28,7 +28,7 @@ fn content(event: &Value) -> Option<&str> {
 
 /// `vllm bench serve`, backend openai-chat: trims every part as received, splits at empty lines, skips lines that begin
 /// with a colon, and takes the first event with choices for the first token.
-fn vllm(parts: &[String]) -> Reading {
+fn vllm(parts: &[String]) -> ParsedStream {
     let (mut buffer, mut text, mut first) = (String::new(), String::new(), None);
     for (number, part) in parts.iter().enumerate() {
         buffer += part.trim();
@@ -59,7 +59,7 @@ fn vllm(parts: &[String]) -> Reading {
 
 /// sglang's `bench_serving`: every non-empty line is JSON behind an optional `data: `, or `[DONE]`; the first token is
 /// the first content.
-fn sglang(parts: &[String]) -> Reading {
+fn sglang(parts: &[String]) -> ParsedStream {
     let (mut text, mut first) = (String::new(), None);
     for (number, part) in parts.iter().enumerate() {
         for line in part.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -78,7 +78,7 @@ fn sglang(parts: &[String]) -> Reading {
 }
 
 /// llmperf: drops the first six bytes of every non-empty line, whatever they are, and raises on an `error`.
-fn llmperf(parts: &[String]) -> Reading {
+fn llmperf(parts: &[String]) -> ParsedStream {
     let (mut text, mut first) = (String::new(), None);
     for (number, part) in parts.iter().enumerate() {
         for line in part.lines().map(str::trim).filter(|line| !line.is_empty()) {

@@ -18,7 +18,7 @@ use crate::support::{
     wire::{Part, chat, get, post},
 };
 
-const COLD_START: &str = "x-keda-http-cold-start";
+const ADD_ON_COLD_START_HEADER: &str = "x-keda-http-cold-start";
 
 fn text(status: u16, body: &str) -> StaticAnswer {
     StaticAnswer::new(status, [], StaticBody::Text(body.to_owned().into())).unwrap()
@@ -70,11 +70,14 @@ async fn every_method_and_path_is_passed_on() {
         let mut call = upstream.call().await;
         assert_eq!(call.head.start, request.split("\r\n").next().unwrap());
         assert_eq!(call.body().await, request.split_once("\r\n\r\n").unwrap().1);
-        let spoofed = [(COLD_START, "true"), ("x-anteroom-cold-start", "true")];
+        let spoofed = [(ADD_ON_COLD_START_HEADER, "true"), ("x-anteroom-cold-start", "true")];
         call.finish(answer("200 OK", &spoofed, "from the application")).await;
         let answer = client.response().await;
         assert_eq!((answer.status(), answer.text().as_str()), (200, "from the application"));
-        assert_eq!((answer.get(COLD_START), answer.get("x-anteroom-cold-start")), (Some("false"), None));
+        assert_eq!(
+            (answer.get(ADD_ON_COLD_START_HEADER), answer.get("x-anteroom-cold-start")),
+            (Some("false"), None)
+        );
     }
     proxy
         .ask("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n")
@@ -89,17 +92,17 @@ async fn every_method_and_path_is_passed_on() {
 }
 
 #[tokio::test]
-async fn an_ordinary_route_tells_cold_starts_itself_too() {
+async fn ordinary_route_sets_cold_start_header() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("warm")).await;
-    upstream.call().await.finish(answer("200 OK", &[(COLD_START, "true")], "{}")).await;
-    assert_eq!(client.response().await.get(COLD_START), None);
+    upstream.call().await.finish(answer("200 OK", &[(ADD_ON_COLD_START_HEADER, "true")], "{}")).await;
+    assert_eq!(client.response().await.get(ADD_ON_COLD_START_HEADER), None);
     proxy.stop(&[("completed", 1)]).await;
 }
 
 #[tokio::test]
-async fn headers_may_be_asked_for_with_any_value() {
+async fn header_rule_without_value_matches_any_value() {
     let mut upstream = Upstream::warm().await;
     let rules = vec![Matcher { present: ["x-preview".into()].into(), ..Matcher::default() }];
     let proxy = Proxy::intercepting(&upstream.url(), Intercept { rules, ..Intercept::default() }).await;
@@ -112,7 +115,7 @@ async fn headers_may_be_asked_for_with_any_value() {
 }
 
 #[tokio::test]
-async fn what_a_cold_start_held_says_so() {
+async fn held_response_has_cold_start_header() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(post("/upload", "not JSON")).await;
@@ -123,7 +126,7 @@ async fn what_a_cold_start_held_says_so() {
     assert_eq!(call.body().await, "not JSON");
     call.finish(answer("201 Created", &[], "")).await;
     let answer = client.response().await;
-    assert_eq!((answer.status(), answer.get(COLD_START)), (201, Some("true")));
+    assert_eq!((answer.status(), answer.get(ADD_ON_COLD_START_HEADER)), (201, Some("true")));
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -135,7 +138,7 @@ async fn late_target_fails_or_uses_the_fallback() {
     let failed = proxy.ask(get("/page")).await;
     failed.is_error(504, "cold_start_timeout");
     assert!(failed.text().contains("timeouts.readiness of the route"), "{}", failed.text());
-    assert_eq!(failed.get(COLD_START), None);
+    assert_eq!(failed.get(ADD_ON_COLD_START_HEADER), None);
 
     let mut fallback = Upstream::warm().await;
     let at = |address: String| Intercept { timeouts, fallback: Some(address.into()), ..Intercept::default() };
@@ -145,10 +148,13 @@ async fn late_target_fails_or_uses_the_fallback() {
     assert_eq!(call.body().await, "what was held");
     proxy.in_flight(1).await;
     assert_eq!(proxy.route("tiny").await["held"], 0);
-    call.finish(answer("200 OK", &[(COLD_START, "true")], "from the fallback")).await;
+    call.finish(answer("200 OK", &[(ADD_ON_COLD_START_HEADER, "true")], "from the fallback")).await;
     let answer = client.response().await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "from the fallback"));
-    assert_eq!((answer.get(COLD_START), answer.get("x-anteroom-cold-start")), (None, Some("true")));
+    assert_eq!(
+        (answer.get(ADD_ON_COLD_START_HEADER), answer.get("x-anteroom-cold-start")),
+        (None, Some("true"))
+    );
     assert_eq!(proxy.metric("anteroom_fallback_requests_total", &["route=\"tiny\""]).await, 1);
 
     let nowhere = Port::reserve();
@@ -160,12 +166,15 @@ async fn late_target_fails_or_uses_the_fallback() {
 }
 
 #[tokio::test]
-async fn a_placeholder_comes_at_once_and_wakes_the_target() {
+async fn placeholder_is_immediate_and_wakes_the_target() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::intercepting(&upstream.url(), placeholder()).await;
     let held = proxy.ask(get("/page")).await;
     assert_eq!((held.status(), held.text().as_str()), (503, "<h1>Loading</h1>"));
-    assert_eq!((held.get("content-type"), held.get(COLD_START)), (Some("text/html; charset=utf-8"), None));
+    assert_eq!(
+        (held.get("content-type"), held.get(ADD_ON_COLD_START_HEADER)),
+        (Some("text/html; charset=utf-8"), None)
+    );
     upstream.probed().await;
     let mut client = proxy.sent(bare("HEAD", "/page")).await;
     let head = client.head().await.unwrap();
@@ -199,7 +208,7 @@ async fn hold_limit_refuses_or_gives_the_placeholder() {
     let call = upstream.call().await;
     assert_eq!(call.head.line(), "GET /first");
     call.finish(answer("200 OK", &[], "")).await;
-    assert_eq!(first.response().await.get(COLD_START), Some("true"));
+    assert_eq!(first.response().await.get(ADD_ON_COLD_START_HEADER), Some("true"));
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -234,7 +243,11 @@ async fn static_routes_raise_no_demand() {
     ] {
         let answer = proxy.ask(get(path)).await;
         assert_eq!((answer.status(), answer.text().as_str()), (status, body), "{path}");
-        assert_eq!((answer.get("content-type"), answer.get(COLD_START)), (kind, None), "{path}");
+        assert_eq!(
+            (answer.get("content-type"), answer.get(ADD_ON_COLD_START_HEADER)),
+            (kind, None),
+            "{path}"
+        );
     }
     assert_eq!(proxy.ask(get("/index.html")).await.get("cache-control"), Some("no-store"));
     assert_eq!((upstream.accepted(), proxy.route("tiny").await["state"].as_str()), (0, Some("idle")));
@@ -252,7 +265,7 @@ async fn static_routes_raise_no_demand() {
     proxy.in_flight(1).await;
     call.finish(answer("200 OK", &[], "really")).await;
     let passed = client.response().await;
-    assert_eq!((passed.text().as_str(), passed.get(COLD_START)), ("really", None));
+    assert_eq!((passed.text().as_str(), passed.get(ADD_ON_COLD_START_HEADER)), ("really", None));
     assert_eq!(proxy.ask(get("/old")).await.status(), 410);
     proxy.stop(&[("completed", 2)]).await;
 }
@@ -305,7 +318,7 @@ async fn request_time_out_bounds_wait_and_answer() {
 }
 
 #[tokio::test]
-async fn what_may_not_be_done_twice_is_not_sent_twice() {
+async fn non_idempotent_request_is_not_retried() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     warm_up(&proxy, &mut upstream).await;

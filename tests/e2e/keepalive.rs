@@ -11,7 +11,7 @@ use crate::support::{
     wire::{CHAT, Part, chat, post, post_with, streaming},
 };
 
-const SOON: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
+const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
 
 /// Returns the next part, which must be a heartbeat.
 async fn beat(client: &mut Wire) -> String {
@@ -68,9 +68,9 @@ fn error_of(event: &str) -> Value {
 }
 
 #[tokio::test]
-async fn streaming_client_gets_heartbeats_then_its_answer() {
+async fn streaming_client_gets_heartbeats_then_response() {
     let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut first, beat_1) = early(&proxy, &streaming("first"), "text/event-stream").await;
     let (mut second, beat_2) = early(&proxy, &streaming("second"), "text/event-stream").await;
     for (line, position) in [(&beat_1, 1), (&beat_2, 2)] {
@@ -115,7 +115,7 @@ async fn streaming_client_gets_heartbeats_then_its_answer() {
 async fn fast_or_plain_requests_get_no_early_answer() {
     for (keepalive, request) in [
         ("keepalive: { mode: comment, after: 10m }", streaming("x")),
-        (SOON, chat("x")),
+        (EARLY_HEARTBEATS, chat("x")),
         ("keepalive: { mode: off, after: 10ms, interval: 10ms }", streaming("x")),
         ("keepalive: { mode: chunk, after: 10ms, interval: 10ms }", chat("x")),
     ] {
@@ -139,7 +139,7 @@ async fn fast_or_plain_requests_get_no_early_answer() {
 #[tokio::test]
 async fn deadline_after_early_answer_is_an_event() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
+    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     let error = error_of(&after_beats(&mut client).await);
     assert_eq!(
@@ -175,7 +175,7 @@ async fn server_error_after_early_answer_is_an_event() {
     for (status, body, code, kind, message) in cases {
         let mut upstream = Upstream::cold().await;
         // The target is not a gateway.
-        let more = format!("{SOON}, gateway: {{ notYet: {{ for: 0s }} }}");
+        let more = format!("{EARLY_HEARTBEATS}, gateway: {{ notYet: {{ for: 0s }} }}");
         let proxy = Proxy::tiny(&upstream.url(), &more).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
         upstream.wake();
@@ -190,7 +190,7 @@ async fn server_error_after_early_answer_is_an_event() {
     }
     // A response that is not a stream becomes one event.
     let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     upstream.wake();
     upstream.call().await.echo().await;
@@ -203,7 +203,7 @@ async fn failure_after_early_answer_is_an_event() {
         [("data: half an ev", "data: half an ev\n\n"), ("data: 1\n\n", "data: 1\n\n"), ("", "")]
     {
         let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+        let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -223,7 +223,7 @@ async fn failure_after_early_answer_is_an_event() {
     }
     // Before the head the request is retried, and the client gets an error once the tries are used up.
     let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     upstream.wake();
     for _ in 0..2 {
@@ -237,9 +237,9 @@ async fn failure_after_early_answer_is_an_event() {
 }
 
 #[tokio::test]
-async fn a_client_that_hears_may_hang_up_as_well() {
+async fn client_with_heartbeats_may_disconnect() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     drop(client);
     proxy.held(0).await;
@@ -248,7 +248,7 @@ async fn a_client_that_hears_may_hang_up_as_well() {
 }
 
 #[tokio::test]
-async fn an_sdk_that_bears_little_silence_hears_sooner() {
+async fn short_sdk_timeout_advances_heartbeats() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "keepalive: { after: 10m, interval: 10m }").await;
     let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
@@ -262,7 +262,7 @@ async fn an_sdk_that_bears_little_silence_hears_sooner() {
 }
 
 #[tokio::test]
-async fn chunks_are_of_the_shape_that_was_asked_for() {
+async fn heartbeat_chunks_match_the_requested_api() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "keepalive: { mode: chunk, after: 10ms, interval: 10ms }").await;
     let body = r#"{"model":"tiny","stream":true}"#;
@@ -390,12 +390,12 @@ async fn encoded_answers_after_an_early_head_are_decoded() {
         post_with(CHAT, &[("Accept-Encoding", "gzip, br"), ("accept-encoding", "zstd")], &body)
     };
     for (keepalive, stream, status, kind, coding, body, told) in [
-        (SOON, true, "200 OK", EVENTS, "gzip", gzip(EVENT), EVENT),
-        (SOON, true, "400 Bad Request", JSON, "gzip", gzip(own), "too long"),
-        (SOON, true, "422 Unprocessable", JSON, "gzip", gzip(own), "too long"),
-        (SOON, true, "200 OK", EVENTS, "br", b"?".to_vec(), "`br`"),
-        (SOON, true, "400 Bad Request", JSON, "zstd", b"?".to_vec(), "`zstd`"),
-        (SOON, true, "200 OK", EVENTS, "gzip", EVENT.into(), "cannot be decoded"),
+        (EARLY_HEARTBEATS, true, "200 OK", EVENTS, "gzip", gzip(EVENT), EVENT),
+        (EARLY_HEARTBEATS, true, "400 Bad Request", JSON, "gzip", gzip(own), "too long"),
+        (EARLY_HEARTBEATS, true, "422 Unprocessable", JSON, "gzip", gzip(own), "too long"),
+        (EARLY_HEARTBEATS, true, "200 OK", EVENTS, "br", b"?".to_vec(), "`br`"),
+        (EARLY_HEARTBEATS, true, "400 Bad Request", JSON, "zstd", b"?".to_vec(), "`zstd`"),
+        (EARLY_HEARTBEATS, true, "200 OK", EVENTS, "gzip", EVENT.into(), "cannot be decoded"),
         (WHITESPACE, false, "200 OK", JSON, "gzip", gzip(r#"{"a":1}"#), r#"{"a":1}"#),
         (WHITESPACE, false, "400 Bad Request", JSON, "x-gzip", gzip(own), "too long"),
         (WHITESPACE, false, "200 OK", JSON, "br", b"?".to_vec(), "`br`"),
@@ -451,7 +451,7 @@ async fn encoded_answers_without_an_early_head_pass() {
 async fn answers_of_another_form_become_errors() {
     const WHITESPACE: &str = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
     for (keepalive, request, status, kind, message) in [
-        (SOON, streaming("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
+        (EARLY_HEARTBEATS, streaming("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
         (WHITESPACE, chat("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
         (WHITESPACE, chat("x"), "200 OK", "text/event-stream", "answered with text/event-stream"),
         (WHITESPACE, chat("x"), "422 Unprocessable", "text/plain", "ID3"),
@@ -466,7 +466,7 @@ async fn answers_of_another_form_become_errors() {
         let rest = after_beats(&mut client).await;
         let rest = rest.trim_start_matches('\n');
         let error = match keepalive {
-            SOON => error_of(rest),
+            EARLY_HEARTBEATS => error_of(rest),
             _ => serde_json::from_str::<Value>(rest).unwrap()["error"].clone(),
         };
         assert!(error["message"].as_str().unwrap().contains(message), "{error}");
@@ -475,7 +475,7 @@ async fn answers_of_another_form_become_errors() {
     }
 }
 
-const BRISK: &str = "keepalive: { after: 10m, interval: 10ms }";
+const LATE_HEARTBEATS: &str = "keepalive: { after: 10m, interval: 10ms }";
 
 /// The head of a response does not end the wait: heartbeats continue until the first byte of the body.
 #[tokio::test]
@@ -483,8 +483,8 @@ async fn heartbeats_go_on_until_the_first_byte() {
     for cold in [true, false] {
         let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
         let proxy = match cold {
-            true => Proxy::tiny(&upstream.url(), SOON).await,
-            false => warm(&mut upstream, BRISK).await,
+            true => Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await,
+            false => warm(&mut upstream, LATE_HEARTBEATS).await,
         };
         let mut client = if cold {
             let (client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
@@ -523,17 +523,17 @@ async fn heartbeats_go_on_until_the_first_byte() {
 /// The response's own head determines its form, even if the request body was not parsed, and for white space before
 /// JSON; a response with a Content-Length leaves no room for heartbeats.
 #[tokio::test]
-async fn heartbeats_before_the_first_byte_go_by_the_answer() {
+async fn heartbeats_before_first_byte_follow_the_response() {
     let anything = |more: &str| format!("match: {{}}, {more}");
     let json = STREAM.replace("text/event-stream", "application/json");
     let length = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n";
     for (more, head, expected) in [
-        (anything(BRISK), STREAM, Some(": waiting ")),
+        (anything(LATE_HEARTBEATS), STREAM, Some(": waiting ")),
         (anything("keepalive: { mode: chunk, interval: 10ms }"), STREAM, Some("data: {")),
         (anything("keepalive: { mode: whitespace, interval: 10ms }"), &*json, Some("\n")),
-        (anything(BRISK), &*json, None),
+        (anything(LATE_HEARTBEATS), &*json, None),
         (anything("keepalive: { mode: off, interval: 10ms }"), STREAM, None),
-        (anything(BRISK), length, None),
+        (anything(LATE_HEARTBEATS), length, None),
     ] {
         let mut upstream = Upstream::warm().await;
         let proxy = warm(&mut upstream, &more).await;
@@ -579,7 +579,7 @@ async fn heartbeats_do_not_lift_the_idle_timeout() {
 
 /// Opt-in: heartbeats fill pauses between events, but never split one.
 #[tokio::test]
-async fn pauses_between_events_are_filled_where_asked_for() {
+async fn pauses_between_events_get_heartbeats_on_request() {
     for mode in ["comment", "chunk"] {
         for cold in [true, false] {
             let keepalive =
@@ -629,7 +629,7 @@ async fn pauses_between_events_are_filled_where_asked_for() {
 
 /// A client that tolerates less silence than the route's interval gets heartbeats earlier, even from a warm target.
 #[tokio::test]
-async fn an_sdk_hears_sooner_after_the_head_as_well() {
+async fn short_sdk_timeout_advances_heartbeats_after_head() {
     let mut upstream = Upstream::warm().await;
     let proxy = warm(&mut upstream, "keepalive: { after: 10m, interval: 10m }").await;
     let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
@@ -671,7 +671,7 @@ async fn chunk_mode_sends_no_comments() {
 #[tokio::test]
 async fn errors_after_comments_follow_an_empty_event() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
+    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     let rest = client.rest().await.unwrap();
     let events: String = rest.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
@@ -727,7 +727,7 @@ async fn client_chooses_its_heartbeats() {
     }
     // `off` also suppresses the white space before complete responses, and applies to warm responses too.
     let mut upstream = Upstream::warm().await;
-    let proxy = warm(&mut upstream, BRISK).await;
+    let proxy = warm(&mut upstream, LATE_HEARTBEATS).await;
     let mut client = proxy.sent(choosing("off", CHAT, true)).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.get("x-anteroom-keepalive"), None);
@@ -743,7 +743,7 @@ async fn client_chooses_its_heartbeats() {
 #[tokio::test]
 async fn unreadable_choice_of_heartbeats_is_named() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     for choice in ["loud", "", "Off", "off, chunk", "whitespace"] {
         let response = proxy.ask(choosing(choice, CHAT, true)).await;
         response.is_error(400, "invalid_request");

@@ -8,7 +8,7 @@ use crate::support::{
     wire::{CHAT, Response, chat, post, post_with},
 };
 
-const BODY: &str = r#"{"model":"tiny"}"#;
+const REQUEST_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Asserts that `Retry-After` is within the range that every SDK honours.
 fn tells_when(response: &Response) {
@@ -17,7 +17,7 @@ fn tells_when(response: &Response) {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_is_told_with_what_set_it() {
+async fn expired_deadline_error_names_its_source() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let bystander = proxy.sent(chat("stays")).await;
@@ -31,7 +31,7 @@ async fn a_deadline_that_passes_is_told_with_what_set_it() {
         (&[("x-anteroom-max-wait", "0.05"), ("x-stainless-read-timeout", "600")], "x-anteroom-max-wait"),
     ];
     for (fields, limit) in cases {
-        let response = proxy.ask(post_with(CHAT, fields, BODY)).await;
+        let response = proxy.ask(post_with(CHAT, fields, REQUEST_BODY)).await;
         response.is_error(504, "cold_start_timeout");
         assert!(response.text().contains(limit), "{fields:?}: {}", response.text());
         assert_eq!(response.get("x-should-retry"), Some("true"));
@@ -45,21 +45,21 @@ async fn a_deadline_that_passes_is_told_with_what_set_it() {
 }
 
 #[tokio::test]
-async fn the_route_has_a_deadline_of_its_own() {
+async fn route_deadline_applies() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 50ms }").await;
-    let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", "5m")], BODY)).await;
+    let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", "5m")], REQUEST_BODY)).await;
     response.is_error(504, "cold_start_timeout");
     assert!(response.text().contains("hold.timeout"), "{}", response.text());
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 }
 
 #[tokio::test]
-async fn who_will_not_wait_is_refused_but_heard() {
+async fn zero_max_wait_is_rejected_but_wakes_target() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for zero in ["0", "0s", "0.0"] {
-        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", zero)], BODY)).await;
+        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", zero)], REQUEST_BODY)).await;
         response.is_error(503, "no_wait");
         assert_eq!(response.get("x-should-retry"), Some("true"));
         tells_when(&response);
@@ -68,7 +68,7 @@ async fn who_will_not_wait_is_refused_but_heard() {
     // The request was entitled to the target, so it created demand; once the target is up, the same request is served.
     upstream.wake();
     until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
-    let mut client = proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "0")], BODY)).await;
+    let mut client = proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "0")], REQUEST_BODY)).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
     proxy.stop(&[("completed", 1)]).await;
@@ -79,12 +79,13 @@ async fn a_wait_that_cannot_be_read_is_refused() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for garbage in ["soon", "-1", "NaN", "inf", "1e99", "5 parsecs", ""] {
-        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", garbage)], BODY)).await;
+        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", garbage)], REQUEST_BODY)).await;
         assert_eq!((response.status(), &*response.code()), (400, "invalid_request"), "{garbage}");
         assert!(response.text().contains("x-anteroom-max-wait"), "{}", response.text());
     }
     // An unparseable SDK header is ignored.
-    let client = proxy.sent(post_with(CHAT, &[("x-stainless-read-timeout", "NOT_GIVEN")], BODY)).await;
+    let client =
+        proxy.sent(post_with(CHAT, &[("x-stainless-read-timeout", "NOT_GIVEN")], REQUEST_BODY)).await;
     proxy.held(1).await;
     drop(client);
     proxy.held(0).await;

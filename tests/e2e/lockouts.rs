@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// Start of an HTTP/2 connection: the preface, and SETTINGS that change nothing.
-const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+const PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 #[tokio::test]
 async fn idle_connections_keep_no_scaler_out() {
@@ -24,7 +24,7 @@ async fn idle_connections_keep_no_scaler_out() {
     for _ in 0..300 {
         let mut wire = Wire::connect(proxy.scaler.unwrap()).await;
         // The proxy may have closed this connection already.
-        let _ = wire.stream.write_all(BEGINNING).await;
+        let _ = wire.stream.write_all(PREFACE_AND_SETTINGS).await;
         idle.push(wire);
     }
     let mut second = scaler(&proxy).await;

@@ -18,7 +18,7 @@ fn vllm(
     models: &'static [&'static str],
     version: &'static str,
     asked: &Arc<AtomicUsize>,
-) -> impl Fn(Call) -> Answering + use<> {
+) -> impl Fn(Call) -> HandlerFuture + use<> {
     let asked = asked.clone();
     move |mut call: Call| {
         let asked = asked.clone();
@@ -42,7 +42,7 @@ fn vllm(
     }
 }
 
-type Answering = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+type HandlerFuture = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Returns a chat request for this model.
 fn chat_to(model: &str) -> String {
@@ -56,7 +56,7 @@ fn ids(list: &Response) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn list_has_the_servers_own_entries_once_it_is_up() {
+async fn list_has_server_entries_once_ready() {
     let asked = Arc::<AtomicUsize>::default();
     let upstream = Upstream::cold().await.automatic(vllm(&["tiny", "foreign"], "1", &asked));
     let config = routes(&[
@@ -104,7 +104,7 @@ async fn many_lists_at_once_ask_the_server_once() {
 }
 
 #[tokio::test]
-async fn route_for_any_model_lists_what_its_server_does() {
+async fn route_for_any_model_lists_server_models() {
     let asked = Arc::<AtomicUsize>::default();
     let upstream = Upstream::warm().await.automatic(vllm(&["base", "lora"], "1", &asked));
     let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
@@ -129,7 +129,7 @@ async fn route_for_any_model_lists_what_its_server_does() {
 }
 
 #[tokio::test]
-async fn list_that_cannot_be_had_leaves_the_made_up_one() {
+async fn failed_model_list_keeps_the_generated_one() {
     let huge = format!(r#"{{"data":[{{"id":"tiny","x":"{}"}}]}}"#, "x".repeat(300 << 10));
     let bodies = [
         ("401 Unauthorized", "{}"),
@@ -161,7 +161,7 @@ async fn list_that_cannot_be_had_leaves_the_made_up_one() {
 }
 
 #[tokio::test]
-async fn version_and_load_are_the_servers_and_wake_none() {
+async fn version_and_load_are_forwarded_without_waking() {
     let asked = Arc::<AtomicUsize>::default();
     let upstream = Upstream::cold().await.automatic(vllm(&[], "0.32.0", &asked));
     let proxy = Proxy::tiny(&upstream.url(), "").await;
@@ -198,7 +198,7 @@ async fn batch_wakes_the_server_as_a_chat_does() {
 }
 
 #[tokio::test]
-async fn version_is_that_of_the_host_or_the_only_one_up() {
+async fn version_goes_to_the_host_or_the_only_ready_one() {
     let asked = Arc::<AtomicUsize>::default();
     let one = Upstream::warm().await.automatic(vllm(&[], "one", &asked));
     let two = Upstream::warm().await.automatic(vllm(&[], "two", &asked));

@@ -7,7 +7,7 @@ use crate::support::{
     wire::{Part, chat, streaming},
 };
 
-const PAUSED: &str =
+const PAUSED_MESSAGE: &str =
     "ScaledObject `a/chat` is paused at zero. Resume it with `anteroom session start chat -n a --for 2h`";
 
 /// Sets or clears the obstacle of the only route.
@@ -16,7 +16,7 @@ async fn obstruct(proxy: &Proxy, obstacle: Option<(ObstacleKind, &str)>) {
 }
 
 async fn pause(proxy: &Proxy) {
-    obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED))).await;
+    obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED_MESSAGE))).await;
 }
 
 /// Returns a request that waits for at most 50 ms.
@@ -37,7 +37,7 @@ async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
 }
 
 #[tokio::test]
-async fn pause_at_zero_refuses_at_once_and_wakes_nothing() {
+async fn pause_at_zero_rejects_without_waking() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     pause(&proxy).await;
@@ -45,11 +45,11 @@ async fn pause_at_zero_refuses_at_once_and_wakes_nothing() {
     refused.is_error(503, "autoscaling_paused");
     assert_eq!((refused.get("x-should-retry"), refused.get("retry-after")), (Some("false"), None));
     let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert_eq!(message, format!("`tiny` is at zero and cannot be started. {PAUSED}"));
+    assert_eq!(message, format!("`tiny` is at zero and cannot be started. {PAUSED_MESSAGE}"));
     assert_eq!(upstream.accepted(), 0, "not even a probe");
     let route = proxy.route("tiny").await;
     assert_eq!(route["obstacle"]["kind"], "autoscaling_paused");
-    assert_eq!(route["obstacle"]["message"], PAUSED);
+    assert_eq!(route["obstacle"]["message"], PAUSED_MESSAGE);
     assert!(route["obstacle"]["since"].as_str().unwrap().ends_with('Z'), "{route}");
     assert_eq!((route["state"].as_str(), route["held"].as_u64()), (Some("idle"), Some(0)));
     assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"autoscaling_paused\""]).await, 1);
@@ -86,7 +86,7 @@ async fn pause_fails_held_requests_at_once() {
     proxy.ended("cold_start_failed", 503, 2).await;
     let cold_starts = proxy.admin("/api/v1/cold-starts").await.json();
     assert_eq!(cold_starts["cold_starts"][0]["outcome"], "failed");
-    assert_eq!(cold_starts["cold_starts"][0]["reason"], PAUSED);
+    assert_eq!(cold_starts["cold_starts"][0]["reason"], PAUSED_MESSAGE);
 
     obstruct(&proxy, None).await;
     let mut client = proxy.sent(chat("2")).await;
@@ -118,7 +118,7 @@ async fn when_paused_hold_waits_for_the_end_of_a_pause() {
 }
 
 #[tokio::test]
-async fn what_is_up_serves_though_it_is_paused() {
+async fn paused_target_serves_while_ready() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("0")).await;

@@ -75,7 +75,7 @@ async fn stream_survives_a_replaced_target() {
 }
 
 #[tokio::test]
-async fn a_route_that_is_removed_serves_those_that_it_had() {
+async fn removed_route_finishes_its_requests() {
     let (mut tiny, mut other) = (Upstream::cold().await, Upstream::warm().await);
     let (tiny_route, other_route) = (route("tiny", &tiny.url(), ""), route("other", &other.url(), ""));
     let proxy = Proxy::start(&routes(&[tiny_route.clone(), other_route.clone()])).await;
@@ -193,7 +193,7 @@ async fn the_budget_of_all_bodies_changes_too() {
     .await;
     drop(held);
     proxy.held(0).await;
-    proxy.stopped(anteroom::drain::Request::Interrupt).await;
+    proxy.stopped(anteroom::drain::StopSignal::Interrupt).await;
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn file_routes_precede_cluster_routes() {
 }
 
 #[tokio::test]
-async fn who_does_not_know_its_routes_yet_is_not_ready() {
+async fn proxy_without_cluster_routes_is_not_ready() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     assert_eq!(proxy.admin("/readyz").await.status(), 200);

@@ -1,6 +1,6 @@
 //! Two replicas: each answers KEDA for both.
 
-use anteroom::drain::Request;
+use anteroom::drain::StopSignal;
 
 use super::scaler::{next, scaler, tiny};
 use crate::support::{
@@ -59,7 +59,7 @@ async fn each_pushes_and_answers_for_both() {
     // Orderly end of a replica: its demand is removed at once, long before the timeout of 10 s.
     let mut waiting = first.sent(chat("z")).await;
     until("demand", async || second.metric("anteroom_scaler_active", &["tiny"]).await == 1).await;
-    let account = first.stopped(Request::Interrupt).await;
+    let account = first.stopped(StopSignal::Interrupt).await;
     assert_eq!(account.admitted, 3);
     until("a goodbye", async || {
         second.metric("anteroom_peers", &["connected"]).await == 0

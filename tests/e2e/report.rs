@@ -18,7 +18,7 @@ fn series(text: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn what_is_promised_is_there() {
+async fn documented_metrics_exist() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;
@@ -109,7 +109,7 @@ async fn admitted_is_held_in_flight_and_ended() {
 }
 
 #[tokio::test]
-async fn clients_do_not_decide_how_many_series_there_are() {
+async fn clients_cannot_create_series() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let config = routes(&[route("tiny", &upstream.url(), ""), route("other", &upstream.url(), "")]);
     let proxy = Proxy::start(&config).await;
@@ -140,7 +140,7 @@ async fn clients_do_not_decide_how_many_series_there_are() {
 }
 
 #[tokio::test]
-async fn an_odd_status_of_a_server_is_no_series_of_its_own() {
+async fn unusual_status_creates_no_series() {
     let upstream = Upstream::warm().await.automatic(async |mut call| {
         let status = call.text().await;
         call.finish(crate::support::upstream::answer(&format!("{status} Odd"), &[], "")).await;

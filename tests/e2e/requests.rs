@@ -168,7 +168,7 @@ async fn answer_without_token_ends_the_record() {
 }
 
 #[tokio::test]
-async fn server_timing_says_what_each_was_held_for() {
+async fn server_timing_reports_the_hold() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     let mut first = proxy.sent(chat("first")).await;
@@ -206,7 +206,7 @@ async fn server_timing_says_what_each_was_held_for() {
 }
 
 #[tokio::test]
-async fn after_an_early_answer_a_comment_says_it() {
+async fn early_response_ends_with_timing_comment() {
     let mut upstream = Upstream::cold().await;
     let proxy =
         Proxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
@@ -268,7 +268,7 @@ async fn request_behind_a_tokenless_stream_waits() {
 }
 
 #[tokio::test]
-async fn a_warm_request_leaves_nothing_unless_it_fails() {
+async fn warm_request_is_recorded_only_on_failure() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     // The first request finds the target up.
@@ -328,7 +328,7 @@ async fn a_warm_request_leaves_nothing_unless_it_fails() {
 }
 
 #[tokio::test]
-async fn what_was_tried_in_between_is_told() {
+async fn history_includes_failed_attempts() {
     let port = Port::reserve();
     let listener = port.listen();
     let mut upstream = Upstream::on(listener, true);

@@ -17,13 +17,13 @@ use crate::support::{
 const RESPONSES: &str = "/v1/responses";
 
 /// Model server that stores responses in memory, as vLLM does.
-struct Server {
+struct ResponsesServer {
     upstream: Upstream,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ResponsesServerState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct ResponsesServerState {
     name: &'static str,
     /// Status of each stored response, by id.
     kept: BTreeMap<String, &'static str>,
@@ -31,13 +31,13 @@ struct State {
     asked: Vec<String>,
 }
 
-impl Server {
+impl ResponsesServer {
     async fn new(name: &'static str) -> Self {
         Self::on(Upstream::warm().await, name)
     }
 
     fn on(upstream: Upstream, name: &'static str) -> Self {
-        let state = Arc::new(Mutex::new(State { name, ..State::default() }));
+        let state = Arc::new(Mutex::new(ResponsesServerState { name, ..ResponsesServerState::default() }));
         let answering = state.clone();
         let upstream = upstream.automatic(move |call| respond(call, answering.clone()));
         Self { upstream, state }
@@ -52,7 +52,7 @@ impl Server {
     }
 }
 
-async fn respond(mut call: Call, state: Arc<Mutex<State>>) {
+async fn respond(mut call: Call, state: Arc<Mutex<ResponsesServerState>>) {
     let line = call.head.line().to_owned();
     let body: Value = serde_json::from_str(&call.body().await).unwrap_or_default();
     let (status, text) = {
@@ -76,7 +76,7 @@ async fn respond(mut call: Call, state: Arc<Mutex<State>>) {
     call.finish(answer(status, &[("Content-Type", kind)], &text)).await;
 }
 
-impl State {
+impl ResponsesServerState {
     fn answer(&mut self, line: &str, body: &Value) -> (&'static str, Value) {
         let (method, path) = line.split_once(' ').unwrap();
         let Some(rest) = path.strip_prefix(RESPONSES) else { return ("200 OK", json!({})) };
@@ -119,8 +119,9 @@ fn delete(path: &str) -> String {
 }
 
 /// Starts three pods of one route, and a proxy that has found them ready.
-async fn pods(cluster: &Cluster, more: &str) -> ([Server; 3], Proxy) {
-    let servers = [Server::new("a").await, Server::new("b").await, Server::new("c").await];
+async fn pods(cluster: &Cluster, more: &str) -> ([ResponsesServer; 3], Proxy) {
+    let servers =
+        [ResponsesServer::new("a").await, ResponsesServer::new("b").await, ResponsesServer::new("c").await];
     cluster.says(&servers.each_ref().map(|server| (server.upstream.address, Pod::Ready)));
     let proxy = replica(cluster, more).await;
     (servers, proxy)
@@ -145,7 +146,7 @@ async fn stored_responses_go_to_the_pod_that_made_them() {
     for _ in 0..12 {
         made.push(told(&client.ask(make("")).await));
     }
-    let _ = servers.each_ref().map(Server::asked);
+    let _ = servers.each_ref().map(ResponsesServer::asked);
     for (id, server) in &made {
         let path = format!("{RESPONSES}/{id}");
         for request in [get(&path), get(&format!("{path}/input_items")), post(&format!("{path}/cancel"), "")]
@@ -193,7 +194,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
             }
         }
         // Now the proxy knows the server.
-        let _ = servers.each_ref().map(Server::asked);
+        let _ = servers.each_ref().map(ResponsesServer::asked);
         assert_eq!(told(&client.ask(get(&path)).await).1, *server);
         assert_eq!(servers.iter().map(|server| server.asked().len()).sum::<usize>(), 1);
     }
@@ -209,7 +210,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
 
 #[tokio::test]
 async fn stored_response_is_found_across_routes() {
-    let (one, two) = (Server::new("one").await, Server::new("two").await);
+    let (one, two) = (ResponsesServer::new("one").await, ResponsesServer::new("two").await);
     let config = routes(&[
         route("one", &one.upstream.url(), ""),
         route("tiny", &two.upstream.url(), ""),
@@ -234,7 +235,7 @@ async fn stored_response_is_found_across_routes() {
 #[tokio::test]
 async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     let mut slow = Upstream::warm().await;
-    let fast = Server::new("fast").await;
+    let fast = ResponsesServer::new("fast").await;
     let cluster = Cluster::speaking(Protocol::Http1);
     cluster.says(&[(slow.address, Pod::Ready)]);
     let proxy = cluster.proxy(None, "concurrency: { max: 1, rampStart: 1 }").await;
@@ -264,7 +265,7 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
 
 #[tokio::test]
 async fn background_job_is_demand_while_it_runs() {
-    let server = Server::new("a").await;
+    let server = ResponsesServer::new("a").await;
     let proxy = Proxy::tiny(&server.upstream.url(), "").await;
     let mut client = proxy.client().await;
     let (id, _) = told(&client.ask(make(r#","background":true,"store":true"#)).await);

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use anteroom::{
-    app::{Bound, Command},
-    drain::Request,
+    app::{BoundProxy, Command},
+    drain::StopSignal,
     scaler::keda::proto::{
         self, GetMetricsRequest, ScaledObjectRef, external_scaler_client::ExternalScalerClient,
     },
@@ -128,7 +128,7 @@ async fn demand_lasts_from_request_to_last_byte() {
 }
 
 #[tokio::test]
-async fn poll_that_is_answered_with_true_ends_the_signal() {
+async fn poll_returning_true_ends_the_signal_phase() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
@@ -194,7 +194,7 @@ async fn push_ends_the_signal_phase() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_told_with_the_way_out() {
+async fn invalid_trigger_error_names_the_remedy() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
@@ -293,7 +293,7 @@ async fn draining_ends_streams_but_still_answers() {
     assert!(next(&mut stream).await.unwrap().result);
     assert!(next(&mut specs).await.is_some());
 
-    proxy.commands.send(Command::Stop(Request::Terminate)).await.unwrap();
+    proxy.commands.send(Command::Stop(StopSignal::Terminate)).await.unwrap();
     assert!(next(&mut stream).await.is_none(), "status OK");
     assert!(next(&mut specs).await.is_none());
     let mut again = self::scaler(&proxy).await;
@@ -312,7 +312,7 @@ async fn draining_ends_streams_but_still_answers() {
 }
 
 #[tokio::test]
-async fn it_can_be_asked_what_it_is() {
+async fn scaler_supports_reflection() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut reflection = ServerReflectionClient::new(channel(proxy.scaler).await);
@@ -344,7 +344,7 @@ async fn taken_port_fails_the_start_and_names_the_key() {
         (format!("scaler: {address}\n{routes}"), "scaler"),
         (format!("peers: {{ listen: {address}, service: \"localhost:9091\" }}\n{routes}"), "peers.listen"),
     ] {
-        let error = Bound::new(parse(&config), options()).await.err().unwrap().to_string();
+        let error = BoundProxy::new(parse(&config), options()).await.err().unwrap().to_string();
         assert!(error.contains(&format!("cannot listen on {address} (`{key}`)")), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anteroom::app::Bound;
+use anteroom::app::BoundProxy;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
@@ -16,9 +16,9 @@ use crate::support::{
     route, routes, soon,
 };
 
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct ScalerAuthority(CertifiedIssuer<'static, KeyPair>);
 
-impl Authority {
+impl ScalerAuthority {
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -78,7 +78,7 @@ async fn ask(proxy: &Proxy, authority: &str, identity: Option<(String, String)>)
 #[tokio::test]
 async fn certificates_are_replaced_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let (first, second) = (Authority::new("first"), Authority::new("second"));
+    let (first, second) = (ScalerAuthority::new("first"), ScalerAuthority::new("second"));
     first.serve(folder.path());
     let proxy = Proxy::start(&config(folder.path(), false)).await;
     assert!(ask(&proxy, &first.pem(), None).await);
@@ -95,11 +95,12 @@ async fn certificates_are_replaced_without_a_restart() {
 async fn client_ca_requires_a_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let (server, clients, others) =
-        (Authority::new("server"), Authority::new("clients"), Authority::new("others"));
+        (ScalerAuthority::new("server"), ScalerAuthority::new("clients"), ScalerAuthority::new("others"));
     server.serve(folder.path());
     fs::write(folder.path().join("client-ca.crt"), clients.pem()).unwrap();
     let proxy = Proxy::start(&config(folder.path(), true)).await;
-    let keda = |authority: &Authority| Some(authority.issue("keda", ExtendedKeyUsagePurpose::ClientAuth));
+    let keda =
+        |authority: &ScalerAuthority| Some(authority.issue("keda", ExtendedKeyUsagePurpose::ClientAuth));
     assert!(ask(&proxy, &server.pem(), keda(&clients)).await);
     assert!(!ask(&proxy, &server.pem(), None).await);
     assert!(!ask(&proxy, &server.pem(), keda(&others)).await);
@@ -109,11 +110,12 @@ async fn client_ca_requires_a_certificate() {
 #[tokio::test]
 async fn unusable_tls_files_fail_the_start() {
     let folder = tempfile::tempdir().unwrap();
-    let start =
-        async || Bound::new(parse(&config(folder.path(), false)), options()).await.err().unwrap().to_string();
+    let start = async || {
+        BoundProxy::new(parse(&config(folder.path(), false)), options()).await.err().unwrap().to_string()
+    };
     let error = start().await;
     assert!(error.starts_with("scalerTls.cert: cannot read") && error.contains("tls.crt"), "{error}");
-    let authority = Authority::new("first");
+    let authority = ScalerAuthority::new("first");
     authority.serve(folder.path());
     fs::write(folder.path().join("tls.crt"), "").unwrap();
     let error = start().await;

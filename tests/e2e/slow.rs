@@ -15,7 +15,7 @@ async fn start(limits: &str, url: &str, more: &str) -> Proxy {
 }
 
 #[tokio::test]
-async fn heads_that_do_not_come_end_the_connection() {
+async fn missing_head_ends_the_connection() {
     let upstream = Upstream::warm().await;
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     // No bytes, part of a head, part of an HTTP/2 preface.
@@ -51,7 +51,7 @@ async fn heads_that_do_not_come_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_idle_for_too_long_is_closed() {
+async fn idle_connection_is_closed() {
     let upstream = Upstream::warm().await;
     let proxy = start("headerTimeout: 30s, idleTimeout: 100ms", &upstream.url(), "").await;
     let mut client = proxy.client().await;
@@ -111,7 +111,7 @@ async fn h2_between_requests_is_idle() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_told_408() {
+async fn stalled_body_gets_408() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("bodyTimeout: 100ms", &upstream.url(), "").await;
     let request = chat("slow");
@@ -165,7 +165,7 @@ async fn client_that_stops_reading_is_cut_off() {
 }
 
 #[tokio::test]
-async fn an_http_2_client_that_stops_reading_is_cut_off_too() {
+async fn http_2_client_that_stops_reading_is_cut_off() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
@@ -181,7 +181,7 @@ async fn an_http_2_client_that_stops_reading_is_cut_off_too() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn oversized_head_is_rejected() {
     let upstream = Upstream::warm().await;
     let proxy = start("maxHeaderBytes: 8KiB", &upstream.url(), "").await;
     let large = "x".repeat(20_000);

@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, process::Stdio};
 
-use anteroom::{app::Bound, scaler};
+use anteroom::{app::BoundProxy, scaler};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tokio::{
@@ -19,19 +19,19 @@ use crate::support::{
     wire::{CHAT, chat, get, post, streaming},
 };
 
-const ROUTES: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:9 } }]";
+const UNREACHABLE_ROUTE_CONFIG: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:9 } }]";
 
 /// `anteroom serve` as a process, with its log.
-struct Served {
+struct LoggedProcess {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
     address: SocketAddr,
     folder: tempfile::TempDir,
 }
 
-// === impl Served ===
+// === impl LoggedProcess ===
 
-impl Served {
+impl LoggedProcess {
     async fn start(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let command = command(&folder, &[]);
@@ -91,7 +91,7 @@ fn command(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
+async fn port_in_use_fails_start_without_residue() {
     let (taken, free) =
         (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let (taken_at, free_at) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
@@ -99,8 +99,9 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
     // With several workers the sockets share their address, which must not hide a conflict with another program.
     for workers in [1, 2] {
         for (listen, admin, key) in [(taken_at, free_at, "listen"), (free_at, taken_at, "admin")] {
-            let yaml = format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\n{ROUTES}\n");
-            let Err(error) = Bound::new(parse(&yaml), options()).await else { panic!("{key} is taken") };
+            let yaml =
+                format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\n{UNREACHABLE_ROUTE_CONFIG}\n");
+            let Err(error) = BoundProxy::new(parse(&yaml), options()).await else { panic!("{key} is taken") };
             let text = error.to_string();
             assert!(text.contains(key) && text.contains(&taken_at.to_string()), "{text}");
             assert!(text.contains("another program has it"), "{text}");
@@ -111,22 +112,26 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
 
 #[tokio::test]
 async fn second_proxy_cannot_share_the_port() {
-    let yaml = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n{ROUTES}\n");
-    let first = Bound::new(parse(&yaml), scaler::Options::default()).await.unwrap();
+    let yaml = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n{UNREACHABLE_ROUTE_CONFIG}\n");
+    let first = BoundProxy::new(parse(&yaml), scaler::Options::default()).await.unwrap();
     let yaml = yaml.replacen("127.0.0.1:0", &first.address.to_string(), 1);
-    assert!(Bound::new(parse(&yaml), scaler::Options::default()).await.is_err());
+    assert!(BoundProxy::new(parse(&yaml), scaler::Options::default()).await.is_err());
     let yaml = yaml
         .replace(&first.address.to_string(), "127.0.0.1:0")
         .replace("admin: 127.0.0.1:0", &format!("admin: {}", first.admin_address));
-    assert!(Bound::new(parse(&yaml), scaler::Options::default()).await.is_err());
+    assert!(BoundProxy::new(parse(&yaml), scaler::Options::default()).await.is_err());
 }
 
 #[tokio::test]
-async fn the_binary_says_what_is_wrong_and_fails() {
+async fn invalid_config_fails_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    fs::write(folder.path().join("anteroom.yaml"), format!("admin: 127.0.0.1:0\n{ROUTES}\n")).unwrap();
+    fs::write(
+        folder.path().join("anteroom.yaml"),
+        format!("admin: 127.0.0.1:0\n{UNREACHABLE_ROUTE_CONFIG}\n"),
+    )
+    .unwrap();
     let output = soon("the end", command(&folder, &["--listen", &address]).output()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -134,11 +139,11 @@ async fn the_binary_says_what_is_wrong_and_fails() {
 }
 
 #[tokio::test]
-async fn on_sigterm_it_finishes_accounts_and_exits_with_0() {
+async fn sigterm_finishes_requests_and_exits_0() {
     let mut upstream = Upstream::warm().await;
     let config =
         format!("drainDelay: 100ms\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let mut served = Served::start(&config).await;
+    let mut served = LoggedProcess::start(&config).await;
     let mut client = Wire::connect(served.address).await;
     client.send(chat("one")).await;
     upstream.call().await.echo().await;
@@ -176,7 +181,7 @@ async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
     let mut upstream = Upstream::warm().await;
     let config =
         format!("drainDelay: 10m\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let mut served = Served::start(&config).await;
+    let mut served = LoggedProcess::start(&config).await;
     let mut client = Wire::connect(served.address).await;
     client.send(streaming("endless")).await;
     let call = upstream.call().await;
@@ -194,7 +199,7 @@ async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
 async fn a_changed_file_is_used_and_a_bad_one_is_not() {
     let mut upstream = Upstream::cold().await;
     let good = routes(&[route("tiny", &upstream.url(), "")]);
-    let mut served = Served::start(&good).await;
+    let mut served = LoggedProcess::start(&good).await;
     let mut held = Wire::connect(served.address).await;
     held.send(chat("held")).await;
     upstream.probed().await;
@@ -228,7 +233,7 @@ async fn killing_the_proxy_leaves_no_model_server_behind() {
     let route = format!(
         "{{ name: tiny, match: {{ models: [tiny] }}, target: {{ process: {{ command: {command} }} }} }}"
     );
-    let mut served = Served::start(&format!(
+    let mut served = LoggedProcess::start(&format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nroutes: [{route}]"
     ))
     .await;
@@ -257,7 +262,7 @@ async fn cold_start_and_end_of_a_server_are_logged() {
              target: {{ process: {{ command: {command}, {more} }} }} }}]"
         )
     };
-    let mut served = Served::start(&route("idleTimeout: 100ms")).await;
+    let mut served = LoggedProcess::start(&route("idleTimeout: 100ms")).await;
     let body = r#"{"model":"tiny","messages":[{"role":"user","content":"x"}]}"#;
     assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
     let record = served.logged("cold start").await;
@@ -287,7 +292,7 @@ async fn limit_of_open_files_is_reported_once_per_value() {
     const SUBJECT: &str = "exceeds the limit of open files";
     let config = |connections: usize| {
         format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nlimits: {{ maxConnections: {connections} }}\n{ROUTES}\n"
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nlimits: {{ maxConnections: {connections} }}\n{UNREACHABLE_ROUTE_CONFIG}\n"
         )
     };
     let folder = tempfile::tempdir().unwrap();
@@ -301,7 +306,7 @@ async fn limit_of_open_files_is_reported_once_per_value() {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut served = Served::spawn(folder, &config(1000), limited).await;
+    let mut served = LoggedProcess::spawn(folder, &config(1000), limited).await;
     for (connections, is_reported) in [(1000, false), (2000, true), (2000, false)] {
         served.write(&config(connections));
         served.signal(Signal::HUP);
@@ -321,7 +326,7 @@ async fn limit_of_open_files_is_reported_once_per_value() {
 async fn requests_are_in_the_access_log_if_it_is_on() {
     let mut upstream = Upstream::warm().await;
     let config = format!("log: {{ access: true }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let mut served = Served::start(&config).await;
+    let mut served = LoggedProcess::start(&config).await;
     let mut client = Wire::connect(served.address).await;
     client.send(chat("one")).await;
     upstream.call().await.echo().await;

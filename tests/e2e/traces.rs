@@ -14,7 +14,7 @@ use crate::support::{
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-const BODY: &str = r#"{"model":"tiny","text":"x"}"#;
+const TRACED_BODY: &str = r#"{"model":"tiny","text":"x"}"#;
 
 /// Starts a proxy with the route `tiny` that exports traces to this collector.
 async fn traced(collector: &Collector, upstream: &str, more: &str, traces: &str) -> Proxy {
@@ -51,7 +51,7 @@ async fn a_held_request_shows_its_cold_start() {
         ("X-Forwarded-For", "198.51.100.7, 10.0.0.1"),
         ("X-Forwarded-Proto", "https"),
     ];
-    let mut client = proxy.sent(post_with(&format!("{CHAT}?key=secret"), &fields, BODY)).await;
+    let mut client = proxy.sent(post_with(&format!("{CHAT}?key=secret"), &fields, TRACED_BODY)).await;
     proxy.starting().await;
     upstream.wake();
     let call = upstream.call().await;
@@ -238,7 +238,7 @@ async fn cold_stream_records_its_first_token() {
 }
 
 #[tokio::test]
-async fn an_early_200_is_what_was_sent_whatever_comes_after() {
+async fn early_200_is_the_recorded_status() {
     let collector = Collector::grpc().await;
     let upstream = Upstream::cold().await;
     let more = "hold: { timeout: 3s }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -247,7 +247,7 @@ async fn an_early_200_is_what_was_sent_whatever_comes_after() {
     assert_eq!(client.head().await.unwrap().status(), 200);
     assert!(client.rest().await.unwrap().contains("cold_start_timeout"));
     // A client that disconnects while it waits.
-    let mut other = proxy.sent(post(CHAT, BODY)).await;
+    let mut other = proxy.sent(post(CHAT, TRACED_BODY)).await;
     proxy.held(1).await;
     other.shutdown().await;
     drop(other);
@@ -281,13 +281,13 @@ async fn an_early_200_is_what_was_sent_whatever_comes_after() {
 }
 
 #[tokio::test]
-async fn what_is_not_admitted_has_a_span_too() {
+async fn rejected_request_has_a_span() {
     let collector = Collector::grpc().await;
     let upstream = Upstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "").await;
     let mut client = proxy.client().await;
     client.ask(post(CHAT, r#"{"model":"nope"}"#)).await.is_error(404, "model_not_found");
-    client.ask(post_with(CHAT, &[("x-anteroom-max-wait", "0")], BODY)).await.is_error(503, "no_wait");
+    client.ask(post_with(CHAT, &[("x-anteroom-max-wait", "0")], TRACED_BODY)).await.is_error(503, "no_wait");
     client.ask(get("/wp-login.php")).await.is_error(404, "unknown_path");
     assert_eq!(client.ask(get("/v1/models")).await.status(), 200);
     proxy.stop(&[]).await;
@@ -315,13 +315,13 @@ async fn what_is_not_admitted_has_a_span_too() {
 }
 
 #[tokio::test]
-async fn what_is_not_sampled_is_passed_on_and_not_exported() {
+async fn unsampled_trace_is_propagated_not_exported() {
     let collector = Collector::grpc().await;
     let mut upstream = Upstream::warm().await;
     let proxy = traced(&collector, &upstream.url(), "", "sampleRatio: 0").await;
     let mut client = proxy.client().await;
     let mut ask = async |fields: &[(&str, &str)]| {
-        client.send(post_with(CHAT, fields, BODY)).await;
+        client.send(post_with(CHAT, fields, TRACED_BODY)).await;
         let call = upstream.call().await;
         let head = call.head.clone();
         call.echo().await;
@@ -354,11 +354,11 @@ async fn what_is_not_sampled_is_passed_on_and_not_exported() {
 }
 
 #[tokio::test]
-async fn without_an_export_the_record_still_knows_the_trace() {
+async fn record_has_trace_id_without_export() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let unsampled = PARENT.replace("-01", "-00");
-    let mut client = proxy.sent(post_with(CHAT, &[("traceparent", &unsampled)], BODY)).await;
+    let mut client = proxy.sent(post_with(CHAT, &[("traceparent", &unsampled)], TRACED_BODY)).await;
     proxy.starting().await;
     upstream.wake();
     let call = upstream.call().await;
@@ -405,10 +405,10 @@ async fn silent_collector_costs_no_request() {
 }
 
 /// Sample of OpenMetrics text: series, value, and exemplar if present.
-type Sample<'a> = (&'a str, f64, Option<(&'a str, f64, f64)>);
+type MetricSample<'a> = (&'a str, f64, Option<(&'a str, f64, f64)>);
 
 /// Parses a line by the ABNF of OpenMetrics 1.0.
-fn sample(line: &str) -> Sample<'_> {
+fn sample(line: &str) -> MetricSample<'_> {
     let (sample, exemplar) = match line.split_once(" # ") {
         Some((sample, exemplar)) => (sample, Some(exemplar)),
         None => (line, None),
@@ -429,14 +429,14 @@ async fn exemplars_lead_from_the_metrics_to_the_trace() {
     let collector = Collector::grpc().await;
     let mut upstream = Upstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "sampleRatio: 0").await;
-    let mut held = proxy.sent(post_with(CHAT, &[("traceparent", PARENT)], BODY)).await;
+    let mut held = proxy.sent(post_with(CHAT, &[("traceparent", PARENT)], TRACED_BODY)).await;
     proxy.starting().await;
     upstream.wake();
     upstream.call().await.echo().await;
     held.response().await;
     // A request that is not exported, and one that was not held: neither leads to a useful trace.
     for fields in [&[][..], &[("traceparent", PARENT)]] {
-        held.send(post_with(CHAT, fields, BODY)).await;
+        held.send(post_with(CHAT, fields, TRACED_BODY)).await;
         upstream.call().await.echo().await;
         held.response().await;
     }

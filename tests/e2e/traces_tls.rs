@@ -20,11 +20,11 @@ use tokio_rustls::{
     },
 };
 
-use super::scaler_tls::Authority;
+use super::scaler_tls::ScalerAuthority;
 use crate::support::{Upstream, Wire, collector::Collector, route, routes, soon, wire::chat};
 
 /// Starts a TLS terminator with this ALPN protocol in front of a collector, and returns its address.
-async fn ends_tls(collector: SocketAddr, authority: &Authority, protocol: &str) -> SocketAddr {
+async fn ends_tls(collector: SocketAddr, authority: &ScalerAuthority, protocol: &str) -> SocketAddr {
     let (cert, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth);
     let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -50,7 +50,7 @@ async fn ends_tls(collector: SocketAddr, authority: &Authority, protocol: &str) 
 }
 
 async fn exports_over_tls(collector: Collector, protocol: &str, alpn: &str) {
-    let authority = Authority::new("collectors");
+    let authority = ScalerAuthority::new("collectors");
     let address = ends_tls(collector.address, &authority, alpn).await;
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let folder = tempfile::tempdir().unwrap();

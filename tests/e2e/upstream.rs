@@ -53,7 +53,7 @@ async fn failed_connect_is_held_again_at_the_head() {
 }
 
 #[tokio::test]
-async fn who_came_back_still_has_a_deadline() {
+async fn requeued_request_keeps_its_deadline() {
     let port = Port::reserve();
     let mut upstream = Upstream::on(port.listen(), true);
     let proxy = Proxy::tiny(&port.url(), "").await;
@@ -72,7 +72,7 @@ async fn who_came_back_still_has_a_deadline() {
 
 /// The deadline also applies while the request waits for the probe of the server that broke off.
 #[tokio::test]
-async fn who_waits_for_a_verdict_still_has_a_deadline() {
+async fn request_awaiting_a_probe_keeps_its_deadline() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
@@ -155,7 +155,7 @@ async fn stale_connections_cost_no_try() {
 
 /// While a server resets everything, the request waits until it responds, instead of using up its tries.
 #[tokio::test]
-async fn a_server_that_resets_for_a_while_is_waited_for() {
+async fn temporarily_resetting_server_is_retried() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("pooled")).await;
@@ -179,7 +179,7 @@ async fn a_server_that_resets_for_a_while_is_waited_for() {
 /// A healthy server drops the connection for one body: it is sent twice, with a pause in between, and the other
 /// requests keep their full share of the server.
 #[tokio::test]
-async fn a_drop_by_a_healthy_server_throttles_nobody() {
+async fn dropped_connection_keeps_concurrency_limit() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
     // First show that the server handles 8 at a time.
@@ -328,7 +328,7 @@ async fn empty_gateway_is_retried_with_backoff() {
 }
 
 #[tokio::test]
-async fn a_503_of_the_server_itself_passes_as_it_is() {
+async fn server_503_passes_unchanged() {
     let mut upstream = Upstream::warm().await;
     // A long timeout, so that a slow probe on a busy machine does not count as failed.
     let proxy = Proxy::tiny(&upstream.url(), "readiness: { interval: 10ms, timeout: 30s }").await;
@@ -419,7 +419,7 @@ async fn response_time_out_is_not_retried() {
 }
 
 #[tokio::test]
-async fn an_answer_that_pauses_for_too_long_is_cut_off() {
+async fn response_beyond_idle_timeout_is_cut_off() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "upstream: { idleTimeout: 50ms }").await;
     let mut client = proxy.sent(streaming("pauses")).await;
@@ -498,7 +498,7 @@ async fn pooled_connections_are_reused() {
 }
 
 #[tokio::test]
-async fn what_follows_an_answer_is_nobodys_answer() {
+async fn bytes_after_a_response_reach_no_client() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for _ in 0..20 {
@@ -517,7 +517,7 @@ async fn what_follows_an_answer_is_nobodys_answer() {
 }
 
 #[tokio::test]
-async fn a_protocol_that_nobody_asked_for_is_a_failure() {
+async fn unrequested_protocol_switch_fails() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let request = chat("switch").replace("Host:", "Connection: upgrade\r\nUpgrade: websocket\r\nHost:");

@@ -3,7 +3,7 @@
 use anteroom::{
     config::budget::TUNNEL_COST_BYTES,
     domain::{Intercept, InterceptTimeouts, Period},
-    drain::Request,
+    drain::StopSignal,
     error::Outcome,
 };
 
@@ -15,7 +15,7 @@ use crate::support::{
     wire::get,
 };
 
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const SWITCHING_PROTOCOLS: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-KEDA-HTTP-Cold-Start: spoofed\r\n\r\n";
 
 fn upgrade(to: &str) -> String {
@@ -34,7 +34,7 @@ async fn open(proxy: &Proxy, upstream: &mut Upstream, cold: &str) -> (Wire, Call
     assert_eq!(call.head.get("connection"), Some("Upgrade"));
     assert_eq!(call.head.get("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
     // The first bytes of the new protocol arrive together with the response.
-    call.send([SWITCH.as_bytes(), b"hello"].concat()).await;
+    call.send([SWITCHING_PROTOCOLS.as_bytes(), b"hello"].concat()).await;
     let head = client.head().await.unwrap();
     assert_eq!(
         (head.status(), head.get("upgrade"), head.get("connection")),
@@ -104,7 +104,7 @@ async fn closing_client_still_receives_the_rest() {
     let mut client = proxy.sent(upgrade("WebSocket")).await;
     waking.await;
     let mut call = upstream.call().await;
-    call.send(SWITCH).await;
+    call.send(SWITCHING_PROTOCOLS).await;
     assert_eq!(client.head().await.unwrap().get("x-keda-http-cold-start"), Some("true"));
     both_ways(&mut client, &mut call).await;
     client.shutdown().await;
@@ -131,8 +131,8 @@ async fn tunnel_ends_with_its_limit_and_the_proxy() {
 
     // The other tunnel has no limit, and is closed at the end of the drain: at once, after a second stop request.
     let commands = proxy.commands.clone();
-    let stopping = tokio::spawn(proxy.stopped(Request::Interrupt));
-    commands.send(anteroom::app::Command::Stop(Request::Interrupt)).await.unwrap();
+    let stopping = tokio::spawn(proxy.stopped(StopSignal::Interrupt));
+    commands.send(anteroom::app::Command::Stop(StopSignal::Interrupt)).await.unwrap();
     assert_eq!(client.end().await, b"");
     call.gone().await;
     let account = stopping.await.unwrap();
@@ -161,7 +161,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     let open = async |upstream: &mut Upstream, words: &[u8]| {
         let client = proxy.sent(upgrade("websocket")).await;
         let mut call = upstream.call().await;
-        call.send([SWITCH.as_bytes(), words].concat()).await;
+        call.send([SWITCHING_PROTOCOLS.as_bytes(), words].concat()).await;
         let mut client = client;
         assert_eq!(client.head().await.unwrap().status(), 101);
         let exact = client.exact(words.len()).await.unwrap();
@@ -221,9 +221,9 @@ async fn websocket_is_closed_before_draining_is_over() {
     proxy.intercept(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(upgrade("websocket")).await;
     let mut call = upstream.call().await;
-    call.send([SWITCH.as_bytes(), &text("hello")].concat()).await;
+    call.send([SWITCHING_PROTOCOLS.as_bytes(), &text("hello")].concat()).await;
     assert_eq!(client.head().await.unwrap().status(), 101);
-    let stopping = tokio::spawn(proxy.stopped(Request::Terminate));
+    let stopping = tokio::spawn(proxy.stopped(StopSignal::Terminate));
     let (code, reason) = close_of(&client.end().await, &text("hello"));
     assert_eq!(code, 1012);
     assert!(reason.starts_with("draining: "), "{reason}");
@@ -248,7 +248,7 @@ async fn refused_upgrade_is_an_ordinary_answer() {
     assert_eq!(client.response().await.text(), "plain");
     // A switch of protocols without a request for it is an error.
     client.send(get("/")).await;
-    upstream.call().await.finish(SWITCH).await;
+    upstream.call().await.finish(SWITCHING_PROTOCOLS).await;
     client.response().await.is_error(502, "upstream_error");
     proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
 }

@@ -39,7 +39,7 @@ async fn models_and_health_are_answered_locally() {
 }
 
 #[tokio::test]
-async fn what_no_route_serves_is_refused_at_once() {
+async fn unrouted_request_is_rejected_at_once() {
     let upstream = Upstream::cold().await;
     let more = "match: { models: [tiny], hosts: [api.test] }";
     let proxy = Proxy::tiny(&upstream.url(), more).await;

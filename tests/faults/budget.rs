@@ -35,7 +35,7 @@ async fn used(proxy: &Proxy, bytes: usize) {
 /// while they are still arriving; admitted bodies stay. Every body that completes, breaks off or stalls releases its
 /// bytes, and a body that did not fit before then fits.
 #[tokio::test]
-async fn the_surplus_is_told_so_and_every_byte_comes_back() {
+async fn excess_bodies_are_rejected_and_bytes_released() {
     let mut upstream = Upstream::cold().await;
     let route = route("tiny", &upstream.url(), "");
     let proxy = Proxy::start(&format!(

@@ -13,8 +13,8 @@ use tokio::{
 
 use crate::{
     law,
-    served::{ANTEROOM, Served},
-    sim::{Place, Sim},
+    served::{ANTEROOM, ProxyProcess},
+    sim::{SimAddress, SimProcess},
     support::{
         soon, until,
         upstream::reset,
@@ -26,7 +26,7 @@ const STEPS: u64 = 120;
 
 /// Behaviour of a client after it has sent its request.
 #[derive(Clone, Copy, Debug)]
-enum Client {
+enum ClientBehaviour {
     Reads,
     HangsUp(Duration),
     Resets(Duration),
@@ -36,11 +36,11 @@ enum Client {
     StopsSending,
 }
 
-struct Chaos {
+struct ChaosTest {
     rng: fastrand::Rng,
-    place: Place,
-    sim: Option<Sim>,
-    proxy: Served,
+    place: SimAddress,
+    sim: Option<SimProcess>,
+    proxy: ProxyProcess,
     clients: Vec<JoinHandle<Option<u16>>>,
 }
 
@@ -72,27 +72,27 @@ fn config(url: &str, max: u32) -> String {
 }
 
 /// Sends the request as this kind of client, and returns the status if the client waited for one.
-async fn client(address: SocketAddr, request: String, how: Client) -> Option<u16> {
+async fn client(address: SocketAddr, request: String, how: ClientBehaviour) -> Option<u16> {
     let mut stream = TcpStream::connect(address).await.ok()?;
-    let sent = if matches!(how, Client::StopsSending) { request.len() - 5 } else { request.len() };
+    let sent = if matches!(how, ClientBehaviour::StopsSending) { request.len() - 5 } else { request.len() };
     stream.write_all(&request.as_bytes()[..sent]).await.ok()?;
     match how {
-        Client::HangsUp(after) => sleep(after).await,
-        Client::Resets(after) => {
+        ClientBehaviour::HangsUp(after) => sleep(after).await,
+        ClientBehaviour::Resets(after) => {
             sleep(after).await;
             reset(stream);
         }
-        Client::HalfCloses(after) => {
+        ClientBehaviour::HalfCloses(after) => {
             sleep(after).await;
             let _ = stream.shutdown().await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }
-        Client::StopsReading => {
+        ClientBehaviour::StopsReading => {
             let mut first = [0; 1];
             let _ = stream.read(&mut first).await;
             sleep(Duration::from_secs(2)).await;
         }
-        Client::Reads | Client::StopsSending => {
+        ClientBehaviour::Reads | ClientBehaviour::StopsSending => {
             let mut heard = Vec::new();
             let _ = stream.read_to_end(&mut heard).await;
             let heard = String::from_utf8_lossy(&heard);
@@ -102,9 +102,9 @@ async fn client(address: SocketAddr, request: String, how: Client) -> Option<u16
     None
 }
 
-// === impl Chaos ===
+// === impl ChaosTest ===
 
-impl Chaos {
+impl ChaosTest {
     fn below(&mut self, number: u64) -> u64 {
         self.rng.u64(..number)
     }
@@ -158,12 +158,12 @@ impl Chaos {
         let request = post(CHAT, &body).replacen("\r\n", "\r\nConnection: close\r\n", 1);
         let after = self.milliseconds(600);
         let how = match self.below(12) {
-            0 => Client::HangsUp(after),
-            1 => Client::Resets(after),
-            2 => Client::HalfCloses(after),
-            3 => Client::StopsReading,
-            4 => Client::StopsSending,
-            _ => Client::Reads,
+            0 => ClientBehaviour::HangsUp(after),
+            1 => ClientBehaviour::Resets(after),
+            2 => ClientBehaviour::HalfCloses(after),
+            3 => ClientBehaviour::StopsReading,
+            4 => ClientBehaviour::StopsSending,
+            _ => ClientBehaviour::Reads,
         };
         self.clients.push(tokio::spawn(client(self.proxy.address, request, how)));
     }
@@ -185,15 +185,15 @@ impl Chaos {
 /// `internal`; at the end nothing is held, no bytes, descriptors, threads or processes are left, and the next request
 /// is served.
 #[tokio::test]
-async fn whatever_happens_the_law_holds() {
+async fn random_faults_preserve_the_accounting() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
     let seed = number("ANTEROOM_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     let steps = number("ANTEROOM_CHAOS_STEPS").unwrap_or(STEPS);
     eprintln!("ANTEROOM_CHAOS_SEED={seed}");
-    let place = Place::reserve();
-    let proxy = Served::start(&config(&place.url(), 4)).await;
+    let place = SimAddress::reserve();
+    let proxy = ProxyProcess::start(&config(&place.url(), 4)).await;
     let sim = Some(place.up(&[]).await);
-    let mut chaos = Chaos { rng: fastrand::Rng::with_seed(seed), place, sim, proxy, clients: Vec::new() };
+    let mut chaos = ChaosTest { rng: fastrand::Rng::with_seed(seed), place, sim, proxy, clients: Vec::new() };
     chaos.serves("tiny").await;
     chaos.serves("own").await;
     chaos.own_is_idle().await;
@@ -223,13 +223,13 @@ async fn whatever_happens_the_law_holds() {
     chaos.proxy.stop().await;
 }
 
-impl Chaos {
+impl ChaosTest {
     /// Retries until a request is served: the first ones may still meet leftovers of the chaos, or injected faults of
     /// the server.
     async fn serves(&self, model: &str) {
         let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"x"}}]}}"#);
         let request = post(CHAT, &body).replacen("\r\n", "\r\nConnection: close\r\n", 1);
-        let asked = async || client(self.proxy.address, request.clone(), Client::Reads).await;
+        let asked = async || client(self.proxy.address, request.clone(), ClientBehaviour::Reads).await;
         until(model, async || soon("an answer", asked()).await == Some(200)).await;
     }
 

@@ -4,7 +4,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     law,
-    served::Served,
+    served::ProxyProcess,
     support::{
         Proxy, Upstream, Wire, route, routes, until,
         upstream::{Call, STREAM, chunk, reset},
@@ -51,10 +51,10 @@ async fn half_a_close_is_a_hang_up_in_every_stage() {
 /// A hundred held and fifty streaming clients reset their connections at the same time: the queue becomes empty, the
 /// server sees every stream end, and the process has no more descriptors and threads than before.
 #[tokio::test]
-async fn who_vanishes_leaves_nothing_behind() {
+async fn vanished_client_leaves_no_state() {
     let mut upstream = Upstream::warm().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 50 }")]);
-    let proxy = Served::start(&config).await;
+    let proxy = ProxyProcess::start(&config).await;
     // Warm-up, so that `before` includes what is opened only once.
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
@@ -101,7 +101,7 @@ async fn flood(mut call: Call) {
 /// Clients that have stopped reading occupy all slots of an endpoint. They are disconnected, and held requests get the
 /// slots.
 #[tokio::test]
-async fn who_stops_reading_gives_its_place_to_who_waits() {
+async fn stalled_reader_yields_to_waiting_requests() {
     let mut upstream = Upstream::warm().await;
     let routes = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 2 }")]);
     let proxy = Proxy::start(&format!("limits: {{ stallTimeout: 200ms }}\n{routes}")).await;

@@ -10,7 +10,7 @@ use std::{fs, path::PathBuf, process::Command};
 use serde_json::Value;
 
 use crate::{
-    served::{ANTEROOM, Served, arguments},
+    served::{ANTEROOM, ProxyProcess, arguments},
     support::{
         Upstream, route, routes, until,
         wire::{CHAT, chat, post_with},
@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// Wall clock of a proxy process.
-struct Clock {
+struct FakeWallClock {
     file: tempfile::NamedTempFile,
     library: PathBuf,
 }
 
-// === impl Clock ===
+// === impl FakeWallClock ===
 
-impl Clock {
+impl FakeWallClock {
     fn new() -> Self {
         let library =
             std::env::var_os("ANTEROOM_FAKETIME").expect("ANTEROOM_FAKETIME names libfaketimeMT.so.1");
@@ -41,8 +41,8 @@ impl Clock {
         fs::rename(next, self.file.path()).unwrap();
     }
 
-    async fn serve(&self, config: &str) -> Served {
-        Served::spawn(config, |folder| {
+    async fn serve(&self, config: &str) -> ProxyProcess {
+        ProxyProcess::spawn(config, |folder| {
             let mut command = Command::new(ANTEROOM);
             command
                 .args(arguments(folder))
@@ -79,7 +79,7 @@ fn is_sane(record: &Value) {
 #[tokio::test]
 #[ignore = "needs libfaketime, as in .ci/run faults"]
 async fn held_requests_survive_wall_clock_jumps() {
-    let clock = Clock::new();
+    let clock = FakeWallClock::new();
     let reports = tempfile::tempdir().unwrap();
     let mut upstream = Upstream::cold().await;
     let config = format!(

@@ -10,8 +10,8 @@ use anteroom::error::Outcome;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    memory::World,
-    served::Served,
+    memory::InMemoryProxy,
+    served::ProxyProcess,
     sim::prompt,
     support::{
         Upstream, Wire, h2, route, routes, soon, until,
@@ -45,7 +45,7 @@ async fn gated() -> (Upstream, watch::Sender<bool>) {
 async fn clients_without_a_place_wait_to_be_accepted() {
     let (upstream, gate) = gated().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
-    let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
+    let proxy = ProxyProcess::with_descriptors(&config, DESCRIPTORS).await;
     // The shortage is logged at the start.
     proxy.logged("limits.maxConnections exceeds the limit of open files").await;
     let before = proxy.resources();
@@ -70,15 +70,16 @@ async fn clients_without_a_place_wait_to_be_accepted() {
 /// get responses, and all are served in the end. Accepting and connecting pause between attempts.
 #[tokio::test]
 async fn local_exhaustion_does_not_blame_the_endpoint() {
-    const REQUESTS: usize = 150;
+    const CONCURRENT_REQUESTS: usize = 150;
     let (upstream, gate) = gated().await;
     let more = "concurrency: { max: 1000, rampStart: 1000 }, upstream: { connectTimeout: 400ms }";
-    let proxy = Served::with_descriptors(&routes(&[route("tiny", &upstream.url(), more)]), DESCRIPTORS).await;
+    let proxy =
+        ProxyProcess::with_descriptors(&routes(&[route("tiny", &upstream.url(), more)]), DESCRIPTORS).await;
     let mut client = h2::connect(proxy.address).await;
     // The probe is done once, and this also measures the CPU time for as many requests.
     gate.send_replace(true);
     let body = r#"{"model":"tiny"}"#;
-    for _ in 0..REQUESTS {
+    for _ in 0..CONCURRENT_REQUESTS {
         let request = client.send_request(h2::post(proxy.address, CHAT, body));
         assert_eq!(soon("an answer", request).await.unwrap().status(), 200);
     }
@@ -90,7 +91,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     assert_eq!(admin.ask(get("/livez")).await.status(), 200);
     let began = Instant::now();
     let before = upstream.requests();
-    let asked: Vec<_> = (0..REQUESTS)
+    let asked: Vec<_> = (0..CONCURRENT_REQUESTS)
         .map(|_| tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, body))))
         .collect();
     // The process may have inherited descriptors with higher numbers.
@@ -99,7 +100,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     // Ten pauses of 100 ms: in that time, attempts to connect have timed out and been started again.
     until("clients that are not accepted", async || proxy.said("cannot accept") >= 10).await;
     let sent = upstream.requests() - before;
-    assert!(sent > 10 && sent < REQUESTS, "{sent} of them could be sent");
+    assert!(sent > 10 && sent < CONCURRENT_REQUESTS, "{sent} of them could be sent");
     // One thread accepts, and pauses for 100 ms after each failure.
     let refusals = proxy.said("cannot accept");
     assert!(refusals as u128 <= began.elapsed().as_millis() / 100 + 1, "{refusals} in {:?}", began.elapsed());
@@ -117,7 +118,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
         assert_eq!(soon("an answer", late).await.unwrap(), 200);
     }
     drop((client, admin));
-    proxy.stop().await.are(&[("completed", 2 * REQUESTS as u64 + 5)]);
+    proxy.stop().await.are(&[("completed", 2 * CONCURRENT_REQUESTS as u64 + 5)]);
 }
 
 async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
@@ -127,11 +128,11 @@ async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
 /// Descriptors never become available: the request still times out at its deadline, or at most one connect timeout of 2
 /// s later. Attempts are 50 ms apart, and the endpoint stays ready.
 #[tokio::test(start_paused = true)]
-async fn who_can_never_be_sent_has_a_deadline() {
+async fn unsendable_request_has_a_deadline() {
     const EMFILE: i32 = 24;
     let tries = Arc::new(AtomicU64::new(0));
     let counted = tries.clone();
-    let world = World::new("hold: { timeout: 10s }", move || {
+    let world = InMemoryProxy::new("hold: { timeout: 10s }", move || {
         counted.fetch_add(1, SeqCst);
         Err(std::io::Error::from_raw_os_error(EMFILE))
     });
@@ -158,7 +159,7 @@ async fn model_server_keeps_the_soft_limit_of_files() {
     let config = format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target} }}\n"
     );
-    let proxy = Served::spawn(&config, |folder| {
+    let proxy = ProxyProcess::spawn(&config, |folder| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "ulimit -S -n 300; exec \"$0\" \"$@\"", crate::served::ANTEROOM]);
         command.args(crate::served::arguments(folder));

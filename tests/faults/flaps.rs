@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use anteroom::{error::Outcome, state::Protocol, upstream::Io};
+use anteroom::{error::Outcome, state::Protocol, upstream::UpstreamIo};
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 
 use crate::{
-    memory::{World, connection, read_request},
+    memory::{InMemoryProxy, connection, read_request},
     support::{
         Upstream,
         cluster::{Cluster, Pod},
@@ -25,14 +25,14 @@ use crate::{
     },
 };
 
-const MAX: usize = 4;
+const MAX_CONCURRENCY: usize = 4;
 const FLAPS: usize = 400;
 /// Half a period, at 20 flaps per second.
-const HALF: Duration = Duration::from_millis(25);
+const HALF_PERIOD: Duration = Duration::from_millis(25);
 
 /// Server that takes 20 ms per response and counts its requests.
 #[derive(Default)]
-struct Server {
+struct FlappingServer {
     up: AtomicBool,
     dialled: AtomicUsize,
     requests: AtomicUsize,
@@ -40,8 +40,8 @@ struct Server {
     most: AtomicUsize,
 }
 
-impl Server {
-    fn dial(self: &Arc<Self>) -> io::Result<Box<dyn Io>> {
+impl FlappingServer {
+    fn dial(self: &Arc<Self>) -> io::Result<Box<dyn UpstreamIo>> {
         self.dialled.fetch_add(1, SeqCst);
         if !self.up.load(SeqCst) {
             return Err(io::ErrorKind::ConnectionRefused.into());
@@ -70,10 +70,10 @@ impl Server {
 /// clients without a response; at the end there is no demand.
 #[tokio::test(start_paused = true)]
 async fn flapping_readiness_loses_and_repeats_nothing() {
-    let server = Arc::new(Server::default());
+    let server = Arc::new(FlappingServer::default());
     server.up.store(true, SeqCst);
     let dialled = server.clone();
-    let world = World::new(
+    let world = InMemoryProxy::new(
         "concurrency: { max: 4, rampStart: 1 }, hold: { maxRequests: 2000 }, scaling: { linger: 0s }",
         move || dialled.dial(),
     );
@@ -81,10 +81,10 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
     for flap in 0..FLAPS {
         world.gate.target().ready(&world.endpoint, Some(1));
         clients.extend([world.ask(&chat("x")), world.ask(&chat("y"))]);
-        sleep(HALF).await;
+        sleep(HALF_PERIOD).await;
         world.obeys_the_law();
         world.endpoint.retire();
-        sleep(HALF).await;
+        sleep(HALF_PERIOD).await;
         world.obeys_the_law();
         let counts = world.gate.counts();
         let waiting = clients.iter().filter(|client| !client.is_finished()).count() as u64;
@@ -95,10 +95,10 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
         let heard = client.await.unwrap();
         assert!(heard.starts_with("HTTP/1.1 200") && heard.ends_with("ok"), "{heard}");
     }
-    sleep(HALF).await;
+    sleep(HALF_PERIOD).await;
     world.is_over(&[(Outcome::Completed, 2 * FLAPS as u64)]);
     assert_eq!(server.requests.load(SeqCst), 2 * FLAPS);
-    assert!(server.most.load(SeqCst) <= MAX, "{}", server.most.load(SeqCst));
+    assert!(server.most.load(SeqCst) <= MAX_CONCURRENCY, "{}", server.most.load(SeqCst));
     assert!(!world.gate.demand().is_leased());
 }
 
@@ -107,11 +107,12 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
 /// and at most `concurrency.max` attempts can be under way by then.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
-    let server = Arc::new(Server::default());
+    let server = Arc::new(FlappingServer::default());
     let dialled = server.clone();
-    let world = World::new("concurrency: { max: 4, rampStart: 4 }, hold: { maxRequests: 2000 }", move || {
-        dialled.dial()
-    });
+    let world =
+        InMemoryProxy::new("concurrency: { max: 4, rampStart: 4 }, hold: { maxRequests: 2000 }", move || {
+            dialled.dial()
+        });
     let asked = server.clone();
     world.watch(move || asked.up.load(SeqCst));
     let began = Instant::now();
@@ -119,20 +120,20 @@ async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
     for flap in 0..FLAPS {
         server.up.store(flap % 2 == 0, SeqCst);
         clients.push(world.ask(&chat("x")));
-        sleep(HALF).await;
+        sleep(HALF_PERIOD).await;
         world.obeys_the_law();
     }
     let failed = server.dialled.load(SeqCst) - server.requests.load(SeqCst);
     let backoffs = began.elapsed().as_millis() as usize / 50 + 1;
-    assert!(failed > 0 && failed <= MAX * backoffs, "{failed} in {backoffs} back-offs");
+    assert!(failed > 0 && failed <= MAX_CONCURRENCY * backoffs, "{failed} in {backoffs} back-offs");
     server.up.store(true, SeqCst);
     for client in clients {
         assert!(client.await.unwrap().ends_with("ok"));
     }
-    sleep(HALF).await;
+    sleep(HALF_PERIOD).await;
     world.is_over(&[(Outcome::Completed, FLAPS as u64)]);
     assert_eq!(server.requests.load(SeqCst), FLAPS);
-    assert!(server.most.load(SeqCst) <= MAX);
+    assert!(server.most.load(SeqCst) <= MAX_CONCURRENCY);
 }
 
 /// The readiness of a pod flaps in the cluster, behind the real proxy: each change takes effect at once, and every

@@ -106,7 +106,7 @@ async fn invalid_response_leaves_the_next_request_alone() {
 /// Thousands of informational responses, as fast as the connection takes them, are not a response: the response timeout
 /// applies. The same thread serves other requests in the meantime.
 #[tokio::test]
-async fn a_flood_of_informational_responses_is_no_answer() {
+async fn informational_response_flood_fails() {
     let mut upstream = Upstream::warm().await;
     // Only the flood may time out.
     let proxy = Proxy::start(&routes(&[

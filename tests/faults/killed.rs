@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    served::{ANTEROOM, Served},
-    sim::{Place, prompt, streaming},
+    served::{ANTEROOM, ProxyProcess},
+    sim::{SimAddress, prompt, streaming},
     support::{Wire, route, routes, until, wire::Part},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
@@ -13,15 +13,15 @@ use tokio::time::{sleep, timeout};
 const HOUR: &str = "1h";
 
 /// Starts a proxy with one `url` route and these further settings.
-async fn before(place: &Place, more: &str) -> Served {
-    Served::start(&routes(&[route("tiny", &place.url(), more)])).await
+async fn before(place: &SimAddress, more: &str) -> ProxyProcess {
+    ProxyProcess::start(&routes(&[route("tiny", &place.url(), more)])).await
 }
 
 /// Killed before the head of a response: the request returns to its place in the queue, ahead of later ones, and the
 /// next server serves it. A request that kills two servers is not sent to a third, and the request behind it is served.
 #[tokio::test]
 async fn request_without_head_moves_to_one_other_server() {
-    let place = Place::reserve();
+    let place = SimAddress::reserve();
     let mut first = place.up(&["--time-to-first-token", HOUR]).await;
     let proxy = before(&place, "concurrency: { max: 1 }").await;
     let mut lucky = proxy.sent(prompt("once is forgiven")).await;
@@ -65,7 +65,7 @@ async fn streamed_bodies_are_served_by_the_next_server() {
 
 async fn all_are_served_by_the_next_server(more: &str) {
     const MANY: u64 = 24;
-    let place = Place::reserve();
+    let place = SimAddress::reserve();
     let mut first = place.up(&["--time-to-first-token", "3s"]).await;
     let proxy = before(&place, &format!("concurrency: {{ max: 64, rampStart: 64 }}{more}")).await;
     let mut clients = Vec::new();
@@ -94,7 +94,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
 /// Killed in the middle of a stream: the client sees its response break off, and no other server gets the request.
 #[tokio::test]
 async fn broken_stream_is_seen_by_its_client_only() {
-    let place = Place::reserve();
+    let place = SimAddress::reserve();
     let mut first = place.up(&["--inter-token-time", HOUR]).await;
     let proxy = before(&place, "").await;
     let mut clients = Vec::new();
@@ -141,7 +141,7 @@ async fn crash_while_loading_fails_held_requests() {
     let pids = tempfile::NamedTempFile::new().unwrap();
     let then =
         r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --hang-load; exec "$2" sim --port "$3""#;
-    let proxy = Served::start(&process(pids.path(), then)).await;
+    let proxy = ProxyProcess::start(&process(pids.path(), then)).await;
     let mut waiting = Vec::new();
     for number in 0..5 {
         waiting.push(proxy.sent(prompt(&format!("waits {number}"))).await);
@@ -166,7 +166,7 @@ async fn crash_while_loading_fails_held_requests() {
 async fn crash_while_serving_restarts_for_the_unanswered() {
     let pids = tempfile::NamedTempFile::new().unwrap();
     let slow = r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --time-to-first-token 1h; exec "$2" sim --port "$3""#;
-    let proxy = Served::start(&process(pids.path(), slow)).await;
+    let proxy = ProxyProcess::start(&process(pids.path(), slow)).await;
     let mut client = proxy.sent(prompt("x")).await;
     proxy.in_flight(1).await;
     let [child, server] = noted(pids.path()).try_into().unwrap();
@@ -184,14 +184,14 @@ async fn next_life_waits_for_the_server_of_the_last() {
     // The shell ignores SIGTERM; only its child, the stand-in, exits.
     let stubborn = r#"trap "" TERM; "$2" sim --port "$3" & while :; do wait; sleep 600; done"#;
     let config = process(pids.path(), stubborn).replace("command:", "stopTimeout: 1h, command:");
-    let mut first = Served::start(&config).await;
+    let mut first = ProxyProcess::start(&config).await;
     assert_eq!(first.ask(prompt("x")).await.status(), 200);
     let [_, server] = noted(pids.path()).try_into().unwrap();
     first.signal(Signal::KILL);
     first.exited().await;
 
     let config = config.replacen("127.0.0.1:0", &first.address.to_string(), 1);
-    let second = Served::start(&config).await;
+    let second = ProxyProcess::start(&config).await;
     let mut client = second.sent(prompt("y")).await;
     second.logged("waiting for an earlier model server of this route to stop").await;
     assert!(alive(&server) && noted(pids.path()).len() == 2, "only the first one runs");
@@ -207,8 +207,8 @@ async fn next_life_waits_for_the_server_of_the_last() {
 /// it from a long prompt takes 10 s of silence and three probes, half a minute in all; later requests are held, and
 /// served once the server continues.
 #[tokio::test]
-async fn stopped_server_gets_nothing_until_it_goes_on() {
-    let place = Place::reserve();
+async fn stopped_server_gets_no_requests_until_resumed() {
+    let place = SimAddress::reserve();
     let server = place.up(&[]).await;
     let proxy = before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
     // The first one waits for a probe, so only the second one shows the usual time.

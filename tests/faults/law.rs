@@ -6,7 +6,7 @@ use crate::support::{Wire, wire::Response};
 
 /// Counts of a proxy, over all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct ProxyCounts {
     pub admitted: u64,
     pub held: u64,
     pub in_flight: u64,
@@ -19,7 +19,7 @@ pub struct Counts {
 }
 
 /// Far above the duration of any test here, even on a busy machine; only a defect exceeds it.
-const BOUND: Duration = Duration::from_secs(30);
+const FAULT_TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends a GET to the admin listener.
 pub async fn ask(admin: SocketAddr, path: &str) -> Response {
@@ -28,8 +28,8 @@ pub async fn ask(admin: SocketAddr, path: &str) -> Response {
 }
 
 /// Reads the current counts. They are not an atomic snapshot while requests are moving.
-pub async fn counts(admin: SocketAddr) -> Counts {
-    let mut counts = Counts::default();
+pub async fn counts(admin: SocketAddr) -> ProxyCounts {
+    let mut counts = ProxyCounts::default();
     for line in ask(admin, "/metrics").await.text().lines() {
         let Some((series, value)) = line.rsplit_once(' ') else { continue };
         let name = series.split('{').next().unwrap_or_default();
@@ -55,8 +55,8 @@ pub async fn counts(admin: SocketAddr) -> Counts {
 }
 
 /// Waits until no request is left, then checks that admissions equal outcomes and no bytes are buffered.
-pub async fn holds(admin: SocketAddr) -> Counts {
-    let mut last = Counts::default();
+pub async fn holds(admin: SocketAddr) -> ProxyCounts {
+    let mut last = ProxyCounts::default();
     let settled = async {
         loop {
             last = counts(admin).await;
@@ -66,14 +66,14 @@ pub async fn holds(admin: SocketAddr) -> Counts {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let in_time = tokio::time::timeout(BOUND, settled).await;
+    let in_time = tokio::time::timeout(FAULT_TEST_TIMEOUT, settled).await;
     assert!(in_time.is_ok(), "something is left, or lost: {last:?}");
     last
 }
 
-// === impl Counts ===
+// === impl ProxyCounts ===
 
-impl Counts {
+impl ProxyCounts {
     /// Returns true if no request is held or in flight, no bytes are buffered, and every admission has an outcome.
     fn is_over(&self) -> bool {
         (self.held, self.in_flight, self.held_bytes, self.buffered_bytes) == (0, 0, 0, 0)

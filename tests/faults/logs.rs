@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use crate::{
     law,
-    served::Served,
+    served::ProxyProcess,
     sim::prompt,
     support::{
         Upstream, Wire, route, routes, until,
@@ -13,12 +13,12 @@ use crate::{
 };
 
 /// Route to a process that prints far more than a pipe holds (64 KiB on Linux), then exits.
-const CHATTY: &str = r#"  - name: chatty
+const CHATTY_ROUTE: &str = r#"  - name: chatty
     match: { models: [chatty] }
     target: { process: { command: [sh, -c, "yes $(printf %0900d 0) | head -n 4000; exit 3 # {port}"] } }
 "#;
 
-async fn metric(proxy: &Served, name: &str) -> u64 {
+async fn metric(proxy: &ProxyProcess, name: &str) -> u64 {
     let text = law::ask(proxy.admin, "/metrics").await.text();
     let line = text.lines().find(|line| line.starts_with(name)).expect(name);
     line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -26,12 +26,12 @@ async fn metric(proxy: &Served, name: &str) -> u64 {
 
 /// Returns an HTTP/2 preface and acknowledgements of PINGs that were never sent: h2 logs a warning for each.
 fn stray_pings(count: usize) -> Vec<u8> {
-    const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    [BEGINNING, &b"\0\0\x08\x06\x01\0\0\0\0answered".repeat(count)].concat()
+    const H2_PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    [H2_PREFACE_AND_SETTINGS, &b"\0\0\x08\x06\x01\0\0\0\0answered".repeat(count)].concat()
 }
 
 /// Opens a connection to each HTTP/2 listener and sends `count` of them.
-async fn send_stray_pings(proxy: &Served, scaler: SocketAddr, count: usize) -> [Wire; 2] {
+async fn send_stray_pings(proxy: &ProxyProcess, scaler: SocketAddr, count: usize) -> [Wire; 2] {
     let mut clients = [Wire::connect(proxy.address).await, Wire::connect(scaler).await];
     for client in &mut clients {
         client.send(stray_pings(count)).await;
@@ -50,7 +50,7 @@ async fn clients_cannot_fill_the_log() {
     let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
     let scaler = free_address();
     let config = format!("scaler: {scaler}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let proxy = Served::start(&config).await;
+    let proxy = ProxyProcess::start(&config).await;
     let clients = send_stray_pings(&proxy, scaler, 9_000).await;
     let said = proxy.logged("log lines were left out").await;
     assert_eq!(said["mostly_of"], "h2::proto::ping_pong", "{said}");
@@ -71,8 +71,8 @@ async fn clients_cannot_fill_the_log() {
 async fn unread_log_blocks_nothing_and_drops_are_counted() {
     let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
     let scaler = free_address();
-    let config = format!("scaler: {scaler}\n{}{CHATTY}", routes(&[route("tiny", &upstream.url(), "")]));
-    let proxy = Served::spawn(&config, |folder| {
+    let config = format!("scaler: {scaler}\n{}{CHATTY_ROUTE}", routes(&[route("tiny", &upstream.url(), "")]));
+    let proxy = ProxyProcess::spawn(&config, |folder| {
         let mut command = std::process::Command::new("env");
         command.args(["RUST_LOG=debug", crate::served::ANTEROOM]).args(crate::served::arguments(folder));
         command

@@ -9,7 +9,7 @@ use anteroom::{
     error::Outcome,
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Proxy with a route `tiny` and one endpoint, whose connections the test provides.
-pub struct World {
+pub struct InMemoryProxy {
     pub gate: Arc<Gate>,
     pub shared: Arc<Shared>,
     pub endpoint: Arc<Endpoint>,
@@ -27,9 +27,9 @@ pub struct World {
 }
 
 /// Dialer that calls the test's function.
-struct Behind<F>(F);
+struct FnDialer<F>(F);
 
-impl<F: Fn() -> io::Result<Box<dyn Io>> + Send + Sync> Dial for Behind<F> {
+impl<F: Fn() -> io::Result<Box<dyn UpstreamIo>> + Send + Sync> Dial for FnDialer<F> {
     fn dial(&self, _: &str) -> Dialing {
         // Called within the future, where a real dialer would panic.
         let connected = std::panic::AssertUnwindSafe(&self.0);
@@ -60,12 +60,15 @@ pub async fn read_request(io: &mut DuplexStream) -> bool {
     io.read_exact(&mut body).await.is_ok()
 }
 
-// === impl World ===
+// === impl InMemoryProxy ===
 
-impl World {
+impl InMemoryProxy {
     /// Creates a world whose route has these further settings, in YAML flow style. `dial` makes each connection to the
     /// endpoint.
-    pub fn new(more: &str, dial: impl Fn() -> io::Result<Box<dyn Io>> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        more: &str,
+        dial: impl Fn() -> io::Result<Box<dyn UpstreamIo>> + Send + Sync + 'static,
+    ) -> Self {
         let yaml = crate::support::routes(&[crate::support::route("tiny", "http://127.0.0.1:1", more)]);
         let mut config = Config::parse(&yaml, "test.yaml").unwrap();
         let route = config.routes.remove(0);
@@ -74,7 +77,7 @@ impl World {
         let gate = Gate::new(route.name.clone(), policy, ColdStarts::new(|_| {}));
         let shared = Shared::new(config.limits);
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
-        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Behind(dial))));
+        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(FnDialer(dial))));
         gate.target().add(&endpoint);
         Self { gate, shared, endpoint, proxy }
     }

@@ -11,14 +11,14 @@ use std::{
     time::Duration,
 };
 
-use anteroom::{error::Outcome, upstream::Io};
+use anteroom::{error::Outcome, upstream::UpstreamIo};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     time::sleep,
 };
 
 use crate::{
-    memory::{World, connection, read_request},
+    memory::{InMemoryProxy, connection, read_request},
     support::wire::{chat, streaming},
 };
 
@@ -28,15 +28,15 @@ const PANICS_ON_DIAL: u8 = 1;
 const PANICS_ON_READ: u8 = 2;
 
 /// Connection that panics when it is read.
-struct Broken(DuplexStream);
+struct PanickingIo(DuplexStream);
 
-impl AsyncRead for Broken {
+impl AsyncRead for PanickingIo {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         panic!("a defect in a connection to an endpoint")
     }
 }
 
-impl AsyncWrite for Broken {
+impl AsyncWrite for PanickingIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
@@ -50,16 +50,16 @@ impl AsyncWrite for Broken {
     }
 }
 
-struct Rig {
-    world: World,
+struct PanicTest {
+    world: InMemoryProxy,
     behaves: Arc<AtomicU8>,
     requests: Arc<AtomicUsize>,
 }
 
-fn rig(more: &str) -> Rig {
+fn rig(more: &str) -> PanicTest {
     let (behaves, requests) = (Arc::new(AtomicU8::new(WORKS)), Arc::new(AtomicUsize::new(0)));
     let (behaviour, counted) = (behaves.clone(), requests.clone());
-    let world = World::new(more, move || {
+    let world = InMemoryProxy::new(more, move || {
         let (ours, mut theirs) = connection();
         let counted = counted.clone();
         tokio::spawn(async move {
@@ -71,11 +71,11 @@ fn rig(more: &str) -> Rig {
         });
         match behaviour.load(SeqCst) {
             PANICS_ON_DIAL => panic!("a defect in the request path"),
-            PANICS_ON_READ => Ok(Box::new(Broken(ours)) as Box<dyn Io>),
+            PANICS_ON_READ => Ok(Box::new(PanickingIo(ours)) as Box<dyn UpstreamIo>),
             _ => Ok(Box::new(ours)),
         }
     });
-    Rig { world, behaves, requests }
+    PanicTest { world, behaves, requests }
 }
 
 /// Reads a response with a length from a kept-alive connection.
@@ -96,7 +96,7 @@ async fn answer(client: &mut DuplexStream) -> String {
 /// returned; the client's connection and the thread serve the next request.
 #[tokio::test(start_paused = true)]
 async fn panic_costs_only_its_request() {
-    let Rig { world, behaves, requests } = rig("concurrency: { max: 1, rampStart: 1 }");
+    let PanicTest { world, behaves, requests } = rig("concurrency: { max: 1, rampStart: 1 }");
     let mut client = world.client();
     for held_first in [false, true] {
         behaves.store(PANICS_ON_DIAL, SeqCst);
@@ -129,7 +129,7 @@ async fn panic_costs_only_its_request() {
 /// slot freed; the connections of other clients are unaffected.
 #[tokio::test(start_paused = true)]
 async fn panic_after_early_answer_breaks_the_stream() {
-    let Rig { world, behaves, .. } =
+    let PanicTest { world, behaves, .. } =
         rig("concurrency: { max: 1, rampStart: 1 }, keepalive: { after: 1s, interval: 1s }");
     let panics = world.ask(&streaming("panics"));
     sleep(Duration::from_secs(5)).await;
@@ -152,7 +152,7 @@ async fn panic_after_early_answer_breaks_the_stream() {
 /// is retried once and then fails with 502.
 #[tokio::test(start_paused = true)]
 async fn panic_in_upstream_connection_is_a_broken_one() {
-    let Rig { world, behaves, .. } = rig("");
+    let PanicTest { world, behaves, .. } = rig("");
     world.watch(|| true);
     behaves.store(PANICS_ON_READ, SeqCst);
     let heard = world.ask(&chat("x")).await.unwrap();

@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use anteroom::{error::Outcome, upstream::Io};
+use anteroom::{error::Outcome, upstream::UpstreamIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 
 use crate::{
-    memory::{World, connection},
+    memory::{InMemoryProxy, connection},
     support::wire::chat,
 };
 
@@ -51,11 +51,11 @@ async fn serve(mut io: DuplexStream) {
 async fn poisoned_bodies_cost_the_others_nothing() {
     let dialled = Arc::new(AtomicUsize::new(0));
     let counted = dialled.clone();
-    let world = Arc::new(World::new("concurrency: { max: 64 }", move || {
+    let world = Arc::new(InMemoryProxy::new("concurrency: { max: 64 }", move || {
         counted.fetch_add(1, SeqCst);
         let (ours, theirs) = connection();
         tokio::spawn(serve(theirs));
-        Ok(Box::new(ours) as Box<dyn Io>)
+        Ok(Box::new(ours) as Box<dyn UpstreamIo>)
     }));
     world.watch(|| true);
     let began = Instant::now();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anteroom::{app::Command, drain::Request};
+use anteroom::{app::Command, drain::StopSignal};
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     law,
-    served::Served,
+    served::ProxyProcess,
     support::{
         Proxy, Upstream, Wire, route, routes, until,
         upstream::{Call, LAST, Port, STREAM, chunk},
@@ -32,18 +32,18 @@ use crate::{
 /// Stand-in for kube-proxy: forwards connections to backends that were ready at the last check.
 struct Balancer {
     address: SocketAddr,
-    backends: Arc<Mutex<Vec<Backend>>>,
+    backends: Arc<Mutex<Vec<BalancerBackend>>>,
     tasks: [JoinHandle<()>; 2],
 }
 
-struct Backend {
+struct BalancerBackend {
     address: SocketAddr,
     admin: SocketAddr,
     ready: bool,
 }
 
 /// Interval between the readiness checks.
-const LAG: Duration = Duration::from_millis(200);
+const READINESS_INTERVAL: Duration = Duration::from_millis(200);
 
 // === impl Balancer ===
 
@@ -56,12 +56,12 @@ impl Balancer {
         Self { address, backends, tasks }
     }
 
-    fn add(&self, replica: &Served) {
+    fn add(&self, replica: &ProxyProcess) {
         let (address, admin) = (replica.address, replica.admin);
-        self.backends.lock().push(Backend { address, admin, ready: false });
+        self.backends.lock().push(BalancerBackend { address, admin, ready: false });
     }
 
-    fn remove(&self, replica: &Served) {
+    fn remove(&self, replica: &ProxyProcess) {
         self.backends.lock().retain(|backend| backend.address != replica.address);
     }
 
@@ -77,7 +77,7 @@ impl Drop for Balancer {
     }
 }
 
-async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<Backend>>>) {
+async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<BalancerBackend>>>) {
     let next = AtomicUsize::new(0);
     while let Ok((mut client, _)) = listener.accept().await {
         let ready: Vec<_> =
@@ -93,14 +93,14 @@ async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<Backend>>>) {
     }
 }
 
-async fn look(backends: Arc<Mutex<Vec<Backend>>>) {
+async fn look(backends: Arc<Mutex<Vec<BalancerBackend>>>) {
     loop {
         let all: Vec<_> = backends.lock().iter().map(|backend| backend.admin).collect();
         for admin in all {
             let ready = is_ready(admin).await;
             backends.lock().iter_mut().filter(|one| one.admin == admin).for_each(|one| one.ready = ready);
         }
-        sleep(LAG).await;
+        sleep(READINESS_INTERVAL).await;
     }
 }
 
@@ -119,7 +119,7 @@ async fn is_ready(admin: SocketAddr) -> bool {
 
 /// Sends one request after the other and counts the responses. Clients of kind 1 keep their connection until a response
 /// carries `Connection: close`.
-async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts: Arc<Counts>) {
+async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts: Arc<ResponseCounts>) {
     let mut kept = None;
     while !over.load(SeqCst) {
         if kind == 0 {
@@ -151,16 +151,16 @@ async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts:
 }
 
 #[derive(Default)]
-struct Counts {
+struct ResponseCounts {
     answered: AtomicU64,
     drained: AtomicU64,
 }
 
 const CHUNKS: usize = 20;
 
-// === impl Counts ===
+// === impl ResponseCounts ===
 
-impl Counts {
+impl ResponseCounts {
     /// Counts a response that asks the client to retry.
     fn drained(&self, response: &Response) {
         response.is_error(503, "draining");
@@ -184,20 +184,20 @@ async fn serve(mut call: Call) {
 }
 
 /// Starts a replica that knows its peer; both keep their addresses from run to run.
-async fn replica(number: usize, ports: &[Port; 2], url: &str) -> Served {
+async fn replica(number: usize, ports: &[Port; 2], url: &str) -> ProxyProcess {
     let [own, other] = [&ports[number], &ports[1 - number]].map(|port| port.url().replace("http://", ""));
     let peers = format!("peers: {{ listen: \"{own}\", service: \"{other}\" }}");
     // Far fewer slots than clients, so that some requests are always held.
     let route = route("tiny", url, "concurrency: { max: 2 }");
     // The balancer notices within the delay, even on a busy machine; requests held then have as much time as they need.
-    Served::start(&format!("drainDelay: 6s\ndrainTimeout: 10m\n{peers}\n{}", routes(&[route]))).await
+    ProxyProcess::start(&format!("drainDelay: 6s\ndrainTimeout: 10m\n{peers}\n{}", routes(&[route]))).await
 }
 
 /// Streams, short and held requests run through a balancer while each replica in turn gets SIGTERM, exits, and returns
 /// at another port. Every request gets a complete response, or `draining` with permission to retry. Each replica
 /// accounts for all requests it admitted and exits with 0; its peer drops it and finds it again.
 #[tokio::test]
-async fn a_rolling_restart_fails_nobody() {
+async fn rolling_restart_fails_no_request() {
     let upstream = Upstream::warm().await.automatic(serve);
     // Reserved throughout: client ports come from the same range and could take them while a replica is down.
     let ports = [Port::reserve(), Port::reserve()];
@@ -208,7 +208,7 @@ async fn a_rolling_restart_fails_nobody() {
         balancer.add(&replicas[number]);
     }
     balancer.sends_to(2).await;
-    let (over, counts) = (Arc::new(AtomicBool::new(false)), Arc::<Counts>::default());
+    let (over, counts) = (Arc::new(AtomicBool::new(false)), Arc::<ResponseCounts>::default());
     let client = |kind: usize| tokio::spawn(client(balancer.address, kind % 4, over.clone(), counts.clone()));
     let clients: Vec<_> = (0..16).map(client).collect();
     let answered = || counts.answered.load(SeqCst);
@@ -265,7 +265,7 @@ fn only_completed(last: &serde_json::Value) -> u64 {
 /// even while new connections are still accepted: the client's next request uses another connection, and never one that
 /// is being closed.
 #[tokio::test]
-async fn who_keeps_a_connection_is_told_that_it_ends() {
+async fn kept_alive_connection_gets_connection_close() {
     let mut upstream = Upstream::warm().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
     let proxy = Proxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
@@ -276,7 +276,7 @@ async fn who_keeps_a_connection_is_told_that_it_ends() {
         assert_eq!(client.response().await.get("connection"), None);
         kept.push(client);
     }
-    proxy.commands.send(Command::Stop(Request::Terminate)).await.unwrap();
+    proxy.commands.send(Command::Stop(StopSignal::Terminate)).await.unwrap();
     until("it to be unready", async || proxy.admin("/readyz").await.status() == 503).await;
     kept.push(proxy.client().await);
     let asked = [chat("kept"), get("/health"), get("/nothing"), chat("new")];

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
-    law::{self, Counts},
+    law::{self, ProxyCounts},
     marked::Mark,
     support::{Wire, until, wire::Response},
 };
@@ -23,7 +23,7 @@ use crate::{
 pub const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 
 /// Proxy process. Dropping it kills the process; its log is collected.
-pub struct Served {
+pub struct ProxyProcess {
     child: Child,
     pub address: SocketAddr,
     pub admin: SocketAddr,
@@ -42,9 +42,9 @@ pub struct Resources {
     pub threads: usize,
 }
 
-// === impl Served ===
+// === impl ProxyProcess ===
 
-impl Served {
+impl ProxyProcess {
     pub async fn start(config: &str) -> Self {
         Self::spawn(config, |folder| {
             let mut command = Command::new(ANTEROOM);
@@ -168,7 +168,7 @@ impl Served {
         until(&format!("{number} in flight"), async || self.tiny().await["in_flight"] == number).await;
     }
 
-    pub async fn counts(&self) -> Counts {
+    pub async fn counts(&self) -> ProxyCounts {
         law::counts(self.admin).await
     }
 
@@ -209,7 +209,7 @@ impl Served {
 
     /// Waits until all requests have ended, checks the law, then stops the proxy: its final log line must match the
     /// counts, and none of its child processes may be left.
-    pub async fn stop(mut self) -> Counts {
+    pub async fn stop(mut self) -> ProxyCounts {
         let counts = law::holds(self.admin).await;
         self.signal(Signal::INT);
         let status = self.exited().await;
@@ -235,7 +235,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for ProxyProcess {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log());

@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use anteroom::{error::Outcome, upstream::Io};
+use anteroom::{error::Outcome, upstream::UpstreamIo};
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 
 use crate::{
-    memory::{World, connection, read_request},
+    memory::{InMemoryProxy, connection, read_request},
     support::wire::{chat, streaming},
 };
 
@@ -23,17 +23,17 @@ use crate::{
 fn world<F>(
     more: &str,
     serve: impl Fn(DuplexStream) -> F + Send + Sync + 'static,
-) -> (World, Arc<AtomicUsize>)
+) -> (InMemoryProxy, Arc<AtomicUsize>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = connections.clone();
-    let world = World::new(more, move || {
+    let world = InMemoryProxy::new(more, move || {
         counted.fetch_add(1, SeqCst);
         let (ours, theirs) = connection();
         tokio::spawn(serve(theirs));
-        Ok(Box::new(ours) as Box<dyn Io>)
+        Ok(Box::new(ours) as Box<dyn UpstreamIo>)
     });
     world.watch(|| true);
     (world, connections)
@@ -54,25 +54,31 @@ async fn every_second(mut io: DuplexStream, text: &str, byte_by_byte: bool) {
 /// Whatever a server does instead of sending a complete head, `upstream.responseTimeout` ends it: the client gets 502;
 /// no other server is tried, since this one may be working on the request; and the slot is freed.
 #[tokio::test(start_paused = true)]
-async fn a_head_that_does_not_come_has_its_time_and_no_more() {
-    const MORE: &str = "upstream: { responseTimeout: 5s }";
+async fn missing_head_fails_at_response_timeout() {
+    const RESPONSE_TIMEOUT_5S: &str = "upstream: { responseTimeout: 5s }";
     let servers = [
         (
             "never answers",
-            world(MORE, |mut io| async move {
+            world(RESPONSE_TIMEOUT_5S, |mut io| async move {
                 read_request(&mut io).await;
                 std::future::pending().await
             }),
         ),
         (
             "does not even read",
-            world(MORE, |io| async move {
+            world(RESPONSE_TIMEOUT_5S, |io| async move {
                 let _kept = io;
                 std::future::pending().await
             }),
         ),
-        ("trickles a head", world(MORE, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true))),
-        ("informs for ever", world(MORE, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false))),
+        (
+            "trickles a head",
+            world(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true)),
+        ),
+        (
+            "informs for ever",
+            world(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false)),
+        ),
     ];
     for (what, (world, connections)) in servers {
         let began = Instant::now();
@@ -105,8 +111,8 @@ async fn closing_server_is_retried_with_backoff() {
 /// one to two times that, and the client sees an incomplete response.
 #[tokio::test(start_paused = true)]
 async fn a_body_may_trickle_but_not_stop() {
-    const MORE: &str = "upstream: { idleTimeout: 5s }";
-    let (trickling, _) = world(MORE, |mut io| async move {
+    const IDLE_TIMEOUT_5S: &str = "upstream: { idleTimeout: 5s }";
+    let (trickling, _) = world(IDLE_TIMEOUT_5S, |mut io| async move {
         read_request(&mut io).await;
         let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         let _ = io.write_all(head.as_bytes()).await;
@@ -122,7 +128,7 @@ async fn a_body_may_trickle_but_not_stop() {
     assert_eq!(began.elapsed().as_secs(), 400, "100 times 4 s");
     trickling.is_over(&[(Outcome::Completed, 1)]);
 
-    let (stopping, _) = world(MORE, |mut io| async move {
+    let (stopping, _) = world(IDLE_TIMEOUT_5S, |mut io| async move {
         read_request(&mut io).await;
         let _ = io.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
         std::future::pending().await

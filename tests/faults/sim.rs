@@ -15,12 +15,12 @@ use crate::{
 };
 
 /// Address for model servers, of which at most one runs at a time.
-pub struct Place {
+pub struct SimAddress {
     port: Port,
 }
 
 /// Model server process, killed on drop.
-pub struct Sim {
+pub struct SimProcess {
     child: Child,
     address: std::net::SocketAddr,
 }
@@ -39,9 +39,9 @@ fn body(text: &str, stream: bool) -> String {
     format!(r#"{{"model":"tiny","stream":{stream},"messages":[{{"role":"user","content":"{text}"}}]}}"#)
 }
 
-// === impl Place ===
+// === impl SimAddress ===
 
-impl Place {
+impl SimAddress {
     pub fn reserve() -> Self {
         Self { port: Port::reserve() }
     }
@@ -51,25 +51,25 @@ impl Place {
     }
 
     /// Starts a model server at this address.
-    pub fn start(&self, arguments: &[&str]) -> Sim {
+    pub fn start(&self, arguments: &[&str]) -> SimProcess {
         let address: std::net::SocketAddr = self.url()["http://".len()..].parse().unwrap();
         let mut command = Command::new(ANTEROOM);
         command.args(["sim", "--port", &address.port().to_string()]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Sim { child: command.spawn().unwrap(), address }
+        SimProcess { child: command.spawn().unwrap(), address }
     }
 
     /// Starts a model server and waits until it listens.
-    pub async fn up(&self, arguments: &[&str]) -> Sim {
+    pub async fn up(&self, arguments: &[&str]) -> SimProcess {
         let sim = self.start(arguments);
         until("a model server", async || tokio::net::TcpStream::connect(sim.address).await.is_ok()).await;
         sim
     }
 }
 
-// === impl Sim ===
+// === impl SimProcess ===
 
-impl Sim {
+impl SimProcess {
     /// Waits until this many requests are running.
     pub async fn runs(&self, number: u64) {
         until(&format!("{number} to run"), async || self.metric("vllm:num_requests_running").await == number)
@@ -111,7 +111,7 @@ impl Sim {
     }
 }
 
-impl Drop for Sim {
+impl Drop for SimProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -13,23 +13,23 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
-    served::Served,
+    served::ProxyProcess,
     support::{Upstream, Wire, route, routes, until, wire::chat},
 };
 
 const STEPS: usize = 300;
 
 /// Clients that send one request after the other on kept-alive connections.
-struct Load {
+struct KeepAliveLoad {
     over: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     clients: Vec<tokio::task::JoinHandle<()>>,
 }
 
-// === impl Load ===
+// === impl KeepAliveLoad ===
 
-impl Load {
-    fn start(proxy: &Served, clients: usize) -> Self {
+impl KeepAliveLoad {
+    fn start(proxy: &ProxyProcess, clients: usize) -> Self {
         let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let client = |number: usize| {
             let (over, answered, address) = (over.clone(), answered.clone(), proxy.address);
@@ -88,8 +88,8 @@ async fn reload_storm_loses_and_leaves_nothing() {
         (0..number).map(|other| route(&format!("other-{other}"), &upstream.url(), "")).collect()
     };
     let config = |more: &str, number: usize| routes(&[vec![tiny(more)], others(number)].concat());
-    let proxy = Served::start(&config("", 0)).await;
-    let load = Load::start(&proxy, 4);
+    let proxy = ProxyProcess::start(&config("", 0)).await;
+    let load = KeepAliveLoad::start(&proxy, 4);
     load.goes_on().await;
     let before = proxy.resources();
     // From here on the file is a mounted ConfigMap.

@@ -9,7 +9,7 @@ use std::{
 
 /// Dependency of a file on a path.
 #[derive(Debug)]
-pub struct Arrow {
+pub struct PathDependency {
     file: String,
     /// Path of the file's module, without `crate`.
     module: Vec<String>,
@@ -18,7 +18,7 @@ pub struct Arrow {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Token {
+enum PathToken {
     Name(String),
     /// `::`
     Colons,
@@ -26,16 +26,16 @@ enum Token {
 }
 
 /// Returns the dependencies of `file`.
-pub fn arrows(src: &Path, file: &Path) -> Vec<Arrow> {
+pub fn arrows(src: &Path, file: &Path) -> Vec<PathDependency> {
     let name = file.strip_prefix(src).expect("a file of the source").with_extension("");
     let (module, text) = (module(src, file), fs::read_to_string(file).expect("a source file"));
-    let arrow = |path| Arrow { file: name.display().to_string(), module: module.clone(), path };
+    let arrow = |path| PathDependency { file: name.display().to_string(), module: module.clone(), path };
     named(&text, &module).into_iter().map(arrow).collect()
 }
 
 /// Returns the paths named in the text of a module.
 pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
-    let known = Known::of(text, module.to_vec());
+    let known = KnownPaths::of(text, module.to_vec());
     known.paths.into_iter().chain(known.exports.into_values()).collect()
 }
 
@@ -44,10 +44,10 @@ pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
 pub fn graph(src: &Path, files: &[PathBuf]) -> BTreeMap<String, BTreeSet<String>> {
     let known = |file: &PathBuf| {
         let module = module(src, file);
-        (module.clone(), Known::of(&fs::read_to_string(file).expect("a source file"), module))
+        (module.clone(), KnownPaths::of(&fs::read_to_string(file).expect("a source file"), module))
     };
     let files: HashMap<_, _> = files.iter().map(known).collect();
-    let used = |known: &Known| {
+    let used = |known: &KnownPaths| {
         let used = known.paths.iter().filter_map(|path| definer(&files, path));
         used.filter(|used| **used != known.module).map(|used| used.join("/")).collect()
     };
@@ -55,7 +55,7 @@ pub fn graph(src: &Path, files: &[PathBuf]) -> BTreeMap<String, BTreeSet<String>
 }
 
 /// Returns the module of the file that defines what a path names, through re-exports.
-fn definer<'a>(files: &'a HashMap<Vec<String>, Known>, path: &[String]) -> Option<&'a Vec<String>> {
+fn definer<'a>(files: &'a HashMap<Vec<String>, KnownPaths>, path: &[String]) -> Option<&'a Vec<String>> {
     let path = path.strip_prefix(&["crate".to_owned()])?;
     let depth = (0..=path.len()).rev().find(|depth| files.contains_key(&path[..*depth]))?;
     let (module, known) = files.get_key_value(&path[..depth])?;
@@ -75,15 +75,15 @@ fn module(src: &Path, file: &Path) -> Vec<String> {
 
 // === impl Token ===
 
-impl Token {
+impl PathToken {
     fn is(&self, word: &str) -> bool {
         matches!(self, Self::Name(name) if name == word)
     }
 }
 
-// === impl Arrow ===
+// === impl PathDependency ===
 
-impl Arrow {
+impl PathDependency {
     /// Returns the top-level module of the file.
     pub fn from(&self) -> &str {
         self.module.first().map_or("lib", String::as_str)
@@ -107,14 +107,14 @@ impl Arrow {
     }
 }
 
-impl fmt::Display for Arrow {
+impl fmt::Display for PathDependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "src/{}.rs uses {}", self.file, self.path.join("::"))
     }
 }
 
 /// Paths named in a file, and the paths that its imported names stand for.
-struct Known {
+struct KnownPaths {
     module: Vec<String>,
     names: HashMap<String, Vec<String>>,
     /// Paths that the file uses.
@@ -123,12 +123,12 @@ struct Known {
     exports: HashMap<String, Vec<String>>,
 }
 
-impl Known {
+impl KnownPaths {
     fn of(text: &str, module: Vec<String>) -> Self {
         let tokens = without_tests(tokens(text));
         let mut known = Self { module, names: HashMap::new(), paths: Vec::new(), exports: HashMap::new() };
         for pair in tokens.windows(2) {
-            if let [Token::Name(word), Token::Name(child)] = pair
+            if let [PathToken::Name(word), PathToken::Name(child)] = pair
                 && word == "mod"
             {
                 let path = [&["crate".to_owned()], &known.module[..], &[child.clone()]].concat();
@@ -139,9 +139,12 @@ impl Known {
         let mut at = 0;
         while at < tokens.len() {
             // `use<'a>` in a type is not an import.
-            if tokens[at] == Token::Name("use".into()) && tokens.get(at + 1) != Some(&Token::Other('<')) {
+            if tokens[at] == PathToken::Name("use".into())
+                && tokens.get(at + 1) != Some(&PathToken::Other('<'))
+            {
                 let before = at.checked_sub(1).map(|before| &tokens[before]);
-                let is_public = before.is_some_and(|token| *token == Token::Other(')') || token.is("pub"));
+                let is_public =
+                    before.is_some_and(|token| *token == PathToken::Other(')') || token.is("pub"));
                 at = known.import(&tokens, at + 1, &[], is_public);
             } else {
                 rest.push(&tokens[at]);
@@ -153,36 +156,42 @@ impl Known {
     }
 
     /// Parses a `use` tree and returns the index after it.
-    fn import(&mut self, tokens: &[Token], mut at: usize, before: &[String], mut is_public: bool) -> usize {
+    fn import(
+        &mut self,
+        tokens: &[PathToken],
+        mut at: usize,
+        before: &[String],
+        mut is_public: bool,
+    ) -> usize {
         let mut path = before.to_vec();
         let mut alias = None;
         loop {
             match tokens.get(at) {
-                Some(Token::Name(word)) if word == "as" => {
-                    if let Some(Token::Name(name)) = tokens.get(at + 1) {
+                Some(PathToken::Name(word)) if word == "as" => {
+                    if let Some(PathToken::Name(name)) = tokens.get(at + 1) {
                         let imported = self.resolve(&path);
                         self.names.insert(name.clone(), imported);
                         alias = Some(name);
                     }
                     at += 2;
                 }
-                Some(Token::Name(word)) if word == "self" && !path.is_empty() => at += 1,
-                Some(Token::Name(word)) => {
+                Some(PathToken::Name(word)) if word == "self" && !path.is_empty() => at += 1,
+                Some(PathToken::Name(word)) => {
                     path.push(word.clone());
                     at += 1;
                 }
-                Some(Token::Colons) => at += 1,
-                Some(Token::Other('{')) => {
+                Some(PathToken::Colons) => at += 1,
+                Some(PathToken::Other('{')) => {
                     at += 1;
-                    while tokens.get(at).is_some_and(|token| *token != Token::Other('}')) {
+                    while tokens.get(at).is_some_and(|token| *token != PathToken::Other('}')) {
                         at = self.import(tokens, at, &path, is_public);
-                        if tokens.get(at) == Some(&Token::Other(',')) {
+                        if tokens.get(at) == Some(&PathToken::Other(',')) {
                             at += 1;
                         }
                     }
                     return at + 1;
                 }
-                Some(Token::Other('*')) => (at, is_public) = (at + 1, false),
+                Some(PathToken::Other('*')) => (at, is_public) = (at + 1, false),
                 _ => break,
             }
         }
@@ -198,19 +207,19 @@ impl Known {
     }
 
     /// Collects the paths outside `use`.
-    fn inline(&mut self, tokens: &[&Token]) {
+    fn inline(&mut self, tokens: &[&PathToken]) {
         let mut at = 0;
         while at < tokens.len() {
             let before = at.checked_sub(1).map(|before| tokens[before]);
             // The path in `pub(in path)` is no use.
-            if tokens[at].is("in") && before == Some(&Token::Other('(')) {
-                at += tokens[at..].iter().take_while(|token| ***token != Token::Other(')')).count();
+            if tokens[at].is("in") && before == Some(&PathToken::Other('(')) {
+                at += tokens[at..].iter().take_while(|token| ***token != PathToken::Other(')')).count();
                 continue;
             }
             let mut path = Vec::new();
-            while let Some(Token::Name(word)) = tokens.get(at) {
+            while let Some(PathToken::Name(word)) = tokens.get(at) {
                 path.push(word.clone());
-                if tokens.get(at + 1) != Some(&&Token::Colons) {
+                if tokens.get(at + 1) != Some(&&PathToken::Colons) {
                     break;
                 }
                 at += 2;
@@ -219,7 +228,7 @@ impl Known {
                 let path = self.resolve(&path);
                 self.paths.push(path);
             } else if let Some(path) = path.first().and_then(|name| self.exports.get(name))
-                && before.is_none_or(|token| *token != Token::Other('.') && !token.is("mod"))
+                && before.is_none_or(|token| *token != PathToken::Other('.') && !token.is("mod"))
             {
                 self.paths.push(path.clone());
             }
@@ -246,7 +255,7 @@ impl Known {
 }
 
 /// Removes every item marked `#[cfg(test)]`.
-fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
+fn without_tests(tokens: Vec<PathToken>) -> Vec<PathToken> {
     let test: Vec<_> = ["#", "[", "cfg", "(", "test", ")", "]"].into_iter().flat_map(self::tokens).collect();
     let mut kept = Vec::new();
     let mut at = 0;
@@ -261,15 +270,15 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
         let mut depth = 0;
         while at < tokens.len() {
             match tokens[at] {
-                Token::Other('{' | '(' | '[') => depth += 1,
-                Token::Other(')' | ']') => depth -= 1,
-                Token::Other('}') => {
+                PathToken::Other('{' | '(' | '[') => depth += 1,
+                PathToken::Other(')' | ']') => depth -= 1,
+                PathToken::Other('}') => {
                     depth -= 1;
                     if depth == 0 {
                         break;
                     }
                 }
-                Token::Other(';') if depth == 0 => break,
+                PathToken::Other(';') if depth == 0 => break,
                 _ => {}
             }
             at += 1;
@@ -279,7 +288,7 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     kept
 }
 
-fn tokens(text: &str) -> Vec<Token> {
+fn tokens(text: &str) -> Vec<PathToken> {
     let mut tokens = Vec::new();
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
@@ -288,19 +297,19 @@ fn tokens(text: &str) -> Vec<Token> {
         } else if rest.starts_with("/*") {
             rest.find("*/").map_or(rest.len(), |end| end + 2)
         } else if let Some(length) = literal(rest) {
-            tokens.push(Token::Other('"'));
+            tokens.push(PathToken::Other('"'));
             length
         } else if rest.starts_with("::") {
-            tokens.push(Token::Colons);
+            tokens.push(PathToken::Colons);
             2
         } else if first.is_alphanumeric() || first == '_' {
             let end = rest.find(|character: char| !character.is_alphanumeric() && character != '_');
             let end = end.unwrap_or(rest.len());
-            tokens.push(Token::Name(rest[..end].into()));
+            tokens.push(PathToken::Name(rest[..end].into()));
             end
         } else {
             if !first.is_whitespace() {
-                tokens.push(Token::Other(first));
+                tokens.push(PathToken::Other(first));
             }
             first.len_utf8()
         };

@@ -2,18 +2,20 @@
 
 use anteroom::{
     coldstart::{Part, Phase},
-    hold::Released,
+    hold::ReleaseOutcome,
 };
 
-use crate::support::{Route, process, sh, sim, within};
+use crate::support::{SupervisedRoute, process, sh, sim, within};
 
 /// Tolerance for sums of milliseconds: one nanosecond.
 const ROUNDING: f64 = 1e-6;
 
 #[tokio::test]
-async fn the_log_tells_the_parts_of_the_load() {
-    let route = Route::new(process(sim(&["--load-time", "500ms"])));
-    let Released::Dispatch(permit) = within(route.hold().released()).await else { panic!("not released") };
+async fn log_yields_parts_of_the_load_phase() {
+    let route = SupervisedRoute::new(process(sim(&["--load-time", "500ms"])));
+    let ReleaseOutcome::Dispatch(permit) = within(route.hold().released()).await else {
+        panic!("not released")
+    };
     route.gate.cold_starts().dispatched();
     permit.first_byte();
     let record = route.records().remove(0);
@@ -37,8 +39,11 @@ async fn the_log_tells_the_parts_of_the_load() {
 
 #[tokio::test]
 async fn silent_program_has_no_load_parts() {
-    let route = Route::new(process(sh("exec \"$0\" \"$@\" 2>/dev/null", &sim(&["--load-time", "50ms"]))));
-    let Released::Dispatch(permit) = within(route.hold().released()).await else { panic!("not released") };
+    let route =
+        SupervisedRoute::new(process(sh("exec \"$0\" \"$@\" 2>/dev/null", &sim(&["--load-time", "50ms"]))));
+    let ReleaseOutcome::Dispatch(permit) = within(route.hold().released()).await else {
+        panic!("not released")
+    };
     route.gate.cold_starts().dispatched();
     permit.first_byte();
     let record = route.records().remove(0);

@@ -19,11 +19,11 @@ use std::{
 use anteroom::{
     coldstart::ColdStartOutcome,
     domain::{Period, ProcessTarget, Target},
-    hold::Released,
+    hold::ReleaseOutcome,
     state::Status,
 };
 use rustix::process::{Signal, kill_process};
-use support::{ANTEROOM, Pids, Route, alive, eventually, process, settings, sh, sim, within};
+use support::{ANTEROOM_BIN, Pids, SupervisedRoute, alive, eventually, process, settings, sh, sim, within};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
@@ -35,10 +35,13 @@ use tokio::{
 #[tokio::test]
 async fn many_requests_start_one_server() {
     let pids = Pids::new();
-    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--load-time", "50ms"]))));
+    let route =
+        SupervisedRoute::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--load-time", "50ms"]))));
     let waiting: Vec<_> = (0..20).map(|_| route.hold()).collect();
     for (index, mut ticket) in waiting.into_iter().enumerate() {
-        let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+        let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else {
+            panic!("not released")
+        };
         if index == 0 {
             route.gate.cold_starts().dispatched();
         }
@@ -59,7 +62,7 @@ async fn wrong_readiness_path_is_reported_at_run_time() {
     let mut policy = settings();
     policy.readiness.path = "/nowhere".into();
     policy.readiness.activation_timeout = Period::from_secs(600);
-    let route = Route::with(process(sim(&[])), policy);
+    let route = SupervisedRoute::with(process(sim(&[])), policy);
     let _held = route.hold();
     let reason = || route.gate.target().obstacle().map(|obstacle| obstacle.message.to_string());
     eventually(|| reason().is_some()).await;
@@ -70,10 +73,10 @@ async fn wrong_readiness_path_is_reported_at_run_time() {
 
 #[tokio::test]
 async fn exit_while_loading_fails_held_requests() {
-    let route = Route::new(process(sim(&["--load-time", "20ms", "--fail-load=3"])));
+    let route = SupervisedRoute::new(process(sim(&["--load-time", "20ms", "--fail-load=3"])));
     let (mut first, mut second) = (route.hold(), route.hold());
     for ticket in [&mut first, &mut second] {
-        let Released::Failed(reason, retry_after) = within(ticket.released()).await else {
+        let ReleaseOutcome::Failed(reason, retry_after) = within(ticket.released()).await else {
             panic!("released")
         };
         assert!(
@@ -99,25 +102,25 @@ async fn next_start_waits_for_the_backoff() {
     let pids = Pids::new();
     // Fails on the first start only.
     let script = pids.then(&format!("[ $(wc -l < {}) -gt 1 ] || exit 1; exec \"$0\" \"$@\"", pids.path()));
-    let route = Route::new(process(sh(&script, &sim(&[]))));
-    assert!(matches!(within(route.hold().released()).await, Released::Failed(..)));
+    let route = SupervisedRoute::new(process(sh(&script, &sim(&[]))));
+    assert!(matches!(within(route.hold().released()).await, ReleaseOutcome::Failed(..)));
     let mut next = route.hold();
-    assert!(matches!(within(next.released()).await, Released::Dispatch(_)));
+    assert!(matches!(within(next.released()).await, ReleaseOutcome::Dispatch(_)));
     assert_eq!(pids.all().len(), 2);
     route.end().await;
 }
 
 #[tokio::test]
-async fn start_that_fails_twice_alike_is_not_to_be_retried() {
+async fn start_failing_twice_alike_is_not_retryable() {
     let pids = Pids::new();
     // The last log line differs from start to start; the third start ends with another exit code.
     let script = pids.then(&format!(
         "[ $(wc -l < {}) -gt 2 ] && exit 4; echo \"[pid $$] CUDA out of memory at 0x$$\"; exit 3",
         pids.path()
     ));
-    let route = Route::new(process(sh(&script, &[])));
+    let route = SupervisedRoute::new(process(sh(&script, &[])));
     for (start, is_to_be_retried) in [("the first", true), ("the second", false), ("the third", true)] {
-        let Released::Failed(reason, retry_after) = within(route.hold().released()).await else {
+        let ReleaseOutcome::Failed(reason, retry_after) = within(route.hold().released()).await else {
             panic!("{start} was released")
         };
         assert_eq!(retry_after.is_some(), is_to_be_retried, "{start}: {reason}");
@@ -127,10 +130,12 @@ async fn start_that_fails_twice_alike_is_not_to_be_retried() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_be_run_is_said_so_at_once() {
+async fn unrunnable_command_fails_at_once() {
     let fail = async |target: ProcessTarget| {
-        let route = Route::new(Target::Process(target));
-        let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+        let route = SupervisedRoute::new(Target::Process(target));
+        let ReleaseOutcome::Failed(reason, _) = within(route.hold().released()).await else {
+            panic!("released")
+        };
         route.end().await;
         reason.to_string()
     };
@@ -153,8 +158,8 @@ async fn never_ready_server_is_stopped_with_its_answer() {
     let mut settings = settings();
     // One second is enough to listen even on a slow machine; if it is not, the reason may say so.
     settings.readiness.activation_timeout = Period::from_secs(1);
-    let route = Route::with(process(sh(&pids.then("exec \"$0\" \"$@\""), &hang)), settings);
-    let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+    let route = SupervisedRoute::with(process(sh(&pids.then("exec \"$0\" \"$@\""), &hang)), settings);
+    let ReleaseOutcome::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
     assert!(
         reason.starts_with("the target was not ready within 1s: the last probe of /health saw: "),
         "{reason}"
@@ -168,7 +173,7 @@ async fn idle_server_stops_and_starts_again() {
     let pids = Pids::new();
     let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
     set_idle(&mut target, 20);
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     for starts in 1..=3 {
         drop(route.permit().await);
         route.status("idle").await;
@@ -187,7 +192,7 @@ async fn server_in_use_is_not_stopped() {
     let pids = Pids::new();
     let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
     set_idle(&mut target, 5);
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     let permit = route.permit().await;
     // A hundred idle timeouts: an unused server would be stopped.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -202,7 +207,7 @@ async fn server_in_use_is_not_stopped() {
 async fn start_without_clients_ends_as_abandoned() {
     let mut target = process(sim(&["--load-time", "20ms"]));
     set_idle(&mut target, 20);
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     let mut ended = route.store.changed();
     drop(route.hold());
     within(ended.changed()).await.unwrap();
@@ -214,9 +219,9 @@ async fn start_without_clients_ends_as_abandoned() {
 #[tokio::test]
 async fn crash_while_serving_starts_the_next_server() {
     let pids = Pids::new();
-    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let route = SupervisedRoute::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let mut ticket = route.hold();
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     route.gate.cold_starts().dispatched();
     permit.first_byte();
     kill_process(pids.all()[0], Signal::KILL).unwrap();
@@ -229,7 +234,7 @@ async fn crash_while_serving_starts_the_next_server() {
     assert_eq!(route.gate.in_flight(), 1, "its answer may still be on its way to the client");
     let mut again = route.gate.readmit(ticket.place(), 0);
     drop(permit);
-    let Released::Dispatch(permit) = within(again.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(again.released()).await else { panic!("not released") };
     assert_eq!(pids.all().len(), 2);
     eventually(|| route.gate.target().endpoints().len() == 1).await;
     drop(permit);
@@ -239,19 +244,19 @@ async fn crash_while_serving_starts_the_next_server() {
 #[tokio::test]
 async fn failed_server_gets_one_trial_request() {
     let pids = Pids::new();
-    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let route = SupervisedRoute::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
     permit.suspect();
     let mut ticket = route.hold();
     drop(permit);
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     assert_eq!((permit.endpoint().limit(), pids.all().len()), (1, 1), "the same server");
     drop(permit);
     route.end().await;
 }
 
 #[tokio::test]
-async fn stopping_ends_everything_that_the_command_started() {
+async fn stop_ends_all_descendants() {
     let pids = Pids::new();
     // One child in the process group, and one that has left it.
     let script = format!(
@@ -259,7 +264,7 @@ async fn stopping_ends_everything_that_the_command_started() {
         pids.then("exec \"$0\" \"$@\""),
         path = pids.path(),
     );
-    let route = Route::new(process(sh(&script, &sim(&[]))));
+    let route = SupervisedRoute::new(process(sh(&script, &sim(&[]))));
     drop(route.permit().await);
     assert!(pids.all().len() == 3 && pids.all().into_iter().all(alive));
     route.end().await;
@@ -274,7 +279,7 @@ async fn a_server_that_ignores_sigterm_is_killed() {
     if let Target::Process(target) = &mut target {
         target.stop_timeout = Period::from_millis(50);
     }
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     drop(route.permit().await);
     route.end().await;
     assert!(!pids.all().into_iter().any(alive));
@@ -283,7 +288,7 @@ async fn a_server_that_ignores_sigterm_is_killed() {
 #[tokio::test]
 async fn stop_does_not_wait_for_in_flight_requests() {
     let pids = Pids::new();
-    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let route = SupervisedRoute::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
     route.shutdown.kill();
     let gate = route.gate.clone();
@@ -294,9 +299,9 @@ async fn stop_does_not_wait_for_in_flight_requests() {
 }
 
 #[tokio::test]
-async fn a_server_on_its_way_up_is_stopped_with_the_route() {
+async fn starting_server_is_stopped_with_the_route() {
     let pids = Pids::new();
-    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--hang-load"]))));
+    let route = SupervisedRoute::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--hang-load"]))));
     let ticket = route.hold();
     eventually(|| !pids.all().is_empty()).await;
     let gate = route.gate.clone();
@@ -313,14 +318,14 @@ async fn a_server_on_its_way_up_is_stopped_with_the_route() {
 #[tokio::test]
 async fn new_target_takes_over_after_the_old_one_drains() {
     let (old, new) = (Pids::new(), Pids::new());
-    let route = Route::new(process(sh(&old.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let route = SupervisedRoute::new(process(sh(&old.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
     route.targets.send_replace(process(sh(&new.then("exec \"$0\" \"$@\""), &sim(&[]))));
     eventually(|| !route.gate.target().is_up()).await;
     let mut ticket = route.hold();
     assert!(alive(old.all()[0]) && new.all().is_empty(), "the old one still answers");
     drop(permit);
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     assert!(!alive(old.all()[0]) && alive(new.all()[0]));
     drop(permit);
     route.targets.send_replace(Target::Url("http://127.0.0.1:9".into()));
@@ -330,11 +335,11 @@ async fn new_target_takes_over_after_the_old_one_drains() {
 
 #[tokio::test]
 async fn target_replaced_while_loading_keeps_its_requests() {
-    let route = Route::new(process(sim(&["--hang-load"])));
+    let route = SupervisedRoute::new(process(sim(&["--hang-load"])));
     let mut ticket = route.hold();
     route.status("starting").await;
     route.targets.send_replace(process(sim(&[])));
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     permit.first_byte();
     let [second, first] = route.records().try_into().unwrap();
     assert_eq!(first.reason.as_deref(), Some("the target was replaced before it was up"));
@@ -347,7 +352,7 @@ async fn target_replaced_while_loading_keeps_its_requests() {
 // === guardian ===
 
 fn guardian(script: &str) -> Command {
-    let mut command = Command::new(ANTEROOM);
+    let mut command = Command::new(ANTEROOM_BIN);
     command.args(["guardian", "--stop-timeout", "60000", "--", "sh", "-c", script]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command
@@ -441,7 +446,7 @@ async fn server(status: u16) -> (Target, Arc<AtomicU16>) {
 #[tokio::test]
 async fn a_url_that_answers_at_once_is_no_cold_start() {
     let (target, _) = server(200).await;
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     let permit = route.permit().await;
     assert_eq!(permit.endpoint().limit(), settings().concurrency.max, "no ramp");
     assert!(route.gate.cold_starts().current().is_none() && route.records().is_empty());
@@ -453,7 +458,7 @@ async fn a_url_that_answers_at_once_is_no_cold_start() {
 #[tokio::test]
 async fn refusing_url_is_probed_as_a_cold_start() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let route = Route::new(Target::Url(format!("http://{free}")));
+    let route = SupervisedRoute::new(Target::Url(format!("http://{free}")));
     let mut ticket = route.hold();
     route.status("starting").await;
     let phases = route.gate.cold_starts().current().unwrap().phases;
@@ -463,7 +468,7 @@ async fn refusing_url_is_probed_as_a_cold_start() {
         "signal, load"
     );
     tokio::spawn(healthy(TcpListener::bind(free).await.unwrap(), Arc::new(AtomicU16::new(200))));
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     assert_eq!(permit.endpoint().limit(), settings().concurrency.ramp_start);
     route.gate.cold_starts().dispatched();
     permit.first_byte();
@@ -477,8 +482,8 @@ async fn unready_url_fails_held_requests() {
     let (target, status) = server(503).await;
     let mut settings = settings();
     settings.readiness.activation_timeout = Period::from_millis(200);
-    let route = Route::with(target, settings);
-    let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+    let route = SupervisedRoute::with(target, settings);
+    let ReleaseOutcome::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
     assert_eq!(&*reason, "the target was not ready within 200ms: the last probe of /health saw: status 503");
     status.store(200, Ordering::SeqCst);
     drop(route.permit().await);
@@ -488,13 +493,13 @@ async fn unready_url_fails_held_requests() {
 #[tokio::test]
 async fn suspect_url_is_probed_then_tried_once() {
     let (target, status) = server(200).await;
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     let permit = route.permit().await;
     permit.suspect();
     assert!(!route.gate.target().is_up());
     let mut ticket = route.hold();
     drop(permit);
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     assert_eq!(permit.endpoint().limit(), 1);
     assert!(
         route.records().is_empty() && route.gate.cold_starts().current().is_none(),
@@ -506,7 +511,7 @@ async fn suspect_url_is_probed_then_tried_once() {
     let mut ticket = route.hold();
     route.status("starting").await;
     status.store(200, Ordering::SeqCst);
-    assert!(matches!(within(ticket.released()).await, Released::Dispatch(_)));
+    assert!(matches!(within(ticket.released()).await, ReleaseOutcome::Dispatch(_)));
     drop(permit);
     route.end().await;
 }

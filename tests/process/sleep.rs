@@ -3,18 +3,18 @@
 use anteroom::{
     coldstart::{ColdStart, ColdStartKind, ColdStartOutcome, Phase},
     domain::{Period, Target, WhenIdle},
-    hold::Released,
+    hold::ReleaseOutcome,
     state::Status,
 };
 use rustix::process::{Signal, kill_process};
 
-use crate::support::{Pids, Route, alive, process, settings, sh, sim, within};
+use crate::support::{Pids, SupervisedRoute, alive, process, settings, sh, sim, within};
 
 /// Returns a route whose server sleeps as soon as it is idle, and the process ids of its servers.
-fn sleeper(arguments: &[&str]) -> (Route, Pids) {
+fn sleeper(arguments: &[&str]) -> (SupervisedRoute, Pids) {
     let pids = Pids::new();
     let arguments = [&["--enable-sleep-mode"], arguments].concat();
-    let route = Route::new(target(&pids, &arguments));
+    let route = SupervisedRoute::new(target(&pids, &arguments));
     (route, pids)
 }
 
@@ -27,15 +27,15 @@ fn target(pids: &Pids, arguments: &[&str]) -> Target {
 }
 
 /// Completes one request: held, dispatched, first byte received.
-async fn answered(route: &Route) {
+async fn answered(route: &SupervisedRoute) {
     let mut ticket = route.hold();
-    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    let ReleaseOutcome::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     route.gate.cold_starts().dispatched();
     permit.first_byte();
 }
 
 /// Returns the kinds of the recorded cold starts, oldest first.
-fn kinds(route: &Route) -> Vec<ColdStartKind> {
+fn kinds(route: &SupervisedRoute) -> Vec<ColdStartKind> {
     route.records().iter().rev().map(|record| record.kind).collect()
 }
 
@@ -84,7 +84,7 @@ async fn request_while_falling_asleep_waits_for_the_wake() {
 #[tokio::test]
 async fn a_server_that_cannot_sleep_is_stopped() {
     let pids = Pids::new();
-    let route = Route::new(target(&pids, &[]));
+    let route = SupervisedRoute::new(target(&pids, &[]));
     for starts in 1..=2 {
         answered(&route).await;
         route.status("idle").await;
@@ -95,12 +95,12 @@ async fn a_server_that_cannot_sleep_is_stopped() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_slept_long_enough_is_stopped() {
+async fn sleeping_server_is_stopped_after_timeout() {
     let pids = Pids::new();
     let mut target = target(&pids, &["--enable-sleep-mode"]);
     let Target::Process(process) = &mut target else { unreachable!() };
     process.stop_after = Some(Period::from_millis(20));
-    let route = Route::new(target);
+    let route = SupervisedRoute::new(target);
     answered(&route).await;
     route.status("idle").await;
     assert!(!alive(pids.all()[0]) && route.gate.target().endpoints().is_empty());
@@ -110,7 +110,7 @@ async fn a_server_that_has_slept_long_enough_is_stopped() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_in_its_sleep_is_started_again() {
+async fn server_that_dies_asleep_is_restarted() {
     let (route, pids) = sleeper(&[]);
     answered(&route).await;
     route.status("sleeping").await;
@@ -129,7 +129,7 @@ async fn server_that_cannot_wake_is_restarted() {
     route.status("sleeping").await;
     let mut other = route.hold();
     answered(&route).await;
-    assert!(matches!(within(other.released()).await, Released::Dispatch(_)));
+    assert!(matches!(within(other.released()).await, ReleaseOutcome::Dispatch(_)));
     assert_eq!((kinds(&route), pids.all().len()), (vec![ColdStartKind::ColdStart; 2], 2));
     assert!(!alive(pids.all()[0]), "two might not fit");
     let record = route.records().remove(0);
@@ -156,7 +156,7 @@ async fn server_that_dies_waking_is_restarted() {
             settings.readiness.activation_timeout = Period::from_secs(5);
         }
         let target = target(&pids, &["--enable-sleep-mode", "--wake-time", "1h"]);
-        let route = Route::with(target, settings);
+        let route = SupervisedRoute::with(target, settings);
         answered(&route).await;
         route.status("sleeping").await;
         let mut held = route.hold();
@@ -165,7 +165,7 @@ async fn server_that_dies_waking_is_restarted() {
         if dies {
             kill_process(pids.all()[0], Signal::KILL).unwrap();
         }
-        let Released::Dispatch(permit) = within(held.released()).await else { panic!("failed") };
+        let ReleaseOutcome::Dispatch(permit) = within(held.released()).await else { panic!("failed") };
         assert_eq!(pids.all().len(), 2);
         route.gate.cold_starts().dispatched();
         permit.first_byte();

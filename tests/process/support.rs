@@ -6,7 +6,7 @@ use anteroom::{
     admission::{Gate, Permit},
     coldstart::{ColdStart, ColdStarts},
     domain::{Period, Policy, ProcessTarget, Target, WhenIdle},
-    hold::{Released, Ticket},
+    hold::{ReleaseOutcome, Ticket},
     scaler::{self, Options, Shutdown},
 };
 use rustix::process::{Pid, test_kill_process};
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 
 /// The executable under test.
-pub(crate) const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
+pub(crate) const ANTEROOM_BIN: &str = env!("CARGO_BIN_EXE_anteroom");
 
 /// Supervised route with one target.
-pub(crate) struct Route {
+pub(crate) struct SupervisedRoute {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Arc<ColdStarts>,
     pub(crate) targets: watch::Sender<Target>,
@@ -65,7 +65,7 @@ pub(crate) fn process(command: Vec<String>) -> Target {
 
 /// Returns the command of a stand-in for vLLM.
 pub(crate) fn sim(arguments: &[&str]) -> Vec<String> {
-    let command = [ANTEROOM, "sim", "--port", "{port}"];
+    let command = [ANTEROOM_BIN, "sim", "--port", "{port}"];
     command.iter().chain(arguments).map(|&word| word.to_owned()).collect()
 }
 
@@ -111,9 +111,9 @@ impl Pids {
     }
 }
 
-// === impl Route ===
+// === impl SupervisedRoute ===
 
-impl Route {
+impl SupervisedRoute {
     pub(crate) fn new(target: Target) -> Self {
         Self::with(target, settings())
     }
@@ -123,7 +123,7 @@ impl Route {
         let gate = Gate::new("tiny".into(), policy, store.clone());
         let (targets, watched) = watch::channel(target);
         let shutdown = Shutdown::default();
-        let options = Options { guardian: ANTEROOM.into(), ..Options::default() };
+        let options = Options { guardian: ANTEROOM_BIN.into(), ..Options::default() };
         let task = tokio::spawn(scaler::supervise(gate.clone(), watched, options, shutdown.clone()));
         Self { gate, store, targets, shutdown, task }
     }
@@ -140,9 +140,9 @@ impl Route {
             return permit;
         }
         match within(self.gate.hold(0, true).unwrap().released()).await {
-            Released::Dispatch(permit) => permit,
-            Released::Failed(reason, _) => panic!("{reason}"),
-            Released::Draining => panic!("draining"),
+            ReleaseOutcome::Dispatch(permit) => permit,
+            ReleaseOutcome::Failed(reason, _) => panic!("{reason}"),
+            ReleaseOutcome::Draining => panic!("draining"),
         }
     }
 

@@ -11,14 +11,14 @@ use anteroom::{
 use tokio::sync::watch;
 
 use super::{
-    Proxy,
+    TestProxy,
     proxy::{options, parse},
     route, routes,
 };
 
 /// State of a pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Pod {
+pub enum FakePodState {
     Ready,
     NotReady,
     Terminating,
@@ -27,13 +27,13 @@ pub enum Pod {
 }
 
 #[derive(Clone)]
-pub struct Cluster {
+pub struct FakeCluster {
     pods: watch::Sender<Arc<Discovered>>,
     protocol: Protocol,
     roles: Roles,
 }
 
-impl Cluster {
+impl FakeCluster {
     pub fn speaking(protocol: Protocol) -> Self {
         Self { pods: watch::Sender::default(), protocol, roles: Roles::default() }
     }
@@ -44,24 +44,24 @@ impl Cluster {
     }
 
     /// Starts the proxy in front of the cluster, with `tiny` as its only route.
-    pub async fn proxy(&self, gateway: Option<String>, more: &str) -> Proxy {
+    pub async fn proxy(&self, gateway: Option<String>, more: &str) -> TestProxy {
         self.proxy_with(gateway, more, "").await
     }
 
     /// Like [`Self::proxy`], with these keys at the top of the file.
-    pub async fn proxy_with(&self, gateway: Option<String>, more: &str, top: &str) -> Proxy {
+    pub async fn proxy_with(&self, gateway: Option<String>, more: &str, top: &str) -> TestProxy {
         let file = routes(&[route("tiny", "http://replaced", more)]);
         self.start(parse(&format!("{top}{file}")), gateway).await
     }
 
     /// Starts the proxy in front of the cluster, with a route that serves anything.
-    pub async fn intercepting(&self, intercept: Arc<Intercept>) -> Proxy {
+    pub async fn intercepting(&self, intercept: Arc<Intercept>) -> TestProxy {
         let mut config = parse(&routes(&[route("tiny", "http://replaced", "match: {}")]));
         config.routes[0].intercept = Some(intercept);
         self.start(config, None).await
     }
 
-    async fn start(&self, mut config: Config, gateway: Option<String>) -> Proxy {
+    async fn start(&self, mut config: Config, gateway: Option<String>) -> TestProxy {
         config.routes[0].target = Target::Cluster(ClusterTarget {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
@@ -69,23 +69,23 @@ impl Cluster {
             roles: self.roles.clone(),
         });
         let options = scaler::Options { discovery: Arc::new(self.clone()), ..options() };
-        Proxy::start_with(config, options).await
+        TestProxy::start_with(config, options).await
     }
 
-    pub fn says(&self, pods: &[(SocketAddr, Pod)]) {
+    pub fn says(&self, pods: &[(SocketAddr, FakePodState)]) {
         let pods: Vec<_> = pods.iter().map(|(address, pod)| (*address, *pod, Role::default())).collect();
         self.says_with_roles(&pods);
     }
 
-    pub fn says_with_roles(&self, pods: &[(SocketAddr, Pod, Role)]) {
-        let is_dead = |(_, pod, _): &&(SocketAddr, Pod, Role)| *pod == Pod::Dead;
+    pub fn says_with_roles(&self, pods: &[(SocketAddr, FakePodState, Role)]) {
+        let is_dead = |(_, pod, _): &&(SocketAddr, FakePodState, Role)| *pod == FakePodState::Dead;
         let dead = pods.iter().filter(is_dead).map(|(address, ..)| address.to_string().into()).collect();
         let endpoints =
             pods.iter().filter(|pod| !is_dead(pod)).map(|(address, pod, role)| DiscoveredEndpoint {
                 address: address.to_string().into(),
                 protocol: self.protocol,
-                ready: *pod == Pod::Ready,
-                terminating: *pod == Pod::Terminating,
+                ready: *pod == FakePodState::Ready,
+                terminating: *pod == FakePodState::Terminating,
                 role: *role,
                 ..DiscoveredEndpoint::default()
             });
@@ -95,7 +95,7 @@ impl Cluster {
     }
 }
 
-impl Discovery for Cluster {
+impl Discovery for FakeCluster {
     fn watch(&self, _: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
         self.pods.subscribe()
     }

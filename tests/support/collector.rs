@@ -44,11 +44,11 @@ struct Received {
 
 /// A received span.
 #[derive(Clone, Debug)]
-pub struct Span(pub otlp::Span);
+pub struct ReceivedSpan(pub otlp::Span);
 
 /// Spans of one trace.
 #[derive(Debug)]
-pub struct Trace(pub Vec<Span>);
+pub struct Trace(pub Vec<ReceivedSpan>);
 
 // === impl Collector ===
 
@@ -91,7 +91,7 @@ impl Collector {
     }
 
     /// Returns all received spans, after checking their resources and scopes.
-    pub fn spans(&self) -> Vec<Span> {
+    pub fn spans(&self) -> Vec<ReceivedSpan> {
         let requests = self.received.requests.lock();
         let resources = requests.iter().flat_map(|(request, _)| &request.resource_spans);
         let scopes = resources.flat_map(|resource| {
@@ -102,7 +102,7 @@ impl Collector {
         });
         let spans = scopes.flat_map(|scope| {
             assert_eq!(scope.scope.as_ref().expect("a scope").name, "anteroom");
-            scope.spans.iter().cloned().map(Span)
+            scope.spans.iter().cloned().map(ReceivedSpan)
         });
         spans.collect()
     }
@@ -203,9 +203,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-// === impl Span ===
+// === impl ReceivedSpan ===
 
-impl Span {
+impl ReceivedSpan {
     pub fn trace_id(&self) -> String {
         hex(&self.0.trace_id)
     }
@@ -258,32 +258,32 @@ impl Span {
 
 impl Trace {
     /// Returns the span of the request itself.
-    pub fn server(&self) -> &Span {
+    pub fn server(&self) -> &ReceivedSpan {
         let [server] = self.of_kind(otlp::span::SpanKind::Server).try_into().expect("one server span");
         server
     }
 
     /// Returns the spans of the attempts, in order.
-    pub fn attempts(&self) -> Vec<&Span> {
+    pub fn attempts(&self) -> Vec<&ReceivedSpan> {
         self.of_kind(otlp::span::SpanKind::Client)
     }
 
     /// Returns the spans in which the request was held, in order.
-    pub fn holds(&self) -> Vec<&Span> {
+    pub fn holds(&self) -> Vec<&ReceivedSpan> {
         self.of_kind(otlp::span::SpanKind::Internal)
             .into_iter()
             .filter(|span| span.name() == "hold")
             .collect()
     }
 
-    fn of_kind(&self, kind: otlp::span::SpanKind) -> Vec<&Span> {
+    fn of_kind(&self, kind: otlp::span::SpanKind) -> Vec<&ReceivedSpan> {
         let mut spans: Vec<_> = self.0.iter().filter(|span| span.kind() == kind).collect();
         spans.sort_by_key(|span| span.times());
         spans
     }
 
     /// Returns the spans within another, in order.
-    pub fn within(&self, parent: &Span) -> Vec<&Span> {
+    pub fn within(&self, parent: &ReceivedSpan) -> Vec<&ReceivedSpan> {
         let mut spans: Vec<_> = self.0.iter().filter(|span| span.parent() == parent.id()).collect();
         spans.sort_by_key(|span| span.times());
         spans

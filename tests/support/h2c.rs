@@ -1,4 +1,4 @@
-//! A model server for HTTP/2 without TLS only. Like [`super::Upstream`], it responds to probes by itself.
+//! A model server for HTTP/2 without TLS only. Like [`super::TestUpstream`], it responds to probes by itself.
 
 use std::{
     convert::Infallible,
@@ -25,29 +25,29 @@ use tokio_util::sync::CancellationToken;
 
 use super::soon;
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+type H2cResponse = Response<BoxBody<Bytes, Infallible>>;
 
 pub struct H2c {
     pub address: SocketAddr,
-    state: Arc<State>,
-    calls: mpsc::UnboundedReceiver<Call>,
+    state: Arc<H2cState>,
+    calls: mpsc::UnboundedReceiver<H2cCall>,
     serving: tokio::task::JoinHandle<()>,
 }
 
-struct State {
+struct H2cState {
     healthy: AtomicBool,
     accepted: AtomicUsize,
-    calls: mpsc::UnboundedSender<Call>,
+    calls: mpsc::UnboundedSender<H2cCall>,
     /// Closes connections gracefully, with GOAWAY.
     ending: parking_lot::Mutex<CancellationToken>,
 }
 
 /// A request from the proxy, to be answered by the test. Dropping it resets its stream.
-pub struct Call {
+pub struct H2cCall {
     pub request: Request<Incoming>,
     /// Number of the connection that carried it.
     pub connection: usize,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<H2cResponse>,
 }
 
 /// Body of a streamed response.
@@ -63,7 +63,7 @@ impl H2c {
 
     pub fn on(listener: TcpListener, streams: u32, healthy: bool) -> Self {
         let (sender, calls) = mpsc::unbounded_channel();
-        let state = Arc::new(State {
+        let state = Arc::new(H2cState {
             healthy: AtomicBool::new(healthy),
             accepted: AtomicUsize::new(0),
             calls: sender,
@@ -88,7 +88,7 @@ impl H2c {
         std::mem::take(&mut *self.state.ending.lock()).cancel();
     }
 
-    pub async fn call(&mut self) -> Call {
+    pub async fn call(&mut self) -> H2cCall {
         soon("a request at the model server", self.calls.recv()).await.unwrap()
     }
 }
@@ -99,7 +99,7 @@ impl Drop for H2c {
     }
 }
 
-async fn serve(listener: TcpListener, streams: u32, state: Arc<State>) {
+async fn serve(listener: TcpListener, streams: u32, state: Arc<H2cState>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let connection = state.accepted.fetch_add(1, Ordering::SeqCst);
@@ -124,21 +124,21 @@ async fn serve(listener: TcpListener, streams: u32, state: Arc<State>) {
 async fn answer(
     request: Request<Incoming>,
     connection: usize,
-    state: Arc<State>,
-) -> Result<Answer, oneshot::error::RecvError> {
+    state: Arc<H2cState>,
+) -> Result<H2cResponse, oneshot::error::RecvError> {
     if request.uri().path() == "/health" {
         let healthy = state.healthy.load(Ordering::SeqCst);
         let answer = Response::builder().status(if healthy { 200 } else { 503 });
         return Ok(answer.body(Full::default().boxed()).unwrap());
     }
     let (answer, answered) = oneshot::channel();
-    let _ = state.calls.send(Call { request, connection, answer });
+    let _ = state.calls.send(H2cCall { request, connection, answer });
     answered.await
 }
 
-// === impl Call ===
+// === impl H2cCall ===
 
-impl Call {
+impl H2cCall {
     pub async fn text(&mut self) -> String {
         let body = soon("a whole request body", self.request.body_mut().collect()).await.unwrap().to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -8,26 +8,26 @@ use std::{
 use rustix::process::Pid;
 
 /// Environment variable that marks a command and, by inheritance, all its descendants.
-const NAME: &str = "ANTEROOM_TEST_MARK";
+const MARK_VARIABLE: &str = "ANTEROOM_TEST_MARK";
 
 /// Mark of one command.
-pub struct Mark(String);
+pub struct ProcessMark(String);
 
 /// A process with the mark.
-pub struct Process {
+pub struct MarkedProcess {
     pub id: Pid,
     pub command: Vec<String>,
 }
 
-impl std::fmt::Debug for Process {
+impl std::fmt::Debug for MarkedProcess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.id.as_raw_nonzero(), self.command.join(" "))
     }
 }
 
-// === impl Mark ===
+// === impl ProcessMark ===
 
-impl Mark {
+impl ProcessMark {
     pub fn new() -> Self {
         Self(format!("{}-{}", std::process::id(), fastrand::u64(..)))
     }
@@ -41,12 +41,12 @@ impl Mark {
 
     /// Returns the environment variable the command needs.
     pub fn variable(&self) -> (&'static str, &str) {
-        (NAME, &self.0)
+        (MARK_VARIABLE, &self.0)
     }
 
     /// Returns the processes with the mark, including the command itself while it runs.
-    pub fn processes(&self) -> Vec<Process> {
-        let mark = format!("{NAME}={}", self.0);
+    pub fn processes(&self) -> Vec<MarkedProcess> {
+        let mark = format!("{MARK_VARIABLE}={}", self.0);
         let words = |bytes: Vec<u8>| -> Vec<String> {
             bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
         };
@@ -56,7 +56,7 @@ impl Mark {
             // Skip processes of other users and those that have exited.
             let environment = words(fs::read(folder.path().join("environ")).ok()?);
             let command = words(fs::read(folder.path().join("cmdline")).ok()?);
-            environment.contains(&mark).then_some(Process { id, command })
+            environment.contains(&mark).then_some(MarkedProcess { id, command })
         });
         marked.collect()
     }

@@ -12,22 +12,22 @@ pub mod wire;
 
 use std::{future::Future, time::Duration};
 
-pub use proxy::{Proxy, route, routes};
-pub use upstream::Upstream;
+pub use proxy::{TestProxy, route, routes};
+pub use upstream::TestUpstream;
 pub use wire::Wire;
 
 /// Timeout far above any duration here, even on a busy machine: only a defect reaches it.
-const BOUND: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Awaits `future`. Panics after [`BOUND`].
+/// Awaits `future`. Panics after [`TEST_TIMEOUT`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(BOUND, future).await {
+    match tokio::time::timeout(TEST_TIMEOUT, future).await {
         Ok(output) => output,
         Err(_) => panic!("waited in vain for {what}"),
     }
 }
 
-/// Polls a condition that has no event. Panics after [`BOUND`].
+/// Polls a condition that has no event. Panics after [`TEST_TIMEOUT`].
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     soon(what, async {
         while !holds().await {

@@ -10,10 +10,10 @@ use std::{
 
 use anteroom::{
     admission::Gate,
-    app::{Account, Bound, Command},
+    app::{Account, BoundProxy, Command},
     config::Config,
     domain::{Intercept, Matcher},
-    drain::Request,
+    drain::StopSignal,
     proxy::Shared,
     scaler,
 };
@@ -22,10 +22,10 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     soon, until,
-    wire::{Response, Wire},
+    wire::{Wire, WireResponse},
 };
 
-pub struct Proxy {
+pub struct TestProxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub scaler: Option<SocketAddr>,
@@ -60,15 +60,15 @@ pub fn options() -> scaler::Options {
     scaler::Options { guardian: env!("CARGO_BIN_EXE_anteroom").into(), ..scaler::Options::default() }
 }
 
-// === impl Proxy ===
+// === impl TestProxy ===
 
-impl Proxy {
+impl TestProxy {
     pub async fn start(yaml: &str) -> Self {
         Self::start_with(parse(yaml), options()).await
     }
 
     pub async fn start_with(config: Config, options: scaler::Options) -> Self {
-        let bound = Bound::new(config, options).await.unwrap();
+        let bound = BoundProxy::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
         let (scaler, peers) = (bound.scaler_address, bound.peers_address);
@@ -133,7 +133,7 @@ impl Proxy {
     }
 
     /// Returns the response to a request on a new connection.
-    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Response {
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> WireResponse {
         self.client().await.ask(request).await
     }
 
@@ -142,7 +142,7 @@ impl Proxy {
     }
 
     /// Returns a response of the admin listener.
-    pub async fn admin(&self, path: &str) -> Response {
+    pub async fn admin(&self, path: &str) -> WireResponse {
         let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
         Wire::connect(self.admin).await.ask(request).await
     }
@@ -203,7 +203,7 @@ impl Proxy {
 
     /// Stops as on Ctrl-C. The outcomes of all admitted requests must be exactly these.
     pub async fn stop(self, outcomes: &[(&str, u64)]) {
-        let account = self.stopped(Request::Interrupt).await;
+        let account = self.stopped(StopSignal::Interrupt).await;
         let ended: Vec<_> = account.outcomes.iter().copied().filter(|(_, count)| *count > 0).collect();
         let mut expected = outcomes.to_vec();
         expected.sort_by_key(|(name, _)| account.outcomes.iter().position(|(known, _)| known == name));
@@ -211,7 +211,7 @@ impl Proxy {
     }
 
     /// Stops, and checks the account.
-    pub async fn stopped(self, request: Request) -> Account {
+    pub async fn stopped(self, request: StopSignal) -> Account {
         let _ = self.commands.send(Command::Stop(request)).await;
         let account = soon("the proxy to stop", self.running).await.unwrap();
         assert!(account.balances(), "{account:?}");

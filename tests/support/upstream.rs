@@ -21,29 +21,29 @@ use super::{
     wire::{Head, Wire},
 };
 
-pub struct Upstream {
+pub struct TestUpstream {
     pub address: SocketAddr,
-    state: Arc<State>,
-    calls: mpsc::UnboundedReceiver<Call>,
+    state: Arc<TestUpstreamState>,
+    calls: mpsc::UnboundedReceiver<UpstreamCall>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-struct State {
+struct TestUpstreamState {
     /// Status of responses to probes.
     health: AtomicU16,
     accepted: AtomicUsize,
     probes: AtomicUsize,
     handed: AtomicUsize,
-    calls: mpsc::UnboundedSender<Call>,
+    calls: mpsc::UnboundedSender<UpstreamCall>,
 }
 
 /// A request from the proxy, to be answered by the test. Dropping it closes the connection.
-pub struct Call {
+pub struct UpstreamCall {
     pub head: Head,
     /// Number of the connection that carried it.
     pub connection: usize,
     pub wire: Wire,
-    state: Arc<State>,
+    state: Arc<TestUpstreamState>,
 }
 
 /// Builds a response with this status line and a `Content-Length`.
@@ -64,9 +64,9 @@ pub fn chunk(data: &str) -> String {
     format!("{:x}\r\n{data}\r\n", data.len())
 }
 
-// === impl Upstream ===
+// === impl TestUpstream ===
 
-impl Upstream {
+impl TestUpstream {
     /// Creates a server that is ready.
     pub async fn warm() -> Self {
         Self::new(true).await
@@ -84,7 +84,7 @@ impl Upstream {
     /// Creates a server on an existing listener.
     pub fn on(listener: TcpListener, healthy: bool) -> Self {
         let (sender, calls) = mpsc::unbounded_channel();
-        let state = Arc::new(State {
+        let state = Arc::new(TestUpstreamState {
             health: AtomicU16::new(if healthy { 200 } else { 503 }),
             accepted: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
@@ -134,7 +134,7 @@ impl Upstream {
     }
 
     /// Waits for the next request.
-    pub async fn call(&mut self) -> Call {
+    pub async fn call(&mut self) -> UpstreamCall {
         soon("a request at the model server", self.calls.recv()).await.unwrap()
     }
 
@@ -144,7 +144,7 @@ impl Upstream {
     }
 
     /// Handles every request from now on with `answer`.
-    pub fn automatic<F>(mut self, answer: impl Fn(Call) -> F + Send + 'static) -> Self
+    pub fn automatic<F>(mut self, answer: impl Fn(UpstreamCall) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -158,13 +158,13 @@ impl Upstream {
     }
 }
 
-impl Drop for Upstream {
+impl Drop for TestUpstream {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, state: Arc<TestUpstreamState>) {
     while let Ok((stream, _)) = listener.accept().await {
         let connection = state.accepted.fetch_add(1, Ordering::SeqCst);
         stream.set_nodelay(true).unwrap();
@@ -173,7 +173,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 /// Waits for a request without a timeout, since a pooled connection may be idle.
-async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
+async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<TestUpstreamState>) {
     if wire.buf.is_empty() && wire.stream.readable().await.is_err() {
         return;
     }
@@ -181,7 +181,7 @@ async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
     if !head.start.starts_with("GET /health ") {
         state.handed.fetch_add(1, Ordering::SeqCst);
         let calls = state.calls.clone();
-        let _ = calls.send(Call { head, connection, wire, state });
+        let _ = calls.send(UpstreamCall { head, connection, wire, state });
         return;
     }
     state.probes.fetch_add(1, Ordering::SeqCst);
@@ -189,9 +189,9 @@ async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
     wire.send(answer(&format!("{status} As told"), &[], "")).await;
 }
 
-// === impl Call ===
+// === impl UpstreamCall ===
 
-impl Call {
+impl UpstreamCall {
     /// Reads the request body.
     pub async fn body(&mut self) -> String {
         let body = self.wire.body(&self.head).await.expect("a whole request body");

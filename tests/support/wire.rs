@@ -26,14 +26,14 @@ pub struct Head {
 
 /// A complete response.
 #[derive(Clone, Debug)]
-pub struct Response {
+pub struct WireResponse {
     pub head: Head,
     pub body: Vec<u8>,
 }
 
 /// A part of a chunked body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum BodyPart {
     Data(Vec<u8>),
     /// The last chunk, with its trailers.
     Last(String),
@@ -55,7 +55,7 @@ impl Wire {
     }
 
     /// Sends a request and waits for the response.
-    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
+    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> WireResponse {
         self.send(request).await;
         self.response().await
     }
@@ -108,26 +108,26 @@ impl Wire {
     }
 
     /// Takes the next chunk of a chunked body.
-    pub async fn part(&mut self) -> Part {
-        let Some(size) = self.through(b"\r\n").await else { return Part::Broken };
+    pub async fn part(&mut self) -> BodyPart {
+        let Some(size) = self.through(b"\r\n").await else { return BodyPart::Broken };
         let size = String::from_utf8(size).unwrap();
         let size = usize::from_str_radix(size.trim_end(), 16).unwrap();
         if size == 0 {
             let mut trailers = String::new();
             while let Some(line) = self.through(b"\r\n").await {
                 if line == b"\r\n" {
-                    return Part::Last(trailers);
+                    return BodyPart::Last(trailers);
                 }
                 trailers.push_str(&String::from_utf8_lossy(&line));
             }
-            return Part::Broken;
+            return BodyPart::Broken;
         }
         match self.exact(size + 2).await {
             Some(mut data) => {
                 data.truncate(size);
-                Part::Data(data)
+                BodyPart::Data(data)
             }
-            None => Part::Broken,
+            None => BodyPart::Broken,
         }
     }
 
@@ -136,7 +136,7 @@ impl Wire {
         let mut all = String::new();
         while !all.contains(text) {
             match self.part().await {
-                Part::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
+                BodyPart::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
                 other => panic!("{other:?} before {text:?}, after {all:?}"),
             }
         }
@@ -148,9 +148,9 @@ impl Wire {
         let mut all = String::new();
         loop {
             match self.part().await {
-                Part::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
-                Part::Last(_) => return Some(all),
-                Part::Broken => return None,
+                BodyPart::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
+                BodyPart::Last(_) => return Some(all),
+                BodyPart::Broken => return None,
             }
         }
     }
@@ -170,12 +170,12 @@ impl Wire {
     }
 
     /// Takes the next final response.
-    pub async fn response(&mut self) -> Response {
+    pub async fn response(&mut self) -> WireResponse {
         loop {
             let head = self.head().await.expect("a response, but the connection ended");
             if !(100..200).contains(&head.status()) {
                 let body = self.body(&head).await.expect("a whole body");
-                return Response { head, body };
+                return WireResponse { head, body };
             }
         }
     }
@@ -217,9 +217,9 @@ impl Head {
     }
 }
 
-// === impl Response ===
+// === impl WireResponse ===
 
-impl Response {
+impl WireResponse {
     pub fn status(&self) -> u16 {
         self.head.status()
     }

@@ -10,7 +10,7 @@ use crate::generator::tally::{histogram, nanos};
 
 /// All open streams of the backend.
 #[derive(Debug)]
-pub(crate) struct Streams {
+pub(crate) struct PacedStreams {
     /// Keys of the connections that carry a stream.
     pub(crate) open: Vec<usize>,
     /// Events written.
@@ -23,9 +23,9 @@ pub(crate) struct Streams {
     period: Duration,
 }
 
-// === impl Streams ===
+// === impl PacedStreams ===
 
-impl Streams {
+impl PacedStreams {
     pub(crate) fn new() -> Self {
         Self { open: Vec::new(), sent: 0, late: histogram(), due: VecDeque::new(), period: Duration::ZERO }
     }
@@ -71,7 +71,7 @@ mod tests {
     fn streams_take_turns_evenly_and_keep_their_phase() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut streams = Streams::new();
+        let mut streams = PacedStreams::new();
         streams.open = vec![5, 6, 7, 8];
         streams.pace(start, Duration::from_millis(100));
         assert_eq!((streams.due(at(0)), streams.due(at(24))), (Some(5), None));

@@ -7,21 +7,21 @@ use std::time::Duration;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use crate::backend::ANSWER;
+use crate::backend::COMPLETION_BODY;
 use crate::clock::Instant;
 use crate::http::{self, Framing};
 
-const BUFFER: usize = 4096;
+const CLIENT_BUFFER_BYTES: usize = 4096;
 
 /// A request and its expected response.
 #[derive(Debug)]
-pub(crate) struct Exchange {
+pub(crate) struct ExpectedExchange {
     request: Vec<u8>,
-    expect: Expect,
+    expect: ExpectedResponse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Expect {
+pub(crate) enum ExpectedResponse {
     /// The backend's response.
     Answer,
     /// A response of the contender itself, with this status.
@@ -29,7 +29,7 @@ pub(crate) enum Expect {
 }
 
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(crate) struct LoadClient {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
@@ -39,10 +39,10 @@ pub(crate) struct Client {
     pub(crate) sent: Option<Instant>,
 }
 
-// === impl Exchange ===
+// === impl ExpectedExchange ===
 
-impl Exchange {
-    pub(crate) fn new(body: &str, expect: Expect) -> Self {
+impl ExpectedExchange {
+    pub(crate) fn new(body: &str, expect: ExpectedResponse) -> Self {
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: loadtest\r\n\
              Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -56,55 +56,62 @@ impl Exchange {
         let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(false) };
         let body = &buf[head.len..];
         let status = match self.expect {
-            Expect::Answer => 200,
-            Expect::Status(status) => status,
+            ExpectedResponse::Answer => 200,
+            ExpectedResponse::Status(status) => status,
         };
         if http::status(head.start) != Some(status) {
             let answer = String::from_utf8_lossy(&body[..body.len().min(200)]);
             return Err(format!("{} {answer}", String::from_utf8_lossy(head.start)));
         }
         match (self.expect, head.body) {
-            (Expect::Answer, Framing::Length(length)) if length == ANSWER.len() => {
+            (ExpectedResponse::Answer, Framing::Length(length)) if length == COMPLETION_BODY.len() => {
                 match body.len() < length {
                     true => Ok(false),
-                    false if body == ANSWER.as_bytes() => Ok(true),
+                    false if body == COMPLETION_BODY.as_bytes() => Ok(true),
                     false => Err("the answer's body was changed on its way".into()),
                 }
             }
-            (Expect::Status(_), Framing::Length(length)) => Ok(body.len() >= length),
-            (_, framing) => {
-                Err(format!("the answer's body should have {} bytes, it has {framing:?}", ANSWER.len()))
-            }
+            (ExpectedResponse::Status(_), Framing::Length(length)) => Ok(body.len() >= length),
+            (_, framing) => Err(format!(
+                "the answer's body should have {} bytes, it has {framing:?}",
+                COMPLETION_BODY.len()
+            )),
         }
     }
 }
 
-// === impl Client ===
+// === impl LoadClient ===
 
-impl Client {
+impl LoadClient {
     pub(crate) fn connect(registry: &Registry, target: SocketAddr, token: Token) -> io::Result<Self> {
         let mut stream = connect(target)?;
         // Both edges: writing a large body resumes when the socket has room again.
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { stream, buffer: vec![0; BUFFER].into(), filled: 0, written: usize::MAX, sent: None })
+        Ok(Self {
+            stream,
+            buffer: vec![0; CLIENT_BUFFER_BYTES].into(),
+            filled: 0,
+            written: usize::MAX,
+            sent: None,
+        })
     }
 
     /// Sends a request with its latency measured from `moment`.
-    pub(crate) fn send(&mut self, exchange: &Exchange, moment: Instant) -> Result<(), String> {
+    pub(crate) fn send(&mut self, exchange: &ExpectedExchange, moment: Instant) -> Result<(), String> {
         self.sent = Some(moment);
         self.written = 0;
         self.write(exchange)
     }
 
     /// Continues after an event. Returns `true` once the expected response is complete.
-    pub(crate) fn proceed(&mut self, exchange: &Exchange) -> Result<bool, String> {
+    pub(crate) fn proceed(&mut self, exchange: &ExpectedExchange) -> Result<bool, String> {
         if self.written < exchange.request.len() {
             self.write(exchange)?;
         }
         self.receive(exchange)
     }
 
-    fn write(&mut self, exchange: &Exchange) -> Result<(), String> {
+    fn write(&mut self, exchange: &ExpectedExchange) -> Result<(), String> {
         while self.written < exchange.request.len() {
             match self.stream.write(&exchange.request[self.written..]) {
                 Ok(written) => self.written += written,
@@ -116,7 +123,7 @@ impl Client {
     }
 
     /// Reads once: as in the backend, a read that leaves room has emptied the socket.
-    fn receive(&mut self, exchange: &Exchange) -> Result<bool, String> {
+    fn receive(&mut self, exchange: &ExpectedExchange) -> Result<bool, String> {
         match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => return Err("the connection was closed".into()),
             Ok(read) => self.filled += read,
@@ -152,10 +159,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_whole_right_answer_counts() {
-        let exchange = Exchange::new("{}", Expect::Answer);
+    fn only_complete_correct_response_counts() {
+        let exchange = ExpectedExchange::new("{}", ExpectedResponse::Answer);
         let check = |buf: &[u8]| exchange.check(buf);
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{ANSWER}", ANSWER.len());
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{COMPLETION_BODY}", COMPLETION_BODY.len());
         assert_eq!(check(answer.as_bytes()), Ok(true));
         assert_eq!(check(&answer.as_bytes()[..answer.len() - 1]), Ok(false));
         assert!(check(answer.replace("200 OK", "503 No").as_bytes()).is_err());
@@ -166,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_can_be_what_is_wanted() {
-        let exchange = Exchange::new("[", Expect::Status(400));
+    fn expected_refusal_counts_as_success() {
+        let exchange = ExpectedExchange::new("[", ExpectedResponse::Status(400));
         let refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}";
         assert_eq!(exchange.check(refusal), Ok(true));
         assert_eq!(exchange.check(&refusal[..refusal.len() - 1]), Ok(false));

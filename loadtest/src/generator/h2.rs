@@ -10,12 +10,12 @@ use mio::{Interest, Registry, Token};
 use super::PROMPT;
 use super::client::connect;
 use super::tally::Tally;
-use crate::backend::ANSWER;
-use crate::clients::{Clients, Measured};
+use crate::backend::COMPLETION_BODY;
+use crate::clients::{Clients, MeasuredClients};
 use crate::clock::Instant;
-use crate::http2::{self, Frame};
+use crate::http2::{self, ReceivedFrame};
 
-const BUFFER: usize = 64 * 1024;
+const H2_READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes a connection may send before the first update of its window (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
 /// Bytes received before a window update is sent.
@@ -24,7 +24,7 @@ const UPDATE: u32 = 32 * 1024;
 /// Connections of one measurement and the tally of their streams.
 #[derive(Debug)]
 pub(crate) struct H2 {
-    connections: Vec<Connection>,
+    connections: Vec<H2Connection>,
     block: Vec<u8>,
     /// Replace ended streams by new ones.
     going: bool,
@@ -32,7 +32,7 @@ pub(crate) struct H2 {
 }
 
 #[derive(Debug)]
-struct Connection {
+struct H2Connection {
     stream: TcpStream,
     input: Box<[u8]>,
     filled: usize,
@@ -44,13 +44,13 @@ struct Connection {
     /// Bytes received since the last update of our window.
     received: u32,
     next_stream: u32,
-    open: Vec<Stream>,
+    open: Vec<H2Request>,
     /// Streams to be opened as soon as the window allows.
     wanted: usize,
 }
 
 #[derive(Debug)]
-struct Stream {
+struct H2Request {
     id: u32,
     sent: Instant,
     /// The response headers have arrived, with status 200.
@@ -76,7 +76,7 @@ impl H2 {
             tally: Tally::new(),
         };
         for key in 0..connections {
-            let mut connection = Connection::connect(registry, target, Token(key), streams)?;
+            let mut connection = H2Connection::connect(registry, target, Token(key), streams)?;
             if let Err(why) = connection.begin(&load.block, Instant::now()).and_then(|()| connection.flush())
             {
                 load.tally.fail(why);
@@ -87,7 +87,7 @@ impl H2 {
     }
 }
 
-impl Measured for H2 {
+impl MeasuredClients for H2 {
     fn finish(&mut self) {
         self.going = false;
     }
@@ -130,9 +130,9 @@ impl Clients for H2 {
     }
 }
 
-// === impl Connection ===
+// === impl H2Connection ===
 
-impl Connection {
+impl H2Connection {
     fn connect(registry: &Registry, target: SocketAddr, token: Token, streams: usize) -> io::Result<Self> {
         let mut stream = connect(target)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -140,7 +140,7 @@ impl Connection {
         http2::hello(&mut output);
         Ok(Self {
             stream,
-            input: vec![0; BUFFER].into(),
+            input: vec![0; H2_READ_BUFFER_BYTES].into(),
             filled: 0,
             output,
             written: 0,
@@ -160,7 +160,7 @@ impl Connection {
                 return Err("no stream numbers are left".into());
             }
             http2::request(&mut self.output, self.next_stream, block, PROMPT.as_bytes());
-            self.open.push(Stream { id: self.next_stream, sent: now, ok: false, got: 0 });
+            self.open.push(H2Request { id: self.next_stream, sent: now, ok: false, got: 0 });
             self.next_stream += 2;
             self.window -= body;
             self.wanted -= 1;
@@ -224,9 +224,9 @@ impl Connection {
     }
 
     /// Handles a frame. If it ends a stream successfully, returns the time the stream was opened.
-    fn on_frame(&mut self, frame: &Frame<'_>) -> Result<Option<Instant>, String> {
+    fn on_frame(&mut self, frame: &ReceivedFrame<'_>) -> Result<Option<Instant>, String> {
         match *frame {
-            Frame::Headers { stream, block, end } => {
+            ReceivedFrame::Headers { stream, block, end } => {
                 if !http2::is_ok(block) {
                     return Err(format!("an answer is not 200: its headers are {block:02x?}"));
                 }
@@ -235,18 +235,20 @@ impl Connection {
                     return Err("an answer without a body".into());
                 }
             }
-            Frame::Data { stream, data, flow, end } => {
+            ReceivedFrame::Data { stream, data, flow, end } => {
                 self.received += u32::try_from(flow).unwrap_or(u32::MAX);
                 if self.received >= UPDATE {
                     http2::window_update(&mut self.output, 0, std::mem::take(&mut self.received));
                 }
                 let found = self.stream(stream)?;
-                if !found.ok || ANSWER.as_bytes().get(found.got..found.got + data.len()) != Some(data) {
+                if !found.ok
+                    || COMPLETION_BODY.as_bytes().get(found.got..found.got + data.len()) != Some(data)
+                {
                     return Err("the answer's body was changed on its way".into());
                 }
                 found.got += data.len();
                 if end {
-                    if found.got != ANSWER.len() {
+                    if found.got != COMPLETION_BODY.len() {
                         return Err("an answer's body was cut".into());
                     }
                     let sent = found.sent;
@@ -254,24 +256,28 @@ impl Connection {
                     return Ok(Some(sent));
                 }
             }
-            Frame::Settings { window } => {
+            ReceivedFrame::Settings { window } => {
                 if window.is_some_and(|window| (window as usize) < PROMPT.len()) {
                     return Err("it does not take the whole body of a request at once".into());
                 }
                 http2::settings_ack(&mut self.output);
             }
-            Frame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
-            Frame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
-            Frame::WindowUpdate { .. } | Frame::Ignored => {}
+            ReceivedFrame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
+            ReceivedFrame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
+            ReceivedFrame::WindowUpdate { .. } | ReceivedFrame::Ignored => {}
             // HAProxy and nginx may send this after a complete response: the rest of the request body is not needed.
-            Frame::Reset { stream, code: 0 } if self.stream(stream).is_err() => {}
-            Frame::Reset { code, .. } => return Err(format!("a stream was reset: error code {code}")),
-            Frame::GoAway { code } => return Err(format!("the connection is to be left: error code {code}")),
+            ReceivedFrame::Reset { stream, code: 0 } if self.stream(stream).is_err() => {}
+            ReceivedFrame::Reset { code, .. } => {
+                return Err(format!("a stream was reset: error code {code}"));
+            }
+            ReceivedFrame::GoAway { code } => {
+                return Err(format!("the connection is to be left: error code {code}"));
+            }
         }
         Ok(None)
     }
 
-    fn stream(&mut self, id: u32) -> Result<&mut Stream, String> {
+    fn stream(&mut self, id: u32) -> Result<&mut H2Request, String> {
         self.open
             .iter_mut()
             .find(|open| open.id == id)
@@ -288,11 +294,11 @@ mod tests {
     use super::*;
     use crate::rig::Rig;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Encodes the frames of a response, the body in two parts.
     fn answer(stream: u8) -> Vec<u8> {
-        let (first, second) = ANSWER.as_bytes().split_at(100);
+        let (first, second) = COMPLETION_BODY.as_bytes().split_at(100);
         let head = |length: usize, kind, flags| {
             let [.., a, b] = length.to_be_bytes();
             [0, a, b, kind, flags, 0, 0, 0, stream]
@@ -308,12 +314,12 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         let mut preface = [0; 24];
         server.read_exact(&mut preface).unwrap();
-        assert_eq!(preface, http2::PREFACE);
+        assert_eq!(preface, http2::CLIENT_PREFACE);
         (rig, load, server)
     }
 
     #[test]
-    fn an_answered_stream_is_followed_by_the_next_one() {
+    fn finished_stream_is_followed_by_the_next() {
         let (mut rig, mut load, mut server) = served();
         // Settings and a ping, then responses to both streams out of order.
         server.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
@@ -321,7 +327,7 @@ mod tests {
         for stream in [3, 1, 5] {
             server.write_all(&answer(stream)).unwrap();
             let before = load.tally.completed;
-            assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > before).unwrap());
+            assert!(rig.until(&mut load, RESPONSE_TIMEOUT, |load, _| load.tally.completed > before).unwrap());
         }
         assert_eq!((load.waiting(), load.tally.errors), (2, 0), "{:?}", load.tally.first_error);
         let open: Vec<_> = load.connections[0].open.iter().map(|stream| stream.id).collect();
@@ -329,7 +335,7 @@ mod tests {
 
         load.finish();
         server.write_all(&[answer(7), answer(9)].concat()).unwrap();
-        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 0).unwrap());
+        assert!(rig.until(&mut load, RESPONSE_TIMEOUT, |load, _| load.waiting() == 0).unwrap());
     }
 
     #[test]
@@ -338,11 +344,11 @@ mod tests {
         let connection = &mut load.connections[0];
         connection.window = 0;
         server.write_all(&answer(1)).unwrap();
-        assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed == 1).unwrap());
+        assert!(rig.until(&mut load, RESPONSE_TIMEOUT, |load, _| load.tally.completed == 1).unwrap());
         assert_eq!((load.waiting(), load.connections[0].wanted), (1, 1));
         let more = u32::try_from(PROMPT.len()).unwrap().to_be_bytes();
         server.write_all(&[&[0, 0, 4, 8, 0, 0, 0, 0, 0], &more[..]].concat()).unwrap();
-        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 2).unwrap());
+        assert!(rig.until(&mut load, RESPONSE_TIMEOUT, |load, _| load.waiting() == 2).unwrap());
         assert_eq!(load.connections[0].window, 0);
     }
 
@@ -354,7 +360,7 @@ mod tests {
             let mut answer = answer(1);
             answer[at] = 0x8d;
             server.write_all(&answer).unwrap();
-            assert!(!rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > 0).unwrap());
+            assert!(!rig.until(&mut load, RESPONSE_TIMEOUT, |load, _| load.tally.completed > 0).unwrap());
             assert_eq!(load.tally.errors, 1);
         }
     }

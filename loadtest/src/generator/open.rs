@@ -10,10 +10,10 @@ use std::time::Duration;
 use mio::{Registry, Token};
 
 use super::PROMPT;
-use super::client::{Client, Exchange, Expect};
+use super::client::{ExpectedExchange, ExpectedResponse, LoadClient};
 use super::tally::Tally;
 use crate::backend::Backend;
-use crate::clients::{Clients, Measured};
+use crate::clients::{Clients, MeasuredClients};
 use crate::clock::Instant;
 
 /// Part of the schedule that may wait for a free connection. A longer backlog means that the contender cannot sustain
@@ -22,12 +22,12 @@ const BACKLOG: Duration = Duration::from_secs(10);
 
 /// Clients that share connections, and the schedule of their requests.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenLoop {
     target: SocketAddr,
-    exchange: Arc<Exchange>,
-    clients: Vec<Client>,
+    exchange: Arc<ExpectedExchange>,
+    clients: Vec<LoadClient>,
     free: Vec<usize>,
-    arrivals: Option<Arrivals>,
+    arrivals: Option<PoissonArrivals>,
     /// Due times of requests waiting for a connection.
     backlog: VecDeque<Instant>,
     waiting: usize,
@@ -37,15 +37,15 @@ pub(crate) struct Open {
 
 /// Independent arrivals at a mean rate (a Poisson process), the same in every measurement.
 #[derive(Debug)]
-struct Arrivals {
+struct PoissonArrivals {
     next: Instant,
     mean: f64,
     random: u64,
 }
 
-// === impl Open ===
+// === impl OpenLoop ===
 
-impl Open {
+impl OpenLoop {
     /// Opens the connections. The first request is due at once; `rate` is in requests per second.
     pub(crate) fn connect(
         registry: &Registry,
@@ -54,14 +54,14 @@ impl Open {
         rate: u32,
     ) -> io::Result<Self> {
         let clients = (0..connections)
-            .map(|key| Client::connect(registry, target, Token(key)))
+            .map(|key| LoadClient::connect(registry, target, Token(key)))
             .collect::<io::Result<_>>()?;
         Ok(Self {
             target,
-            exchange: Arc::new(Exchange::new(PROMPT, Expect::Answer)),
+            exchange: Arc::new(ExpectedExchange::new(PROMPT, ExpectedResponse::Answer)),
             clients,
             free: (0..connections).rev().collect(),
-            arrivals: Some(Arrivals::new(Instant::now(), rate)),
+            arrivals: Some(PoissonArrivals::new(Instant::now(), rate)),
             backlog: VecDeque::new(),
             waiting: 0,
             rate,
@@ -85,7 +85,7 @@ impl Open {
     }
 }
 
-impl Measured for Open {
+impl MeasuredClients for OpenLoop {
     fn finish(&mut self) {
         self.arrivals = None;
     }
@@ -103,9 +103,9 @@ impl Measured for Open {
     }
 }
 
-impl Clients for Open {
+impl Clients for OpenLoop {
     fn hopeless(&self) -> bool {
-        self.tally.hopeless()
+        self.tally.is_unrecoverable()
     }
 
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -123,7 +123,7 @@ impl Clients for Open {
         }
         if let Err(why) = answered {
             self.tally.fail(why);
-            self.clients[key] = Client::connect(registry, self.target, token)?;
+            self.clients[key] = LoadClient::connect(registry, self.target, token)?;
         }
         Ok(())
     }
@@ -145,9 +145,9 @@ impl Clients for Open {
     }
 }
 
-// === impl Arrivals ===
+// === impl PoissonArrivals ===
 
-impl Arrivals {
+impl PoissonArrivals {
     fn new(first: Instant, rate: u32) -> Self {
         Self { next: first, mean: 1.0 / f64::from(rate), random: 0x2545_f491_4f6c_dd1d }
     }
@@ -173,9 +173,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arrivals_have_their_rate_and_are_not_evenly_spaced() {
+    fn arrivals_match_rate_with_uneven_spacing() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::new(start, 1000);
+        let mut arrivals = PoissonArrivals::new(start, 1000);
         let due: Vec<_> = std::iter::from_fn(|| arrivals.due(start + Duration::from_secs(10))).collect();
         // 10,000 are expected, with a standard deviation of 100.
         assert!((9_500..10_500).contains(&due.len()), "{}", due.len());
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn nothing_arrives_before_it_is_due() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::new(start + Duration::from_secs(1), 10);
+        let mut arrivals = PoissonArrivals::new(start + Duration::from_secs(1), 10);
         assert_eq!(arrivals.due(start), None);
         assert_eq!(arrivals.due(start + Duration::from_secs(1)), Some(start + Duration::from_secs(1)));
     }

@@ -18,15 +18,15 @@ use crate::http::{self, Framing};
 use crate::sse;
 
 /// Read buffer, in bytes. A contender that gets this far ahead of its clients is an error of the run.
-const BUFFER: usize = 64 * 1024;
+const STREAM_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Clients of one measurement and their observations.
 #[derive(Debug)]
-pub(crate) struct Streams {
+pub(crate) struct StreamLoad {
     target: SocketAddr,
     request: Vec<u8>,
-    clients: Vec<Client>,
-    seen: Seen,
+    clients: Vec<StreamClient>,
+    seen: StreamStats,
     /// Events since the start. The first event of a stream marks it as open.
     received: u64,
     opened: usize,
@@ -39,7 +39,7 @@ pub(crate) struct Streams {
 
 /// Observations since the last reset; errors since the start.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct StreamStats {
     /// Latency of events, from the backend's write to the client's read.
     pub(crate) events: Tally,
     /// Additional time between two events of a stream, compared with the backend.
@@ -49,11 +49,11 @@ pub(crate) struct Seen {
 }
 
 #[derive(Debug)]
-struct Client {
+struct StreamClient {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
-    state: State,
+    state: ReadState,
     /// Start of an event that continues in another chunk.
     cut: Vec<u8>,
     next: u32,
@@ -62,15 +62,15 @@ struct Client {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ReadState {
     Head,
     Body,
     Ended,
 }
 
-// === impl Streams ===
+// === impl StreamLoad ===
 
-impl Streams {
+impl StreamLoad {
     pub(crate) fn new(target: SocketAddr) -> Self {
         let body = PROMPT.replace(r#""stream":false"#, r#""stream":true"#);
         let request = format!(
@@ -82,7 +82,7 @@ impl Streams {
             target,
             request: request.into_bytes(),
             clients: Vec::new(),
-            seen: Seen { events: Tally::new(), stretch: histogram(), together: 0 },
+            seen: StreamStats { events: Tally::new(), stretch: histogram(), together: 0 },
             received: 0,
             opened: 0,
             ended: 0,
@@ -96,11 +96,11 @@ impl Streams {
         let mut stream = connect(self.target)?;
         registry.register(&mut stream, Token(self.clients.len()), Interest::READABLE)?;
         stream.write_all(&self.request)?;
-        self.clients.push(Client {
+        self.clients.push(StreamClient {
             stream,
-            buffer: vec![0; BUFFER].into(),
+            buffer: vec![0; STREAM_BUFFER_BYTES].into(),
             filled: 0,
-            state: State::Head,
+            state: ReadState::Head,
             cut: Vec::new(),
             next: 0,
             latency: Duration::ZERO,
@@ -128,7 +128,7 @@ impl Streams {
         self.received
     }
 
-    pub(crate) fn seen(&self) -> &Seen {
+    pub(crate) fn seen(&self) -> &StreamStats {
         &self.seen
     }
 
@@ -139,7 +139,7 @@ impl Streams {
     }
 }
 
-impl Clients for Streams {
+impl Clients for StreamLoad {
     /// Every stream must last until it is ended, so the first error ends the measurement.
     fn hopeless(&self) -> bool {
         self.seen.events.errors > 0
@@ -157,7 +157,7 @@ impl Clients for Streams {
         }
         self.received += u64::from(client.next - before.0);
         self.opened += usize::from(before.0 == 0 && client.next > 0);
-        self.ended += usize::from(before.1 != State::Ended && client.state == State::Ended);
+        self.ended += usize::from(before.1 != ReadState::Ended && client.state == ReadState::Ended);
         Ok(())
     }
 
@@ -170,10 +170,10 @@ impl Clients for Streams {
     }
 }
 
-// === impl Client ===
+// === impl StreamClient ===
 
-impl Client {
-    fn receive(&mut self, seen: &mut Seen, mut asked: Option<&mut Vec<usize>>) -> Result<(), String> {
+impl StreamClient {
+    fn receive(&mut self, seen: &mut StreamStats, mut asked: Option<&mut Vec<usize>>) -> Result<(), String> {
         loop {
             match self.stream.read(&mut self.buffer[self.filled..]) {
                 Ok(0) => return Err("the connection was closed".into()),
@@ -184,21 +184,21 @@ impl Client {
             let full = self.filled == self.buffer.len();
             let now = clock::stamp();
             let mut used = 0;
-            if self.state == State::Head {
+            if self.state == ReadState::Head {
                 let Some(len) = head_len(&self.buffer[..self.filled])? else { return Ok(()) };
                 used = len;
-                self.state = State::Body;
+                self.state = ReadState::Body;
             }
             let mut events = 0;
             while let Some(chunk) =
                 http::chunk(&self.buffer[used..self.filled]).map_err(|error| error.to_string())?
             {
-                if self.state == State::Ended {
+                if self.state == ReadState::Ended {
                     return Err("something behind the stream's end".into());
                 }
                 used += chunk.len;
                 if chunk.data.is_empty() {
-                    self.state = State::Ended;
+                    self.state = ReadState::Ended;
                 }
                 let mut data = chunk.data;
                 while !data.is_empty() {
@@ -239,7 +239,7 @@ impl Client {
                 return Ok(());
             }
             if used == 0 {
-                return Err(format!("a chunk of more than {BUFFER} bytes"));
+                return Err(format!("a chunk of more than {STREAM_BUFFER_BYTES} bytes"));
             }
         }
     }
@@ -269,10 +269,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn open(count: usize) -> (Rig, Streams) {
+    fn open(count: usize) -> (Rig, StreamLoad) {
         let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
         rig.backend_mut().stream(true);
-        let mut load = Streams::new(rig.backend());
+        let mut load = StreamLoad::new(rig.backend());
         for _ in 0..count {
             load.open(rig.registry()).unwrap();
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn paced_stream_arrives_whole() {
+    fn paced_stream_arrives_complete() {
         let (mut rig, mut load) = open(20);
         rig.backend_mut().streams().unwrap().pace(Instant::now(), SECOND / 100);
         assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 20 * 5).unwrap());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_asks_for_the_next_one_where_it_is_told_to() {
+    fn echo_mode_requests_the_next_event() {
         let (mut rig, mut load) = open(2);
         load.echo(true);
         let streams = rig.backend_mut().streams().unwrap().open.clone();
@@ -310,14 +310,14 @@ mod tests {
     fn lost_event_is_an_error_joint_one_is_counted() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
-        let mut load = Streams::new(listener.local_addr().unwrap());
+        let mut load = StreamLoad::new(listener.local_addr().unwrap());
         load.open(rig.registry()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        let mut chunk = sse::Chunk::new();
+        let mut chunk = sse::EventChunk::new();
         let mut event =
-            |number| chunk.with(sse::Mark { stream: 0, number, written: clock::stamp() }).to_vec();
+            |number| chunk.with(sse::EventStamp { stream: 0, number, written: clock::stamp() }).to_vec();
 
-        server.write_all(&[sse::HEAD, &event(0), &event(1)].concat()).unwrap();
+        server.write_all(&[sse::STREAM_HEAD, &event(0), &event(1)].concat()).unwrap();
         assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() == 2).unwrap());
         assert_eq!(load.seen().together, 1);
 
@@ -331,21 +331,21 @@ mod tests {
     fn events_may_be_cut_into_chunks_anywhere() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
-        let mut load = Streams::new(listener.local_addr().unwrap());
+        let mut load = StreamLoad::new(listener.local_addr().unwrap());
         load.open(rig.registry()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        server.write_all(sse::HEAD).unwrap();
-        let mut chunk = sse::Chunk::new();
+        server.write_all(sse::STREAM_HEAD).unwrap();
+        let mut chunk = sse::EventChunk::new();
         let events: Vec<u8> = (0..40)
             .flat_map(|number| {
-                let bytes = chunk.with(sse::Mark { stream: 0, number, written: 0 });
+                let bytes = chunk.with(sse::EventStamp { stream: 0, number, written: 0 });
                 http::chunk(bytes).unwrap().unwrap().data.to_vec()
             })
             .collect();
         for part in events.chunks(sse::LEN * 2 / 3) {
             server.write_all(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()).unwrap();
         }
-        server.write_all(sse::LAST).unwrap();
+        server.write_all(sse::LAST_CHUNK).unwrap();
         assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.ended() == 1).unwrap(), "{:?}", load.seen());
         assert_eq!(load.received(), 40);
     }

@@ -33,7 +33,7 @@ impl Tally {
         self.first_error.get_or_insert(why);
     }
 
-    pub(crate) fn hopeless(&self) -> bool {
+    pub(crate) fn is_unrecoverable(&self) -> bool {
         self.errors >= ERRORS
     }
 

@@ -9,26 +9,26 @@ use serde_json::json;
 use super::warm::accept;
 use crate::attacker::{Attack, Attacker};
 use crate::contender::Contender;
-use crate::descriptors::Room;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, noise};
-use crate::generator::open::Open;
+use crate::descriptors::ClientLimit;
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, noise};
+use crate::generator::open::OpenLoop;
 use crate::procfs::Meter;
-use crate::rig::{Plan, Rig, Sample};
+use crate::rig::{Measurement, MeasurementPlan, Rig};
 use crate::setup::Setup;
 use crate::spread::Spread;
 
 /// Requests per second of the well-behaved client; they leave most of the core to the attacker.
-const RATE: u32 = 2000;
-const CONNECTIONS: usize = 64;
+const CLIENT_REQUESTS_PER_SEC: u32 = 2000;
+const CLIENT_CONNECTIONS: usize = 64;
 /// Maximum p99 under attack, as a multiple of the p99 without.
-const AIM: f64 = 5.0;
+const MAX_P99_FACTOR: f64 = 5.0;
 /// Time between the start of an attack and the measurement, long enough for the attacker to open all connections.
-const SETTLE: Duration = Duration::from_millis(2500);
+const ATTACK_RAMP_UP: Duration = Duration::from_millis(2500);
 
 /// Observations of the client in one round.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Seen {
+struct AttackRound {
     attack: &'static str,
     alone_p50_us: f64,
     alone_p99_us: f64,
@@ -39,8 +39,8 @@ struct Seen {
     others: f64,
 }
 
-pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
-    Room::make()?;
+pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
+    ClientLimit::make()?;
     let rounds = setup.rounds();
     let duration = setup.duration(Duration::from_millis(500), Duration::from_secs(4));
     let installed = setup.anteroom()?;
@@ -57,18 +57,19 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
                 Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
             let address = running.address;
             let mut measure = |rig: &mut Rig| {
-                let plan = Plan { connections: CONNECTIONS, warm_up: duration / 4, duration };
-                Open::connect(rig.registry(), address, CONNECTIONS, RATE)
-                    .map_err(|error| Error::io("connect", error))
+                let plan =
+                    MeasurementPlan { connections: CLIENT_CONNECTIONS, warm_up: duration / 4, duration };
+                OpenLoop::connect(rig.registry(), address, CLIENT_CONNECTIONS, CLIENT_REQUESTS_PER_SEC)
+                    .map_err(|error| LoadtestError::io("connect", error))
                     .and_then(|mut load| rig.measure_load(&mut load, plan, meter))
-                    .and_then(|sample| accept(sample, Contender::Anteroom, CONNECTIONS))
+                    .and_then(|sample| accept(sample, Contender::Anteroom, CLIENT_CONNECTIONS))
                     .map_err(|error| running.explain(name, error))
             };
             let alone = measure(&mut rig)?;
             let attacker = Attacker::start(attack, address, setup.cores.attacker);
-            rig.run(None, SETTLE)?;
+            rig.run(None, ATTACK_RAMP_UP)?;
             let beside = measure(&mut rig)?;
-            seen.push(Seen::new(attack, &alone, &beside, attacker.end()?));
+            seen.push(AttackRound::new(attack, &alone, &beside, attacker.end()?));
         }
     }
     let core = match setup.cores.attacker == setup.cores.rig {
@@ -76,17 +77,17 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
         false => "on a core of its own",
     };
     let how = format!(
-        "{rounds} rounds of {} s for each attack; {RATE} requests a second by schedule over {CONNECTIONS} connections, with \
+        "{rounds} rounds of {} s for each attack; {CLIENT_REQUESTS_PER_SEC} requests a second by schedule over {CLIENT_CONNECTIONS} connections, with \
          64 MiB for all bodies; the attacker {core}",
         duration.as_secs_f64()
     );
     Ok(findings(how, &seen))
 }
 
-// === impl Seen ===
+// === impl AttackRound ===
 
-impl Seen {
-    fn new(attack: Attack, alone: &Sample, beside: &Sample, opened: u64) -> Self {
+impl AttackRound {
+    fn new(attack: Attack, alone: &Measurement, beside: &Measurement, opened: u64) -> Self {
         let us = |latency: Duration| latency.as_secs_f64() * 1e6;
         Self {
             attack: attack.name(),
@@ -105,15 +106,15 @@ impl Seen {
     }
 }
 
-fn findings(how: String, seen: &[Seen]) -> Findings {
+fn findings(how: String, seen: &[AttackRound]) -> Findings {
     let mut rows = Vec::new();
     let mut aims = Vec::new();
     for attack in Attack::ALL {
-        let of = |figure: fn(&Seen) -> f64| {
+        let of = |figure: fn(&AttackRound) -> f64| {
             let rounds = seen.iter().filter(|seen| seen.attack == attack.name());
             Spread::of(rounds.map(figure)).unwrap_or_default()
         };
-        let ratio = of(Seen::ratio);
+        let ratio = of(AttackRound::ratio);
         rows.push(vec![
             attack.name().to_owned(),
             format!(
@@ -128,7 +129,12 @@ fn findings(how: String, seen: &[Seen]) -> Findings {
             ),
             format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.min, ratio.max),
         ]);
-        aims.push(Aim::at_most(attack.name(), "times the p99 of a client alone, at most", AIM, ratio.median));
+        aims.push(Criterion::at_most(
+            attack.name(),
+            "times the p99 of a client alone, at most",
+            MAX_P99_FACTOR,
+            ratio.median,
+        ));
     }
     let header = ["beside", "µs alone, p50 / p99", "beside it", "p99, times"];
     Findings {
@@ -154,7 +160,7 @@ mod tests {
 
     #[test]
     fn each_attack_has_an_aim_of_its_own() {
-        let seen = |attack: Attack, beside_p99_us: f64| Seen {
+        let seen = |attack: Attack, beside_p99_us: f64| AttackRound {
             attack: attack.name(),
             alone_p50_us: 50.0,
             alone_p99_us: 100.0,

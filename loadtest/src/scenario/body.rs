@@ -11,36 +11,37 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
-use findings::{Kind, Round, Series};
+use findings::{BodyKind, BodyRound, BodySeries};
 
 use super::warm::accept;
-use crate::contender::{Contender, Installed};
-use crate::error::Error;
+use crate::contender::{Contender, InstalledContender};
+use crate::error::LoadtestError;
 use crate::findings::Findings;
-use crate::generator::Load;
-use crate::generator::client::{Exchange, Expect};
+use crate::generator::ClosedLoop;
+use crate::generator::client::{ExpectedExchange, ExpectedResponse};
 use crate::procfs::Meter;
-use crate::rig::{Plan, Rig};
+use crate::rig::{MeasurementPlan, Rig};
 use crate::setup::Setup;
 
 /// Bytes of a body, and number of clients sending it: a question, a pasted document, a picture.
 const SIZES: [(usize, usize); 3] = [(2 << 10, 64), (200 << 10, 16), (8 << 20, 4)];
 
-pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
     let (cores, rounds) = (setup.cores, setup.rounds());
     let duration = setup.duration(Duration::from_millis(250), Duration::from_millis(600));
     let warm_up = Duration::from_millis(50);
     let streaming = streaming(setup)?;
     let measured = || setup.contenders().iter().chain(&streaming);
-    let mut series: Vec<Series> = Vec::new();
+    let mut series: Vec<BodySeries> = Vec::new();
     let mut exchanges = Vec::new();
     for (bytes, connections) in SIZES {
-        for kind in [Kind::Forwarded, Kind::Scanned, Kind::Kept] {
+        for kind in [BodyKind::Forwarded, BodyKind::Scanned, BodyKind::Kept] {
             let contenders = measured().map(|each| each.contender);
             // Only Anteroom reads bodies.
-            for contender in contenders.filter(|each| kind == Kind::Forwarded || *each == Contender::Anteroom)
+            for contender in
+                contenders.filter(|each| kind == BodyKind::Forwarded || *each == Contender::Anteroom)
             {
-                series.push(Series { contender, kind, bytes, connections, rounds: Vec::new() });
+                series.push(BodySeries { contender, kind, bytes, connections, rounds: Vec::new() });
             }
             exchanges.push((bytes, kind, Arc::new(kind.exchange(bytes))));
         }
@@ -56,16 +57,20 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
             for series in series.iter_mut().filter(|series| series.contender == each.contender) {
                 let wanted = exchanges.iter().find(|(bytes, kind, _)| (*bytes, *kind) == series.key());
                 let Some((_, _, exchange)) = wanted else { continue };
-                let mut load =
-                    Load::with(rig.registry(), running.address, series.connections, Arc::clone(exchange))
-                        .map_err(|error| Error::io("connect", error))?;
+                let mut load = ClosedLoop::with(
+                    rig.registry(),
+                    running.address,
+                    series.connections,
+                    Arc::clone(exchange),
+                )
+                .map_err(|error| LoadtestError::io("connect", error))?;
                 load.start(u64::MAX);
-                let plan = Plan { connections: series.connections, warm_up, duration };
+                let plan = MeasurementPlan { connections: series.connections, warm_up, duration };
                 let sample = rig
                     .measure_load(&mut load, plan, meter)
                     .and_then(|sample| accept(sample, each.contender, series.connections))
                     .map_err(|error| running.explain(name, error))?;
-                series.rounds.push(Round::new(&sample, each.contender));
+                series.rounds.push(BodyRound::new(&sample, each.contender));
             }
         }
     }
@@ -74,22 +79,22 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
 }
 
 /// Returns Anteroom without models, as a baseline for the others, unless it is measured already.
-fn streaming(setup: &Setup) -> Result<Option<Installed>, Error> {
+fn streaming(setup: &Setup) -> Result<Option<InstalledContender>, LoadtestError> {
     if !setup.measures(Contender::Anteroom) || setup.measures(Contender::AnteroomNoscan) {
         return Ok(None);
     }
     Ok(Some(setup.anteroom()?.like(Contender::AnteroomNoscan)))
 }
 
-// === impl Kind ===
+// === impl BodyKind ===
 
-impl Kind {
-    fn exchange(self, bytes: usize) -> Exchange {
+impl BodyKind {
+    fn exchange(self, bytes: usize) -> ExpectedExchange {
         let (first, model, expect) = match self {
-            Self::Forwarded => ('{', "tiny", Expect::Answer),
-            Self::Scanned => ('{', "none", Expect::Status(404)),
-            Self::Kept => ('[', "tiny", Expect::Status(400)),
+            Self::Forwarded => ('{', "tiny", ExpectedResponse::Answer),
+            Self::Scanned => ('{', "none", ExpectedResponse::Status(404)),
+            Self::Kept => ('[', "tiny", ExpectedResponse::Status(400)),
         };
-        Exchange::new(&text::body(bytes, first, model), expect)
+        ExpectedExchange::new(&text::body(bytes, first, model), expect)
     }
 }

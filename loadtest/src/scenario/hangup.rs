@@ -6,25 +6,25 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::clock::Instant;
-use crate::descriptors::Room;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
+use crate::descriptors::ClientLimit;
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
 use crate::footprint::Footprint;
-use crate::scene::{Bounds, Scene};
+use crate::scene::{RouteSettings, Testbed};
 use crate::setup::Setup;
 use crate::spread::Spread;
-use crate::target::Ramp;
+use crate::target::RampSettings;
 
-const REQUESTS: usize = 20_000;
-const QUICK: usize = 10_000;
-const RAMP: Ramp = Ramp { start: 64, max: 64 };
+const REQUESTS_PER_STORM: usize = 20_000;
+const QUICK_REQUESTS: usize = 10_000;
+const FIXED_RAMP: RampSettings = RampSettings { start: 64, max: 64 };
 /// Time until memory and files must be released.
-const SETTLE: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum growth of the memory left behind from one storm to the next, as a share of the memory of a storm.
-const LEFT: f64 = 0.05;
+const MAX_LEFT_GROWTH: f64 = 0.05;
 
 /// Maximum share of that memory that is left after the last storm.
-const KEPT: f64 = 0.1;
+const MAX_LEFT_SHARE: f64 = 0.1;
 
 /// Results of one storm.
 #[derive(Clone, Debug, Serialize)]
@@ -43,10 +43,14 @@ struct Storm {
     others: f64,
 }
 
-pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
-    let (count, note) = Room::make()?.fit(requests.unwrap_or(if setup.quick { QUICK } else { REQUESTS }));
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
+    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(if setup.quick {
+        QUICK_REQUESTS
+    } else {
+        REQUESTS_PER_STORM
+    }));
     let storms = setup.rounds().max(2);
-    let mut scene = Scene::start(setup, Bounds { hold: count, ramp: RAMP, streamed: false })?;
+    let mut scene = Testbed::start(setup, RouteSettings { hold: count, ramp: FIXED_RAMP, streamed: false })?;
     scene.stay(Duration::from_millis(200))?;
     let before = scene.footprint()?;
     let mut seen = Vec::new();
@@ -60,7 +64,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     let ended = metrics.sum("anteroom_requests_total", &[]);
     let admitted = metrics.sum("anteroom_admitted_requests_total", &[]);
     if [gone, ended, admitted] != [all; 3] {
-        return Err(Error::Wrong(format!(
+        return Err(LoadtestError::Wrong(format!(
             "of {all} requests it counts {admitted} admitted, {ended} ended and {gone} gone"
         )));
     }
@@ -72,7 +76,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     Ok(findings(how, before, &seen, note))
 }
 
-fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
+fn storm(scene: &mut Testbed, count: usize) -> Result<Storm, LoadtestError> {
     let files = scene.descriptors()?;
     scene.gather(count)?;
     scene.send_all()?;
@@ -90,7 +94,7 @@ fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
     let mut left = first_look;
     while left > 0 {
         if last.elapsed() > Duration::from_secs(30) {
-            return Err(Error::Wrong(format!(
+            return Err(LoadtestError::Wrong(format!(
                 "{left} of {count} requests are held 30 s after their clients left"
             )));
         }
@@ -98,7 +102,7 @@ fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
     }
     let known = last.elapsed();
     let spent = before.until(&scene.read()?);
-    scene.stay(SETTLE)?;
+    scene.stay(RELEASE_TIMEOUT)?;
     let after = settled(scene, files)?;
     Ok(Storm {
         leaving_ms: (last - begin).as_secs_f64() * 1e3,
@@ -113,16 +117,16 @@ fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
 }
 
 /// Waits until at most `files` files are open and returns the footprint. A health check opens one from time to time.
-fn settled(scene: &mut Scene, files: u64) -> Result<Footprint, Error> {
+fn settled(scene: &mut Testbed, files: u64) -> Result<Footprint, LoadtestError> {
     let begin = Instant::now();
     loop {
         let after = scene.footprint()?;
         if after.descriptors <= files {
             return Ok(after);
         }
-        if begin.elapsed() > SETTLE {
-            let (more, after) = (after.descriptors - files, 2 * SETTLE);
-            return Err(Error::Wrong(format!(
+        if begin.elapsed() > RELEASE_TIMEOUT {
+            let (more, after) = (after.descriptors - files, 2 * RELEASE_TIMEOUT);
+            return Err(LoadtestError::Wrong(format!(
                 "{more} files are still open {} s after a storm",
                 after.as_secs()
             )));
@@ -132,7 +136,7 @@ fn settled(scene: &mut Scene, files: u64) -> Result<Footprint, Error> {
 }
 
 /// Returns the duration of the query in ms and the number of requests held or in flight.
-fn look(scene: &mut Scene) -> Result<(f64, u64), Error> {
+fn look(scene: &mut Testbed) -> Result<(f64, u64), LoadtestError> {
     let begin = Instant::now();
     let demand = scene.admin.demand()?;
     Ok((begin.elapsed().as_secs_f64() * 1e3, demand.held + demand.in_flight))
@@ -157,25 +161,26 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
             format!("{} / {}", mb(storm.held.memory), mb(storm.after.memory)),
         ));
     }
-    let mut aims = vec![Aim::at_most("anteroom", "ms until demand is correct, at most", 10.0, known.median)];
+    let mut aims =
+        vec![Criterion::at_most("anteroom", "ms until demand is correct, at most", 10.0, known.median)];
     if let [first, .., last] = storms {
         let took = first.held.memory as f64 - before.memory as f64;
         let left = (last.after.memory as f64 - first.after.memory as f64) / (storms.len() - 1) as f64 / took;
-        aims.push(Aim::at_most(
+        aims.push(Criterion::at_most(
             "anteroom",
             "of a storm's memory left by each storm after the first, at most",
-            LEFT,
+            MAX_LEFT_GROWTH,
             left,
         ));
         let kept = (last.after.memory as f64 - before.memory as f64) / took;
-        aims.push(Aim::at_most(
+        aims.push(Criterion::at_most(
             "anteroom",
             "of a storm's memory not given back after the last, at most",
-            KEPT,
+            MAX_LEFT_SHARE,
             kept,
         ));
         let files = last.after.descriptors as f64 - before.descriptors as f64;
-        aims.push(Aim::at_most("anteroom", "files left open, at most", 0.0, files));
+        aims.push(Criterion::at_most("anteroom", "files left open, at most", 0.0, files));
     }
     let mut notes: Vec<String> = note.into_iter().collect();
     let others = spread(|storm| storm.others).max;
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn storm_leaks_are_told_from_first_growth() {
+    fn leaks_are_distinguished_from_first_growth() {
         let before = Footprint { memory: 100, descriptors: 10 };
         let aims = |storms: &[Storm]| -> Vec<_> {
             let found = findings("so".into(), before, storms, None);

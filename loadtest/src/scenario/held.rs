@@ -5,26 +5,26 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::descriptors::Room;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
-use crate::member::BODY;
-use crate::multiplexed::STREAMS;
-use crate::scene::{Bounds, Scene};
+use crate::descriptors::ClientLimit;
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
+use crate::member::MEMBER_BODY_BYTES;
+use crate::multiplexed::STREAMS_PER_CONNECTION;
+use crate::scene::{RouteSettings, Testbed};
 use crate::setup::Setup;
-use crate::target::Ramp;
+use crate::target::RampSettings;
 
-const REQUESTS: usize = 50_000;
-const QUICK: usize = 10_000;
-const RAMP: Ramp = Ramp { start: 64, max: 64 };
+const DEFAULT_HELD_REQUESTS: usize = 50_000;
+const QUICK_REQUESTS: usize = 10_000;
+const FIXED_RAMP: RampSettings = RampSettings { start: 64, max: 64 };
 /// Duration of the measurement before the first heartbeat, which is sent after 20 s.
-const STILL: Duration = Duration::from_secs(5);
+const QUIET_MEASUREMENT: Duration = Duration::from_secs(5);
 /// Default interval between two heartbeats, in seconds.
-const INTERVAL: u64 = 10;
+const DEFAULT_HEARTBEAT_SECS: u64 = 10;
 
 /// Requests of one kind, added to those already held.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Part {
+struct HeldStep {
     requests: usize,
     /// Memory in bytes: before their arrival, while held, after their early responses.
     before: u64,
@@ -43,11 +43,11 @@ struct Holding {
     others: f64,
 }
 
-pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
-    let count = requests.unwrap_or(if setup.quick { QUICK } else { REQUESTS });
-    let (own, note) = Room::make()?.fit(count);
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
+    let count = requests.unwrap_or(if setup.quick { QUICK_REQUESTS } else { DEFAULT_HELD_REQUESTS });
+    let (own, note) = ClientLimit::make()?.fit(count);
     let seconds = setup.seconds(10, 30);
-    let mut scene = Scene::start(setup, Bounds { hold: count, ramp: RAMP, streamed: true })?;
+    let mut scene = Testbed::start(setup, RouteSettings { hold: count, ramp: FIXED_RAMP, streamed: true })?;
     scene.stay(Duration::from_millis(200))?;
 
     eprintln!("held: {own} clients with a connection each");
@@ -56,25 +56,25 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     let connected = scene.footprint()?.memory;
     scene.send_all()?;
     let waiting = wait(&mut scene, own)?;
-    let still = hold(&mut scene, STILL)?;
+    let still = hold(&mut scene, QUIET_MEASUREMENT)?;
     let informed = inform(&mut scene, own)?;
-    let alone = Part { requests: own, before, held: waiting, informed };
+    let alone = HeldStep { requests: own, before, held: waiting, informed };
     let shared = if count > own {
         eprintln!("held: {} clients that share connections", count - own);
         let before = scene.footprint()?.memory;
         scene.gather_multiplexed(count - own)?;
         let held = wait(&mut scene, count)?;
         let informed = inform(&mut scene, count)?;
-        Some(Part { requests: count - own, before, held, informed })
+        Some(HeldStep { requests: count - own, before, held, informed })
     } else {
         None
     };
     eprintln!("held: measuring for {seconds} s");
     let holding = hold(&mut scene, Duration::from_secs(seconds.into()))?;
-    let due = count as f64 * holding.seconds / INTERVAL as f64;
+    let due = count as f64 * holding.seconds / DEFAULT_HEARTBEAT_SECS as f64;
     if (holding.heartbeats as f64) < due * 0.8 {
         let Holding { heartbeats, seconds, .. } = holding;
-        return Err(Error::Wrong(format!(
+        return Err(LoadtestError::Wrong(format!(
             "{heartbeats} heartbeats in {seconds:.0} s, where {due:.0} were due"
         )));
     }
@@ -87,33 +87,35 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
             format!("{} streaming requests of 2 KB, each on a connection of its own", thousands(count as f64))
         }
         Some(shared) => format!(
-            "{} streaming requests of 2 KB: {} on connections of their own, {} over HTTP/2, {STREAMS} on each connection",
+            "{} streaming requests of 2 KB: {} on connections of their own, {} over HTTP/2, {STREAMS_PER_CONNECTION} on each connection",
             thousands(count as f64),
             thousands(own as f64),
             thousands(shared.requests as f64)
         ),
     };
-    let how = format!("{how}; CPU time over {seconds} s, with a heartbeat to each every {INTERVAL} s");
+    let how = format!(
+        "{how}; CPU time over {seconds} s, with a heartbeat to each every {DEFAULT_HEARTBEAT_SECS} s"
+    );
     let connected = (connected as f64 - before as f64) / own as f64 / 1024.0;
     Ok(findings(how, &[Some(alone), shared], connected, still, holding, note))
 }
 
 /// Waits until `count` requests are held and returns the memory.
-fn wait(scene: &mut Scene, count: usize) -> Result<u64, Error> {
+fn wait(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
     scene.await_held(count)?;
     scene.stay(Duration::from_millis(500))?;
     Ok(scene.footprint()?.memory)
 }
 
 /// Waits until `count` requests have an early response and returns the memory.
-fn inform(scene: &mut Scene, count: usize) -> Result<u64, Error> {
+fn inform(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
     eprintln!("held: waiting for the early answers");
     scene.until("all answered early", |sides| sides.crowd.tally.begun == count)?;
     Ok(scene.footprint()?.memory)
 }
 
 /// Measures the CPU time of holding.
-fn hold(scene: &mut Scene, duration: Duration) -> Result<Holding, Error> {
+fn hold(scene: &mut Testbed, duration: Duration) -> Result<Holding, LoadtestError> {
     let (heartbeats, before) = (scene.sides.crowd.tally.heartbeats, scene.read()?);
     let seconds = scene.stay(duration)?.elapsed.as_secs_f64();
     let spent = before.until(&scene.read()?);
@@ -125,18 +127,19 @@ fn hold(scene: &mut Scene, duration: Duration) -> Result<Holding, Error> {
     })
 }
 
-// === impl Part ===
+// === impl HeldStep ===
 
-impl Part {
+impl HeldStep {
     /// Returns the memory per request in KiB, without the body, from the `memory` in bytes of the process.
     fn each(self, memory: u64) -> f64 {
-        (memory as f64 - self.before as f64) / self.requests as f64 / 1024.0 - BODY as f64 / 1024.0
+        (memory as f64 - self.before as f64) / self.requests as f64 / 1024.0
+            - MEMBER_BODY_BYTES as f64 / 1024.0
     }
 }
 
 fn findings(
     how: String,
-    parts: &[Option<Part>; 2],
+    parts: &[Option<HeldStep>; 2],
     connected: f64,
     still: Holding,
     holding: Holding,
@@ -172,11 +175,11 @@ fn findings(
     for (name, part) in parts() {
         let who = format!("anteroom, {} held, {name}", thousands(part.requests as f64));
         let most = part.each(part.held.max(part.informed));
-        aims.push(Aim::at_most(who.clone(), "KiB each beyond the body, at most", 12.0, most));
-        aims.push(Aim::at_most(who, "KiB each beyond the body, stretch, at most", 6.0, most));
+        aims.push(Criterion::at_most(who.clone(), "KiB each beyond the body, at most", 12.0, most));
+        aims.push(Criterion::at_most(who, "KiB each beyond the body, stretch, at most", 6.0, most));
     }
     let who = format!("anteroom, {} held", thousands(count as f64));
-    aims.push(Aim::at_most(who, "% of a core while holding, at most", 5.0, holding.percent));
+    aims.push(Criterion::at_most(who, "% of a core while holding, at most", 5.0, holding.percent));
     let mut notes: Vec<String> = note.into_iter().collect();
     notes.extend(disturbed(holding.others));
     let results: Vec<_> = parts()
@@ -199,7 +202,7 @@ fn findings(
             ),
         }],
         results: json!({
-            "requests": count, "body_bytes": BODY, "connected_kib_each": connected, "parts": results,
+            "requests": count, "body_bytes": MEMBER_BODY_BYTES, "connected_kib_each": connected, "parts": results,
             "before_heartbeats": still, "holding": holding,
         }),
         aims,
@@ -213,8 +216,12 @@ mod tests {
 
     #[test]
     fn memory_per_client_excludes_the_body() {
-        let part =
-            Part { requests: 10, before: 1000, held: 1000 + 10 * 5 * 1024, informed: 1000 + 10 * 15 * 1024 };
+        let part = HeldStep {
+            requests: 10,
+            before: 1000,
+            held: 1000 + 10 * 5 * 1024,
+            informed: 1000 + 10 * 15 * 1024,
+        };
         let holding = |heartbeats, percent| Holding { seconds: 10.0, heartbeats, percent, others: 0.0 };
         let found = findings("so".into(), &[Some(part), None], 1.0, holding(0, 0.5), holding(10, 6.0), None);
         let measured: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();

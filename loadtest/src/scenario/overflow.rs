@@ -5,34 +5,34 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::clock::Instant;
-use crate::descriptors::Room;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
-use crate::scene::{Bounds, Scene};
+use crate::descriptors::ClientLimit;
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
+use crate::scene::{RouteSettings, Testbed};
 use crate::setup::Setup;
-use crate::target::Ramp;
+use crate::target::RampSettings;
 
-const REQUESTS: usize = 10_000;
+const QUEUED_REQUESTS: usize = 10_000;
 /// Number of requests as a multiple of the queue's bound.
-const TIMES: usize = 10;
+const QUEUE_MULTIPLE: usize = 10;
 /// Arrivals per second, on a schedule independent of responses; a fraction of the machine's capacity.
-const RATE: f64 = 5_000.0;
-const RAMP: Ramp = Ramp { start: 64, max: 64 };
+const ARRIVALS_PER_SEC: f64 = 5_000.0;
+const RAMP: RampSettings = RampSettings { start: 64, max: 64 };
 /// Delay behind schedule above which the findings have a note: the aim for rejections is only five times as long.
-const LATE: Duration = Duration::from_millis(1);
+const MAX_SCHEDULE_DELAY: Duration = Duration::from_millis(1);
 
-pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
-    let (count, note) = Room::make()?.fit(requests.unwrap_or(REQUESTS));
-    let bound = count / TIMES;
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
+    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(QUEUED_REQUESTS));
+    let bound = count / QUEUE_MULTIPLE;
     let surplus = count - bound;
     eprintln!("overflow: {count} requests, of which {bound} may wait");
-    let mut scene = Scene::start(setup, Bounds { hold: bound, ramp: RAMP, streamed: false })?;
+    let mut scene = Testbed::start(setup, RouteSettings { hold: bound, ramp: RAMP, streamed: false })?;
     scene.gather(count)?;
     let before = scene.read()?;
     let begin = Instant::now();
     let mut latest = Duration::ZERO;
     for member in 0..count {
-        let due = begin + Duration::from_secs_f64(member as f64 / RATE);
+        let due = begin + Duration::from_secs_f64(member as f64 / ARRIVALS_PER_SEC);
         while Instant::now() < due {
             scene.turn()?;
         }
@@ -48,7 +48,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     let tally = &mut scene.sides.crowd.tally;
     if (tally.served, tally.refused) != (bound, surplus) {
         let (served, refused) = (tally.served, tally.refused);
-        return Err(Error::Wrong(format!(
+        return Err(LoadtestError::Wrong(format!(
             "{served} of {bound} were served and {refused} of {surplus} refused"
         )));
     }
@@ -58,7 +58,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     let refused = metrics.sum("anteroom_refused_requests_total", &["reason=\"hold_queue_full\""]);
     let completed = metrics.sum("anteroom_requests_total", &["outcome=\"completed\""]);
     if (completed, refused) != (bound as u64, surplus as u64) {
-        return Err(Error::Wrong(format!(
+        return Err(LoadtestError::Wrong(format!(
             "it counts {completed} completed of {bound}, and {refused} refused of {surplus}"
         )));
     }
@@ -76,7 +76,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
         row("its core busy, %", format!("{cpu:.0}")),
     ];
     let mut notes: Vec<String> = note.into_iter().collect();
-    if latest > LATE {
+    if latest > MAX_SCHEDULE_DELAY {
         notes.push(format!(
             "the load test itself was up to {:.1} ms behind its schedule, which is in the times",
             latest.as_secs_f64() * 1e3
@@ -89,7 +89,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
         how: format!(
             "{} requests of 2 KB, {} a second by schedule, where {} may wait",
             thousands(count as f64),
-            thousands(RATE),
+            thousands(ARRIVALS_PER_SEC),
             thousands(bound as f64)
         ),
         tables: vec![Table {
@@ -99,11 +99,16 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
             legend: Some("to be refused: from when a request was due to its whole answer, `hold_queue_full`"),
         }],
         results: json!({
-            "requests": count, "bound": bound, "per_second": RATE, "refused": surplus, "served": bound,
+            "requests": count, "bound": bound, "per_second": ARRIVALS_PER_SEC, "refused": surplus, "served": bound,
             "p50_ms": p50, "p99_ms": p99, "max_ms": worst, "behind_schedule_ms": latest.as_secs_f64() * 1e3,
             "cpu_percent": cpu, "others": others,
         }),
-        aims: vec![Aim::at_most("anteroom", "ms until the last surplus request knew, at most", 5.0, worst)],
+        aims: vec![Criterion::at_most(
+            "anteroom",
+            "ms until the last surplus request knew, at most",
+            5.0,
+            worst,
+        )],
         notes,
     })
 }

@@ -6,29 +6,29 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::clock::Instant;
-use crate::descriptors::Room;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
-use crate::scene::{Bounds, Scene};
+use crate::descriptors::ClientLimit;
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
+use crate::scene::{RouteSettings, Testbed};
 use crate::setup::Setup;
 use crate::spread::Spread;
-use crate::target::Ramp;
+use crate::target::RampSettings;
 
-const REQUESTS: usize = 10_000;
+const RELEASED_REQUESTS: usize = 10_000;
 /// `concurrency.max`, and so the number of connections to the model server; without the ramp, from the start.
-const AT_ONCE: u64 = 64;
-const OFF: Ramp = Ramp { start: AT_ONCE, max: AT_ONCE };
-const ON: Ramp = Ramp { start: 4, max: AT_ONCE };
+const SERVER_CONCURRENCY: u64 = 64;
+const RAMP_OFF: RampSettings = RampSettings { start: SERVER_CONCURRENCY, max: SERVER_CONCURRENCY };
+const RAMP_ON: RampSettings = RampSettings { start: 4, max: SERVER_CONCURRENCY };
 /// One at a time: the requests reach the model server in the order of their release.
-const ONE_BY_ONE: Ramp = Ramp { start: 1, max: 1 };
+const SEQUENTIAL_RAMP: RampSettings = RampSettings { start: 1, max: 1 };
 /// Response time of the model server when its concurrent requests are counted.
-const ANSWER: Duration = Duration::from_millis(5);
+const SERVER_RESPONSE_TIME: Duration = Duration::from_millis(5);
 /// Share of its core above which the rig itself may be the limit.
-const BUSY: f64 = 0.95;
+const MAX_RIG_CORE_SHARE: f64 = 0.95;
 
 /// A release without the ramp, followed by a warm measurement of the same clients.
 #[derive(Clone, Debug, Serialize)]
-struct Round {
+struct ReleaseRound {
     /// Time from the model server's first 200 to a health check until the arrival of the first request.
     first_ms: f64,
     /// Rate of all requests but the first, until the client received the last response.
@@ -65,13 +65,13 @@ struct Ramped {
 
 /// Requests that arrived later than their turn, and the largest displacement in places, when dispatched one at a time.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Disorder {
+struct Reordering {
     late: usize,
     latest: usize,
 }
 
-pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
-    let (count, note) = Room::make()?.fit(requests.unwrap_or(REQUESTS));
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
+    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(RELEASED_REQUESTS));
     let rounds = setup.rounds();
     let seconds = Duration::from_secs(setup.seconds(1, 2).into());
     let (mut released, mut ramped, mut disorder) = (Vec::new(), Vec::new(), Vec::new());
@@ -82,9 +82,9 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
         disorder.push(one_by_one(setup, count)?);
     }
     let how = format!(
-        "medians of {rounds} rounds; {} requests of 2 KB held, {AT_ONCE} at a time to the model server. They are sent one \
+        "medians of {rounds} rounds; {} requests of 2 KB held, {SERVER_CONCURRENCY} at a time to the model server. They are sent one \
          after the other over connections that are all open, so one worker hears of them, and admits them, in that \
-         order. One at a time they have to be at the model server in it, too; {AT_ONCE} at a time they may pass each \
+         order. One at a time they have to be at the model server in it, too; {SERVER_CONCURRENCY} at a time they may pass each \
          other only between dispatch and model server",
         thousands(count as f64)
     );
@@ -92,16 +92,16 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
 }
 
 /// Starts a scene with `count` held requests.
-fn held(setup: &Setup, count: usize, ramp: Ramp) -> Result<Scene, Error> {
-    let mut scene = Scene::start(setup, Bounds { hold: count, ramp, streamed: false })?;
+fn held(setup: &Setup, count: usize, ramp: RampSettings) -> Result<Testbed, LoadtestError> {
+    let mut scene = Testbed::start(setup, RouteSettings { hold: count, ramp, streamed: false })?;
     scene.gather(count)?;
     scene.send_all()?;
     scene.await_held(count)?;
     Ok(scene)
 }
 
-fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Error> {
-    let mut scene = held(setup, count, OFF)?;
+fn release(setup: &Setup, count: usize, duration: Duration) -> Result<ReleaseRound, LoadtestError> {
+    let mut scene = held(setup, count, RAMP_OFF)?;
     let before = scene.read()?;
     scene.sides.target.ready = true;
     let passed = scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
@@ -110,17 +110,17 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Err
     let (first, (late, latest)) = (seen.first(), seen.disorder());
     let begin = seen.arrivals.first().map(|(_, at)| *at);
     let (Some(first), Some(begin), Some(last)) = (first, begin, last) else {
-        return Err(Error::Wrong("requests were served that the model server never saw".into()));
+        return Err(LoadtestError::Wrong("requests were served that the model server never saw".into()));
     };
     // Counted from the first 200 of the health check: before it the rig was idle.
     let working = last - begin + first;
     let idle = passed.idle.saturating_sub(passed.elapsed.saturating_sub(working));
     let requests_per_second = (count - 1) as f64 / (last - begin).as_secs_f64();
 
-    let at_once = AT_ONCE as usize;
+    let at_once = SERVER_CONCURRENCY as usize;
     let (warm_per_second, rig_busy_warm) = warm(&mut scene, at_once, duration)?;
     let (wide_per_second, _) = warm(&mut scene, count, duration)?;
-    Ok(Round {
+    Ok(ReleaseRound {
         first_ms: first.as_secs_f64() * 1e3,
         requests_per_second,
         warm_per_second,
@@ -137,9 +137,9 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Err
 
 /// Returns the rate at which `members` clients in turn are served, at maximum concurrency, and the busy share of the
 /// rig.
-fn warm(scene: &mut Scene, members: usize, duration: Duration) -> Result<(f64, f64), Error> {
-    scene.sides.target.forget();
-    scene.sides.crowd.go_round(members, AT_ONCE as usize);
+fn warm(scene: &mut Testbed, members: usize, duration: Duration) -> Result<(f64, f64), LoadtestError> {
+    scene.sides.target.reset_stats();
+    scene.sides.crowd.go_round(members, SERVER_CONCURRENCY as usize);
     scene.stay(duration / 4)?;
     let served = scene.sides.crowd.tally.served;
     let begin = Instant::now();
@@ -150,9 +150,9 @@ fn warm(scene: &mut Scene, members: usize, duration: Duration) -> Result<(f64, f
     Ok((rate, passed.busy()))
 }
 
-fn ramp(setup: &Setup, count: usize) -> Result<Ramped, Error> {
-    let mut scene = held(setup, count, ON)?;
-    scene.sides.target.delay = ANSWER;
+fn ramp(setup: &Setup, count: usize) -> Result<Ramped, LoadtestError> {
+    let mut scene = held(setup, count, RAMP_ON)?;
+    scene.sides.target.delay = SERVER_RESPONSE_TIME;
     scene.sides.target.ready = true;
     scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
     let (seen, last) = (&scene.sides.target.seen, scene.sides.crowd.tally.last_served);
@@ -169,29 +169,30 @@ fn ramp(setup: &Setup, count: usize) -> Result<Ramped, Error> {
     })
 }
 
-fn one_by_one(setup: &Setup, count: usize) -> Result<Disorder, Error> {
-    let mut scene = held(setup, count, ONE_BY_ONE)?;
+fn one_by_one(setup: &Setup, count: usize) -> Result<Reordering, LoadtestError> {
+    let mut scene = held(setup, count, SEQUENTIAL_RAMP)?;
     scene.sides.target.ready = true;
     scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
     let seen = &scene.sides.target.seen;
     if seen.most > 1 {
-        return Err(Error::Wrong(format!(
+        return Err(LoadtestError::Wrong(format!(
             "{} requests were at the model server at a time, where one may be",
             seen.most
         )));
     }
     let (late, latest) = seen.disorder();
-    Ok(Disorder { late, latest })
+    Ok(Reordering { late, latest })
 }
 
 fn findings(
     how: String,
-    released: &[Round],
+    released: &[ReleaseRound],
     ramped: &[Ramped],
-    disorder: &[Disorder],
+    disorder: &[Reordering],
     note: Option<String>,
 ) -> Findings {
-    let spread = |figure: fn(&Round) -> f64| Spread::of(released.iter().map(figure)).unwrap_or_default();
+    let spread =
+        |figure: fn(&ReleaseRound) -> f64| Spread::of(released.iter().map(figure)).unwrap_or_default();
     let most = |figure: fn(&Ramped) -> u64| ramped.iter().map(figure).max().unwrap_or_default();
     let first = spread(|round| round.first_ms);
     let (rate, warm) = (spread(|round| round.requests_per_second), spread(|round| round.warm_per_second));
@@ -210,45 +211,45 @@ fn findings(
         row("first dispatch after knowing, ms", ms(first)),
         row("with the ramp, first dispatch, ms", ms(first_ramped)),
         row("released, requests/s", per_second(rate)),
-        row(&format!("warm, {AT_ONCE} clients, requests/s"), per_second(warm)),
+        row(&format!("warm, {SERVER_CONCURRENCY} clients, requests/s"), per_second(warm)),
         row("warm, all clients in turn, requests/s", per_second(wide)),
         row("released × warm", format!("{:.2} ({:.2}–{:.2})", times.median, times.min, times.max)),
         row("released × warm, all in turn", format!("{:.2}", spread(|round| round.times_wide).median)),
         row("places late at most, one at a time", latest_alone.to_string()),
-        row(&format!("places late at most, {AT_ONCE} at a time"), latest.to_string()),
+        row(&format!("places late at most, {SERVER_CONCURRENCY} at a time"), latest.to_string()),
         row("with the ramp, at a time at most", at_a_time.to_string()),
         row("with the ramp, beyond its limit", beyond.to_string()),
         row("with the ramp, places late at most", latest_ramped.to_string()),
     ];
     let who = "anteroom, ramp off";
     let mut aims = vec![
-        Aim::at_most(who, "ms from knowing to the first dispatch, at most", 1.0, first.median),
-        Aim::at_most(
+        Criterion::at_most(who, "ms from knowing to the first dispatch, at most", 1.0, first.median),
+        Criterion::at_most(
             "anteroom, ramp on",
             "ms from knowing to the first dispatch, at most",
             1.0,
             first_ramped.median,
         ),
-        Aim::at_least(who, "times the warm rate, at least", 0.8, times.median),
-        Aim::at_most("anteroom, ramp on", "requests beyond the limit, at most", 0.0, beyond as f64),
+        Criterion::at_least(who, "times the warm rate, at least", 0.8, times.median),
+        Criterion::at_most("anteroom, ramp on", "requests beyond the limit, at most", 0.0, beyond as f64),
     ];
-    let passed = (AT_ONCE - 1) as f64;
+    let passed = (SERVER_CONCURRENCY - 1) as f64;
     for (who, limit, latest) in [
         ("anteroom, one at a time", 0.0, latest_alone as f64),
         ("anteroom, ramp off", passed, latest as f64),
         ("anteroom, ramp on", passed, latest_ramped as f64),
     ] {
-        aims.push(Aim::at_most(who, "places that a request came late, at most", limit, latest));
+        aims.push(Criterion::at_most(who, "places that a request came late, at most", limit, latest));
     }
     let mut notes: Vec<String> = note.into_iter().collect();
-    if at_a_time < AT_ONCE {
+    if at_a_time < SERVER_CONCURRENCY {
         notes.push(format!(
-            "with the ramp on, only {at_a_time} were at the model server at a time: it never got to {AT_ONCE}"
+            "with the ramp on, only {at_a_time} were at the model server at a time: it never got to {SERVER_CONCURRENCY}"
         ));
     }
     let (busy, busy_warm) =
         (spread(|round| round.rig_busy).median, spread(|round| round.rig_busy_warm).median);
-    if busy > BUSY || busy_warm > BUSY {
+    if busy > MAX_RIG_CORE_SHARE || busy_warm > MAX_RIG_CORE_SHARE {
         notes.push(format!(
             "the load test's own core was {:.0} % busy during the release and {:.0} % warm, so it may be the limit",
             busy * 100.0,
@@ -276,7 +277,7 @@ fn findings(
 mod tests {
     use super::*;
 
-    const ROUND: Round = Round {
+    const ROUND: ReleaseRound = ReleaseRound {
         first_ms: 0.5,
         requests_per_second: 90.0,
         warm_per_second: 100.0,
@@ -290,10 +291,10 @@ mod tests {
         others: 0.0,
     };
     const RAMPED: Ramped =
-        Ramped { first_ms: 0.5, seconds: 1.0, most: AT_ONCE, beyond: 0, late: 5, latest: 63 };
-    const ORDER: Disorder = Disorder { late: 0, latest: 0 };
+        Ramped { first_ms: 0.5, seconds: 1.0, most: SERVER_CONCURRENCY, beyond: 0, late: 5, latest: 63 };
+    const ORDER: Reordering = Reordering { late: 0, latest: 0 };
 
-    fn found(round: Round, ramped: Ramped, order: Disorder) -> (Vec<bool>, usize) {
+    fn found(round: ReleaseRound, ramped: Ramped, order: Reordering) -> (Vec<bool>, usize) {
         let found = findings("so".into(), &[round], &[ramped], &[order], None);
         (found.aims.iter().map(|aim| aim.met).collect(), found.notes.len())
     }
@@ -301,14 +302,14 @@ mod tests {
     #[test]
     fn each_aim_can_be_missed() {
         assert_eq!(found(ROUND, RAMPED, ORDER), (vec![true; 7], 0));
-        let round = Round { first_ms: 1.1, times_warm: 0.7, latest: 64, ..ROUND };
+        let round = ReleaseRound { first_ms: 1.1, times_warm: 0.7, latest: 64, ..ROUND };
         let ramped = Ramped { first_ms: 1.1, beyond: 1, latest: 64, ..RAMPED };
-        assert_eq!(found(round, ramped, Disorder { late: 1, latest: 1 }), (vec![false; 7], 0));
+        assert_eq!(found(round, ramped, Reordering { late: 1, latest: 1 }), (vec![false; 7], 0));
     }
 
     #[test]
     fn busy_rig_and_endless_ramp_are_noted() {
-        let round = Round { rig_busy_warm: 0.99, others: 0.5, ..ROUND };
+        let round = ReleaseRound { rig_busy_warm: 0.99, others: 0.5, ..ROUND };
         assert_eq!(found(round, Ramped { most: 63, ..RAMPED }, ORDER).1, 3);
     }
 }

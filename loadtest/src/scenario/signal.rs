@@ -18,24 +18,24 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin;
 use crate::clock::Instant;
-use crate::error::Error;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
-use crate::keda::{Connection, Said};
+use crate::error::LoadtestError;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
+use crate::keda::{DemandMessage, ScalerConnection};
 use crate::procfs::Meter;
 use crate::setup::Setup;
 
 /// Routes, connections, and samples in a quick and in a full run. A single route is at zero again after about 25 ms.
-const SETTINGS: [(usize, usize, usize, usize); 3] =
+const SIGNAL_SETTINGS: [(usize, usize, usize, usize); 3] =
     [(1, 1, 200, 1000), (1000, 1, 1000, 4000), (1000, 100, 1000, 4000)];
-const AIM_MS: f64 = 1.0;
+const MAX_PUSH_P99_MS: f64 = 1.0;
 /// Time a push may take before the run is abandoned.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a new connection to be accepted, excluded from the measurement.
 const ACCEPTED: Duration = Duration::from_millis(1);
 
 /// Results for one setting.
 #[derive(Debug, Serialize)]
-struct Line {
+struct SignalResult {
     routes: usize,
     connections: usize,
     samples: u64,
@@ -50,29 +50,34 @@ struct Line {
 }
 
 /// The streams and the last state of each.
-struct Listening {
-    news: mpsc::UnboundedReceiver<Result<Said, String>>,
+struct DemandStreams {
+    news: mpsc::UnboundedReceiver<Result<DemandMessage, String>>,
     active: Vec<bool>,
 }
 
-pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
     let mut lines = Vec::new();
-    for (routes, connections, quick, full) in SETTINGS {
+    for (routes, connections, quick, full) in SIGNAL_SETTINGS {
         eprintln!("signal: {routes} routes, streams on {connections} connections");
         lines.push(measure(setup, routes, connections, if setup.quick { quick } else { full })?);
     }
     Ok(findings(&lines))
 }
 
-fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> Result<Line, Error> {
-    let [scaler, nobody] = free_ports().map_err(|error| Error::io("find a free port", error))?;
+fn measure(
+    setup: &Setup,
+    routes: usize,
+    connections: usize,
+    samples: usize,
+) -> Result<SignalResult, LoadtestError> {
+    let [scaler, nobody] = free_ports().map_err(|error| LoadtestError::io("find a free port", error))?;
     let mut running =
         setup.anteroom()?.start_with(&configuration(routes, scaler.port()), nobody, setup.cores)?;
     admin::await_ready(&mut running, setup)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::io("make a runtime", error))?;
+        .map_err(|error| LoadtestError::io("make a runtime", error))?;
     let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
     let measured = runtime.block_on(async {
         // Like the rig, keep this core from sleeping, so that its wake-up latency is not measured.
@@ -82,7 +87,7 @@ fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> 
             }
         });
         let mut listening = listen(scaler, routes, connections).await?;
-        let failed = |error: io::Error| Error::io("read the times of processes", error);
+        let failed = |error: io::Error| LoadtestError::io("read the times of processes", error);
         let (begin, before) = (Instant::now(), meter.read().map_err(failed)?);
         let mut latency = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
         for sample in 0..samples {
@@ -93,7 +98,7 @@ fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> 
         let spent = before.until(&meter.read().map_err(failed)?);
         busy.abort();
         let us = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
-        Ok(Line {
+        Ok(SignalResult {
             routes,
             connections,
             samples: latency.len(),
@@ -141,35 +146,39 @@ fn request(route: usize) -> String {
 }
 
 /// Opens a stream per route and waits for the first message on each.
-async fn listen(scaler: SocketAddr, routes: usize, connections: usize) -> Result<Listening, Error> {
-    let failed = |error| Error::io("open a stream to the scaler", error);
+async fn listen(
+    scaler: SocketAddr,
+    routes: usize,
+    connections: usize,
+) -> Result<DemandStreams, LoadtestError> {
+    let failed = |error| LoadtestError::io("open a stream to the scaler", error);
     let (sender, news) = mpsc::unbounded_channel();
     let mut all = Vec::new();
     for _ in 0..connections {
-        all.push(Connection::open(scaler).await.map_err(failed)?);
+        all.push(ScalerConnection::open(scaler).await.map_err(failed)?);
     }
     for route in 0..routes {
         let connection = &all[route % connections];
         connection.follow(&format!("r{route}"), route, sender.clone()).await.map_err(failed)?;
     }
-    let mut listening = Listening { news, active: vec![true; routes] };
+    let mut listening = DemandStreams { news, active: vec![true; routes] };
     while listening.active.contains(&true) {
         listening.next().await?;
     }
     Ok(listening)
 }
 
-// === impl Listening ===
+// === impl DemandStreams ===
 
-impl Listening {
-    async fn next(&mut self) -> Result<Said, Error> {
-        let said = match timeout(PATIENCE, self.news.recv()).await {
+impl DemandStreams {
+    async fn next(&mut self) -> Result<DemandMessage, LoadtestError> {
+        let said = match timeout(PUSH_TIMEOUT, self.news.recv()).await {
             Ok(Some(Ok(said))) => said,
-            Ok(Some(Err(why))) => return Err(Error::unsound("signal", why)),
-            Ok(None) => return Err(Error::unsound("signal", "all streams have ended")),
+            Ok(Some(Err(why))) => return Err(LoadtestError::unsound("signal", why)),
+            Ok(None) => return Err(LoadtestError::unsound("signal", "all streams have ended")),
             Err(_) => {
-                let why = format!("nothing was said on any stream within {} s", PATIENCE.as_secs());
-                return Err(Error::unsound("signal", why));
+                let why = format!("nothing was said on any stream within {} s", PUSH_TIMEOUT.as_secs());
+                return Err(LoadtestError::unsound("signal", why));
             }
         };
         self.active[said.stream] = said.active;
@@ -177,11 +186,11 @@ impl Listening {
     }
 
     /// Waits until the route is at zero, sends a request to it, and measures the time to the push. Then disconnects.
-    async fn sample(&mut self, proxy: SocketAddr, route: usize) -> Result<Duration, Error> {
+    async fn sample(&mut self, proxy: SocketAddr, route: usize) -> Result<Duration, LoadtestError> {
         while self.active[route] {
             self.next().await?;
         }
-        let failed = |error| Error::io("send a request", error);
+        let failed = |error| LoadtestError::io("send a request", error);
         let mut client = TcpStream::connect(proxy).await.map_err(failed)?;
         client.set_nodelay(true).map_err(failed)?;
         sleep(ACCEPTED).await;
@@ -197,8 +206,8 @@ impl Listening {
     }
 }
 
-fn findings(lines: &[Line]) -> Findings {
-    let who = |line: &Line| {
+fn findings(lines: &[SignalResult]) -> Findings {
+    let who = |line: &SignalResult| {
         let (routes, connections) = (thousands(line.routes as f64), line.connections);
         let s = |count| if count == 1 { "" } else { "s" };
         format!(
@@ -209,12 +218,12 @@ fn findings(lines: &[Line]) -> Findings {
         )
     };
     let header = ["setting", "samples", "p50 µs", "p90 µs", "p99 µs", "max µs", "CPU µs"];
-    let row = |line: &Line| {
+    let row = |line: &SignalResult| {
         let us = |value: f64| format!("{value:.0}");
         let figures = [line.p50_us, line.p90_us, line.p99_us, line.max_us, line.cpu_us].map(us);
         [who(line), thousands(line.samples as f64)].into_iter().chain(figures).collect()
     };
-    let noise = |line: &Line| Some(format!("{}: {}", who(line), disturbed(line.others)?));
+    let noise = |line: &SignalResult| Some(format!("{}: {}", who(line), disturbed(line.others)?));
     Findings {
         scenario: "signal",
         how: "one request at a time, each to a route at zero".into(),
@@ -231,7 +240,12 @@ fn findings(lines: &[Line]) -> Findings {
             .iter()
             .map(|line| {
                 let what = "ms from the request to the push at the 99th percentile, at most";
-                Aim::at_most(format!("anteroom, {}", who(line)), what, AIM_MS, line.p99_us / 1e3)
+                Criterion::at_most(
+                    format!("anteroom, {}", who(line)),
+                    what,
+                    MAX_PUSH_P99_MS,
+                    line.p99_us / 1e3,
+                )
             })
             .collect(),
         notes: lines.iter().filter_map(noise).collect(),
@@ -253,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_99th_percentile_above_a_millisecond_misses() {
-        let line = |p99_us, others| Line {
+        let line = |p99_us, others| SignalResult {
             routes: 1000,
             connections: 1,
             samples: 1000,

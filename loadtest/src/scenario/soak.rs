@@ -13,15 +13,15 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use account::Account;
-use client::{Kind, MODEL, Outcome, send};
-use findings::{Cycle, Found, Tally};
+use account::RouteTotals;
+use client::{ClientKind, ClientOutcome, MODEL, send};
+use findings::{SoakCycle, SoakResults, SoakTally};
 
 use crate::admin;
-use crate::census::Census;
+use crate::census::ProcessStats;
 use crate::clock::Instant;
-use crate::contender::Running;
-use crate::error::Error;
+use crate::contender::StartedContender;
+use crate::error::LoadtestError;
 use crate::findings::Findings;
 use crate::procfs::Meter;
 use crate::setup::Setup;
@@ -33,16 +33,16 @@ const OVERFLOW: usize = 100;
 const CLIENTS: usize = 8;
 const TIDYING: usize = 100;
 /// Time for the model server to be stopped.
-const PATIENCE: Duration = Duration::from_secs(20);
+const SERVER_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-struct Stage {
-    running: Running,
-    tally: Tally,
+struct SoakRun {
+    running: StartedContender,
+    tally: SoakTally,
     begin: Instant,
     quick: bool,
 }
 
-pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
     let anteroom = setup.anteroom()?;
     let program = anteroom.program().map(|program| program.display().to_string()).unwrap_or_default();
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
@@ -54,11 +54,12 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::io("make a runtime", error))?;
-    let failed = |error| Error::io("read the times of processes", error);
+        .map_err(|error| LoadtestError::io("make a runtime", error))?;
+    let failed = |error| LoadtestError::io("read the times of processes", error);
     let before = meter.read().map_err(failed)?;
-    let mut stage = Stage { running, tally: Tally::default(), begin: Instant::now(), quick: setup.quick };
-    let mut cycles: Vec<Cycle> = Vec::new();
+    let mut stage =
+        SoakRun { running, tally: SoakTally::default(), begin: Instant::now(), quick: setup.quick };
+    let mut cycles: Vec<SoakCycle> = Vec::new();
     let soaked = runtime.block_on(async {
         while stage.begin.elapsed() < duration {
             if cycles.len().is_multiple_of(5) {
@@ -78,7 +79,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let account = stage.account()?;
     let spent = before.until(&meter.read().map_err(failed)?);
     let others = spent.others.as_secs_f64() / elapsed;
-    Ok(Found { elapsed, cycles, tally: stage.tally, account, others }.findings())
+    Ok(SoakResults { elapsed, cycles, tally: stage.tally, account, others }.findings())
 }
 
 /// Returns the configuration. `change` makes each reloaded one different.
@@ -94,60 +95,61 @@ fn configuration(program: &str, change: usize) -> String {
     )
 }
 
-// === impl Tally ===
+// === impl SoakTally ===
 
-impl Tally {
-    fn add(&mut self, outcome: Outcome) -> Result<(), String> {
+impl SoakTally {
+    fn add(&mut self, outcome: ClientOutcome) -> Result<(), String> {
         self.sent += 1;
         match outcome {
-            Outcome::Answered => self.answered += 1,
-            Outcome::Full => self.full += 1,
-            Outcome::Left => self.left += 1,
-            Outcome::Wrong(why) => return Err(why),
+            ClientOutcome::Answered => self.answered += 1,
+            ClientOutcome::Full => self.full += 1,
+            ClientOutcome::Left => self.left += 1,
+            ClientOutcome::Wrong(why) => return Err(why),
         }
         Ok(())
     }
 }
 
-// === impl Stage ===
+// === impl SoakRun ===
 
-impl Stage {
-    fn unsound(&self, why: String) -> Error {
+impl SoakRun {
+    fn unsound(&self, why: String) -> LoadtestError {
         let log = self.running.process.as_ref().map(|process| process.log()).unwrap_or_default();
-        Error::unsound("soak", format!("{why}\n{log}"))
+        LoadtestError::unsound("soak", format!("{why}\n{log}"))
     }
 
-    fn account(&self) -> Result<Account, Error> {
-        Account::of(self.running.admin).map_err(|error| Error::io("read the metrics", error))
+    fn account(&self) -> Result<RouteTotals, LoadtestError> {
+        RouteTotals::of(self.running.admin).map_err(|error| LoadtestError::io("read the metrics", error))
     }
 
-    fn census(&self) -> Result<Census, Error> {
+    fn census(&self) -> Result<ProcessStats, LoadtestError> {
         let pid = self.running.process.as_ref().map(|process| process.id());
-        Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
+        ProcessStats::of(pid.unwrap_or_else(std::process::id))
+            .map_err(|error| LoadtestError::io("look at anteroom", error))
     }
 
     /// Runs a gap, a cold start, a crowd and an interval of mixed traffic, then takes the census.
-    async fn cycle(&mut self, setup: &Setup, number: usize) -> Result<Cycle, Error> {
+    async fn cycle(&mut self, setup: &Setup, number: usize) -> Result<SoakCycle, LoadtestError> {
         let before = self.tally.sent;
         sleep(self.gap(number)).await;
         let proxy = self.running.address;
         let begin = Instant::now();
-        let first = tokio::spawn(async move { (send(proxy, Kind::Plain).await, begin.elapsed()) });
+        let first = tokio::spawn(async move { (send(proxy, ClientKind::Plain).await, begin.elapsed()) });
         // In every other cycle, more requests than the queue holds.
         let crowd = if number % 2 == 1 { OVERFLOW } else { QUEUE / 2 };
         sleep(Duration::from_millis(20)).await;
         let mut held = JoinSet::new();
         for who in 0..crowd {
             let kind = match who % 8 {
-                0 => Kind::LeavesQueue,
-                1 | 2 => Kind::Streamed,
-                3 => Kind::LeavesAnswer,
-                _ => Kind::Plain,
+                0 => ClientKind::LeavesQueue,
+                1 | 2 => ClientKind::Streamed,
+                3 => ClientKind::LeavesAnswer,
+                _ => ClientKind::Plain,
             };
             held.spawn(send(proxy, kind));
         }
         let (outcome, took) = first.await.map_err(|error| self.unsound(error.to_string()))?;
-        let first_served = outcome == Outcome::Answered;
+        let first_served = outcome == ClientOutcome::Answered;
         self.tally.add(outcome).map_err(|why| self.unsound(why))?;
         while let Some(outcome) = held.join_next().await {
             let outcome = outcome.map_err(|error| self.unsound(error.to_string()))?;
@@ -156,8 +158,8 @@ impl Stage {
         self.mix(setup, number).await?;
         let account = self.quiet(setup).await?;
         self.tidy().await?;
-        let Tally { sent, answered, full, left, .. } = self.tally;
-        Ok(Cycle {
+        let SoakTally { sent, answered, full, left, .. } = self.tally;
+        Ok(SoakCycle {
             at_s: self.begin.elapsed().as_secs_f64(),
             requests: sent - before,
             first_ms: took.as_secs_f64() * 1e3,
@@ -174,23 +176,23 @@ impl Stage {
     }
 
     /// Runs all kinds of requests at once, with a reload in the middle.
-    async fn mix(&mut self, setup: &Setup, number: usize) -> Result<(), Error> {
+    async fn mix(&mut self, setup: &Setup, number: usize) -> Result<(), LoadtestError> {
         let duration = Duration::from_millis(if self.quick { 1500 } else { 8000 });
         let proxy = self.running.address;
         let begin = Instant::now();
         let mut under_way = JoinSet::new();
         // Next requests of the clients, in turn.
-        let mut next: VecDeque<Kind> = [
-            Kind::Plain,
-            Kind::Streamed,
-            Kind::Plain,
-            Kind::LeavesAnswer,
-            Kind::Plain,
-            Kind::Big,
-            Kind::Streamed,
-            Kind::Plain,
-            Kind::Plain,
-            Kind::LeavesQueue,
+        let mut next: VecDeque<ClientKind> = [
+            ClientKind::Plain,
+            ClientKind::Streamed,
+            ClientKind::Plain,
+            ClientKind::LeavesAnswer,
+            ClientKind::Plain,
+            ClientKind::Big,
+            ClientKind::Streamed,
+            ClientKind::Plain,
+            ClientKind::Plain,
+            ClientKind::LeavesQueue,
         ]
         .into();
         let mut reloaded = false;
@@ -211,9 +213,9 @@ impl Stage {
     }
 
     /// Replaces the configuration file, which Anteroom watches.
-    fn reload(&mut self, change: usize) -> Result<(), Error> {
+    fn reload(&mut self, change: usize) -> Result<(), LoadtestError> {
         let Some(file) = self.running.configuration() else { return Ok(()) };
-        let failed = |error| Error::io(format!("change {}", file.display()), error);
+        let failed = |error| LoadtestError::io(format!("change {}", file.display()), error);
         let text = fs::read_to_string(file).map_err(failed)?;
         let most = |change: usize| format!("maxBytes: {}MiB", 100 + change % 100);
         let changed = text.replace(&most(change - 1), &most(change));
@@ -227,20 +229,20 @@ impl Stage {
 
     /// Sends requests that start nothing. The allocator returns freed pages with a delay, and only while its thread
     /// has work; without these requests, the memory would be measured before or after that by chance.
-    async fn tidy(&self) -> Result<(), Error> {
+    async fn tidy(&self) -> Result<(), LoadtestError> {
         for _ in 0..TIDYING {
             sleep(Duration::from_millis(5)).await;
             match admin::get(self.running.address, "/v1/models") {
                 Ok((200, _)) => {}
                 Ok((status, _)) => return Err(self.unsound(format!("the models are answered with {status}"))),
-                Err(error) => return Err(Error::io("ask for the models", error)),
+                Err(error) => return Err(LoadtestError::io("ask for the models", error)),
             }
         }
         Ok(())
     }
 
     /// Waits until no request is in flight and the model server has been stopped.
-    async fn quiet(&self, setup: &Setup) -> Result<Account, Error> {
+    async fn quiet(&self, setup: &Setup) -> Result<RouteTotals, LoadtestError> {
         let begin = Instant::now();
         loop {
             setup.check_stop()?;
@@ -249,7 +251,7 @@ impl Stage {
             if account.is_quiet() && census.descendants == 0 {
                 return Ok(account);
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > SERVER_STOP_TIMEOUT {
                 let why = format!("it does not come to rest: {account:?}, {census:?}");
                 return Err(self.unsound(why));
             }
@@ -263,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_leaves_the_launcher_its_port() {
+    fn configuration_keeps_the_launcher_port() {
         let text = configuration("/bin/anteroom", 7);
         assert!(text.contains("--port={port}") && text.contains("\"/bin/anteroom\""));
         assert!(text.contains("maxBytes: 107MiB"), "{text}");

@@ -7,13 +7,13 @@ mod findings;
 
 use std::time::Duration;
 
-use findings::{Phase, Series, Way};
+use findings::{Pacing, StreamRound, StreamSeries};
 
 use crate::clock::Instant;
-use crate::contender::{Contender, Running};
-use crate::error::Error;
+use crate::contender::{Contender, StartedContender};
+use crate::error::LoadtestError;
 use crate::findings::{Findings, thousands};
-use crate::generator::streams::Streams;
+use crate::generator::streams::StreamLoad;
 use crate::procfs::Meter;
 use crate::rig::Rig;
 use crate::setup::Setup;
@@ -21,26 +21,30 @@ use crate::setup::Setup;
 /// Events per second and stream: a pace that every contender sustains, and that of a fast model.
 const PACES: [u32; 2] = [10, 50];
 /// Streams opened at a time; they fit into every contender's accept queue.
-const BATCH: usize = 50;
+const STREAMS_PER_BATCH: usize = 50;
 /// Timeout for the last events.
-const PATIENCE: Duration = Duration::from_secs(15);
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Durations of a phase.
 #[derive(Clone, Copy)]
-struct Times {
+struct StreamTimes {
     warm_up: Duration,
     duration: Duration,
 }
 
-pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
+pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, LoadtestError> {
     let (cores, installed, rounds) = (setup.cores, setup.contenders(), setup.rounds());
     let duration = setup.duration(Duration::from_millis(400), Duration::from_millis(1500));
-    let times = Times { warm_up: Duration::from_millis(if setup.quick { 100 } else { 300 }), duration };
+    let times = StreamTimes { warm_up: Duration::from_millis(if setup.quick { 100 } else { 300 }), duration };
     let streams = usize::from(streams);
-    let ways = || [Way::Full].into_iter().chain(PACES.map(|rate| Way::Paced { rate }));
-    let mut series: Vec<Series> = ways()
+    let ways = || [Pacing::Full].into_iter().chain(PACES.map(|rate| Pacing::Paced { rate }));
+    let mut series: Vec<StreamSeries> = ways()
         .flat_map(|way| {
-            installed.iter().map(move |each| Series { contender: each.contender, way, rounds: Vec::new() })
+            installed.iter().map(move |each| StreamSeries {
+                contender: each.contender,
+                way,
+                rounds: Vec::new(),
+            })
         })
         .collect();
     let mut rig = Rig::new(setup.stop.clone())?;
@@ -52,7 +56,7 @@ pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
             rig.await_answer(name, &mut running)?;
             let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
             let phases =
-                Bench::open(&mut rig, each.contender, &running, streams, meter).and_then(|mut bench| {
+                StreamRun::open(&mut rig, each.contender, &running, streams, meter).and_then(|mut bench| {
                     for series in series.iter_mut().filter(|series| series.contender == each.contender) {
                         series.rounds.push(bench.phase(series.way, times)?);
                     }
@@ -70,49 +74,52 @@ pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
 }
 
 /// Open streams through one contender.
-struct Bench<'a> {
+struct StreamRun<'a> {
     rig: &'a mut Rig,
-    load: Streams,
+    load: StreamLoad,
     contender: Contender,
     streams: usize,
     meter: Meter,
 }
 
-// === impl Bench ===
+// === impl StreamRun ===
 
-impl<'a> Bench<'a> {
+impl<'a> StreamRun<'a> {
     fn open(
         rig: &'a mut Rig,
         contender: Contender,
-        running: &Running,
+        running: &StartedContender,
         streams: usize,
         meter: Meter,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, LoadtestError> {
         rig.backend_mut().stream(true);
-        let mut bench = Self { rig, load: Streams::new(running.address), contender, streams, meter };
+        let mut bench = Self { rig, load: StreamLoad::new(running.address), contender, streams, meter };
         for at in 0..streams {
-            bench.load.open(bench.rig.registry()).map_err(|error| Error::io("open a stream", error))?;
+            bench
+                .load
+                .open(bench.rig.registry())
+                .map_err(|error| LoadtestError::io("open a stream", error))?;
             let count = at + 1;
-            if count % BATCH == 0 || count == streams {
+            if count % STREAMS_PER_BATCH == 0 || count == streams {
                 bench.until(|load| load.opened() == count, |load| (count - load.opened()) as u64)?;
             }
         }
         Ok(bench)
     }
 
-    fn phase(&mut self, way: Way, times: Times) -> Result<Phase, Error> {
-        let failed = |error| Error::io("write events", error);
+    fn phase(&mut self, way: Pacing, times: StreamTimes) -> Result<StreamRound, LoadtestError> {
+        let failed = |error| LoadtestError::io("write events", error);
         let backend = self.rig.backend_mut();
         let mut warm_up = times.warm_up;
         match way {
-            Way::Full => {
+            Pacing::Full => {
                 self.load.echo(true);
                 let open = backend.streams().map(|streams| streams.open.clone()).unwrap_or_default();
                 for key in open {
                     backend.push(key).map_err(failed)?;
                 }
             }
-            Way::Paced { rate } => {
+            Pacing::Paced { rate } => {
                 let period = Duration::from_secs(1) / rate;
                 warm_up = warm_up.max(period);
                 if let Some(streams) = backend.streams() {
@@ -138,12 +145,12 @@ impl<'a> Bench<'a> {
         let sent = self.rig.backend_mut().streams().map_or(0, |streams| streams.sent);
         self.until(|load| load.received() == sent, |load| sent - load.received())?;
         let late = self.rig.backend_mut().streams().map(|streams| streams.late.value_at_quantile(0.99));
-        Ok(Phase::new(self.contender, events, &window, self.load.seen(), late.unwrap_or_default()))
+        Ok(StreamRound::new(self.contender, events, &window, self.load.seen(), late.unwrap_or_default()))
     }
 
     /// Ends all streams as a model server does, and waits until every client has received the end.
-    fn end(mut self) -> Result<(), Error> {
-        self.rig.backend_mut().end_streams().map_err(|error| Error::io("end the streams", error))?;
+    fn end(mut self) -> Result<(), LoadtestError> {
+        self.rig.backend_mut().end_streams().map_err(|error| LoadtestError::io("end the streams", error))?;
         let count = self.streams;
         self.until(|load| load.ended() == count, |load| (count - load.ended()) as u64)?;
         self.rig.backend_mut().stream(false);
@@ -153,20 +160,26 @@ impl<'a> Bench<'a> {
     /// Runs the loop until `done`. On timeout, fails with the error of a client or the number `missing`.
     fn until(
         &mut self,
-        done: impl Fn(&Streams) -> bool,
-        missing: impl Fn(&Streams) -> u64,
-    ) -> Result<(), Error> {
+        done: impl Fn(&StreamLoad) -> bool,
+        missing: impl Fn(&StreamLoad) -> u64,
+    ) -> Result<(), LoadtestError> {
         let streams = self.streams;
-        let arrived = self.rig.until(&mut self.load, PATIENCE, |load, _| done(load))?;
+        let arrived = self.rig.until(&mut self.load, LAST_EVENTS_TIMEOUT, |load, _| done(load))?;
         let contender = self.contender.name();
         let seen = self.load.seen();
         if let Some(first) = &seen.events.first_error {
             let (connections, requests, errors) = (streams, self.load.received(), seen.events.errors);
-            return Err(Error::Answers { contender, connections, errors, requests, first: first.clone() });
+            return Err(LoadtestError::Answers {
+                contender,
+                connections,
+                errors,
+                requests,
+                first: first.clone(),
+            });
         }
         if arrived {
             return Ok(());
         }
-        Err(Error::Events { contender, streams, missing: missing(&self.load) })
+        Err(LoadtestError::Events { contender, streams, missing: missing(&self.load) })
     }
 }

@@ -11,11 +11,11 @@ use crate::{admission::Gate, domain::RouteKey};
 #[derive(Default)]
 pub(in crate::admin) struct Samples {
     ticks: u64,
-    routes: HashMap<RouteKey, Ring>,
+    routes: HashMap<RouteKey, SampleRing>,
 }
 
 #[derive(Default)]
-struct Ring {
+struct SampleRing {
     held: VecDeque<usize>,
     /// Peak since the last tick.
     peak: usize,
@@ -25,7 +25,7 @@ struct Ring {
 
 impl Samples {
     /// Number of seconds kept.
-    pub(in crate::admin) const KEPT: usize = 120;
+    pub(in crate::admin) const SAMPLE_WINDOW_SECS: usize = 120;
 
     /// Ends a second.
     pub(super) fn tick(&mut self, gates: &[Arc<Gate>]) {
@@ -37,7 +37,7 @@ impl Samples {
         }
         for gate in gates {
             let Some(ring) = self.routes.get_mut(gate.key()) else { continue };
-            if ring.held.len() == Self::KEPT {
+            if ring.held.len() == Self::SAMPLE_WINDOW_SECS {
                 ring.held.pop_front();
             }
             ring.held.push_back(std::mem::replace(&mut ring.peak, gate.held()));
@@ -51,7 +51,7 @@ impl Samples {
             match self.routes.get_mut(gate.key()) {
                 Some(ring) => ring.peak = ring.peak.max(held),
                 None => {
-                    self.routes.insert(gate.key().clone(), Ring { held: VecDeque::new(), peak: held });
+                    self.routes.insert(gate.key().clone(), SampleRing { held: VecDeque::new(), peak: held });
                 }
             }
         }

@@ -12,14 +12,14 @@ const MAX_COLD_STARTS: usize = 50;
 
 /// Rendered state at one moment.
 #[derive(Default)]
-pub(in crate::admin) struct Shown {
+pub(in crate::admin) struct RenderedState {
     version: u64,
     about: String,
     /// Names of all routes, in order.
-    names: Arc<Piece>,
-    routes: Vec<(RouteKey, Arc<Piece>)>,
+    names: Arc<JsonFragment>,
+    routes: Vec<(RouteKey, Arc<JsonFragment>)>,
     /// Newest first.
-    cold_starts: Vec<Arc<Piece>>,
+    cold_starts: Vec<Arc<JsonFragment>>,
     /// Held requests in the last second as JSON, without routes that have none.
     held: String,
 }
@@ -50,7 +50,7 @@ pub(super) struct About {
 
 /// Part of the state that is sent again when it changes.
 #[derive(Default)]
-struct Piece {
+struct JsonFragment {
     json: String,
     /// Version of its last change.
     since: u64,
@@ -58,16 +58,16 @@ struct Piece {
 
 /// Renders successive states.
 #[derive(Default)]
-pub(super) struct Maker {
+pub(super) struct StateRenderer {
     version: u64,
-    names: Arc<Piece>,
-    routes: HashMap<RouteKey, Arc<Piece>>,
-    cold_starts: HashMap<u64, Arc<Piece>>,
+    names: Arc<JsonFragment>,
+    routes: HashMap<RouteKey, Arc<JsonFragment>>,
+    cold_starts: HashMap<u64, Arc<JsonFragment>>,
 }
 
-// === impl Maker ===
+// === impl StateRenderer ===
 
-impl Maker {
+impl StateRenderer {
     /// Renders the current state.
     pub(super) fn make(
         &mut self,
@@ -75,21 +75,22 @@ impl Maker {
         gates: &[Arc<Gate>],
         cold_starts: &ColdStarts,
         samples: &Samples,
-    ) -> Shown {
+    ) -> RenderedState {
         self.version += 1;
         let version = self.version;
         let names: Vec<_> = gates.iter().map(|gate| gate.key()).collect();
-        self.names = Piece::next(Some(&self.names), json(&names), version);
+        self.names = JsonFragment::next(Some(&self.names), json(&names), version);
 
         let routes = gates.iter().map(|gate| {
-            let piece = Piece::next(self.routes.get(gate.key()), json(&RouteStatus::of(gate)), version);
+            let piece =
+                JsonFragment::next(self.routes.get(gate.key()), json(&RouteStatus::of(gate)), version);
             (gate.key().clone(), piece)
         });
         let routes: Vec<_> = routes.collect();
         self.routes = routes.iter().cloned().collect();
 
         let recent = cold_starts.recent(None, MAX_COLD_STARTS).into_iter().map(|cold_start| {
-            let piece = Piece::next(self.cold_starts.get(&cold_start.id), json(&cold_start), version);
+            let piece = JsonFragment::next(self.cold_starts.get(&cold_start.id), json(&cold_start), version);
             (cold_start.id, piece)
         });
         let recent: Vec<_> = recent.collect();
@@ -97,7 +98,7 @@ impl Maker {
 
         let held =
             gates.iter().map(|gate| (gate.key(), samples.last(gate.key()))).filter(|(_, held)| *held > 0);
-        Shown {
+        RenderedState {
             version,
             about: json(&about),
             names: self.names.clone(),
@@ -108,9 +109,9 @@ impl Maker {
     }
 }
 
-// === impl Piece ===
+// === impl JsonFragment ===
 
-impl Piece {
+impl JsonFragment {
     /// Returns the same piece if it is unchanged.
     fn next(before: Option<&Arc<Self>>, json: String, version: u64) -> Arc<Self> {
         match before {
@@ -120,9 +121,9 @@ impl Piece {
     }
 }
 
-// === impl Shown ===
+// === impl RenderedState ===
 
-impl Shown {
+impl RenderedState {
     /// Returns the version, which increases with every state.
     pub(in crate::admin) const fn version(&self) -> u64 {
         self.version
@@ -140,8 +141,8 @@ impl Shown {
     }
 
     fn event(&self, name: &str, seen: u64, held: &str) -> String {
-        let is_new = |piece: &&Arc<Piece>| piece.since > seen;
-        let list = |pieces: &mut dyn Iterator<Item = &Arc<Piece>>| {
+        let is_new = |piece: &&Arc<JsonFragment>| piece.since > seen;
+        let list = |pieces: &mut dyn Iterator<Item = &Arc<JsonFragment>>| {
             pieces.map(|piece| piece.json.as_str()).collect::<Vec<_>>().join(",")
         };
         let routes = list(&mut self.routes.iter().map(|(_, piece)| piece).filter(is_new));

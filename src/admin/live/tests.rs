@@ -10,21 +10,21 @@ use crate::{
     admission::{Gate, Permit},
     domain::Policy,
     error::ProxyError,
-    history::History,
+    history::RequestHistory,
     hold::Ticket,
     telemetry::RouteCounters,
 };
 
 /// Routes without a proxy.
-struct Routes {
+struct FakeView {
     gates: Mutex<Vec<Arc<Gate>>>,
     unrouted: RouteCounters,
-    history: Arc<History>,
+    history: Arc<RequestHistory>,
     /// Number of calls of `gates`.
     looks: AtomicUsize,
 }
 
-impl View for Routes {
+impl View for FakeView {
     fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 8080))
     }
@@ -44,7 +44,7 @@ impl View for Routes {
     fn unrouted(&self) -> &RouteCounters {
         &self.unrouted
     }
-    fn history(&self) -> &History {
+    fn history(&self) -> &RequestHistory {
         &self.history
     }
     fn memory(&self) -> Vec<(&'static str, usize)> {
@@ -67,8 +67,8 @@ impl View for Routes {
     }
 }
 
-struct World {
-    routes: Arc<Routes>,
+struct LiveTest {
+    routes: Arc<FakeView>,
     cold_starts: Arc<ColdStarts>,
     draining: Arc<AtomicBool>,
     stopped: CancellationToken,
@@ -76,16 +76,16 @@ struct World {
     running: JoinHandle<()>,
 }
 
-impl World {
+impl LiveTest {
     /// Runs it past the first tick; the next one follows in a second.
     async fn new(names: &[&str]) -> Self {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());
         let gates = Mutex::new(names.iter().map(gate).collect());
-        let routes = Arc::new(Routes {
+        let routes = Arc::new(FakeView {
             gates,
             unrouted: RouteCounters::default(),
-            history: History::new(0),
+            history: RequestHistory::new(0),
             looks: AtomicUsize::new(0),
         });
         let (draining, stopped) = <(Arc<AtomicBool>, CancellationToken)>::default();
@@ -119,7 +119,7 @@ fn names(state: &Value) -> Vec<&str> {
 
 #[tokio::test(start_paused = true)]
 async fn first_report_is_full_and_later_ones_are_changes() {
-    let world = World::new(&["tiny", "other"]).await;
+    let world = LiveTest::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     let (event, state) = next(&mut watcher).await;
     assert_eq!((&*event, names(&state)), ("snapshot", vec!["tiny", "other"]));
@@ -144,7 +144,7 @@ async fn first_report_is_full_and_later_ones_are_changes() {
 
 #[tokio::test(start_paused = true)]
 async fn edge_is_sent_at_once_and_later_ones_together() {
-    let world = World::new(&["tiny", "other"]).await;
+    let world = LiveTest::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
     sleep(MIN_UPDATE_INTERVAL).await;
@@ -187,7 +187,7 @@ async fn edge_is_sent_at_once_and_later_ones_together() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_reader_gets_only_the_newest_state() {
-    let world = World::new(&["tiny"]).await;
+    let world = LiveTest::new(&["tiny"]).await;
     let (mut slow, mut quick) = (world.live.watch().unwrap(), world.live.watch().unwrap());
     next(&mut slow).await;
     next(&mut quick).await;
@@ -221,7 +221,7 @@ async fn slow_reader_gets_only_the_newest_state() {
 
 #[tokio::test(start_paused = true)]
 async fn live_viewers_are_bounded_and_get_the_end() {
-    let world = World::new(&["tiny"]).await;
+    let world = LiveTest::new(&["tiny"]).await;
     let mut watchers: Vec<_> = (0..WATCHERS).map(|_| world.live.watch().expect("room")).collect();
     assert!(world.live.watch().is_none());
     watchers.pop();
@@ -235,8 +235,8 @@ async fn live_viewers_are_bounded_and_get_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_nobody_looks_nothing_is_made() {
-    let world = World::new(&["tiny"]).await;
+async fn no_watchers_renders_no_state() {
+    let world = LiveTest::new(&["tiny"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
     drop(watcher);
@@ -257,7 +257,7 @@ async fn while_nobody_looks_nothing_is_made() {
 
 #[tokio::test(start_paused = true)]
 async fn held_history_keeps_two_minutes_of_maxima() {
-    let world = World::new(&["tiny", "other"]).await;
+    let world = LiveTest::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
     for count in [3, 1] {
@@ -276,7 +276,10 @@ async fn held_history_keeps_two_minutes_of_maxima() {
     assert_eq!(next(&mut late).await.1["held"]["tiny"], json!([0, 3, 1]));
     sleep(TICK_INTERVAL * 200).await;
     let history = |state: Value| state["held"]["tiny"].as_array().unwrap().clone();
-    assert_eq!(history(next(&mut world.live.watch().unwrap()).await.1), vec![json!(0); Samples::KEPT]);
+    assert_eq!(
+        history(next(&mut world.live.watch().unwrap()).await.1),
+        vec![json!(0); Samples::SAMPLE_WINDOW_SECS]
+    );
     world.routes.gates.lock().remove(0);
     sleep(TICK_INTERVAL).await;
     assert_eq!(

@@ -10,7 +10,7 @@ use crate::{
 };
 
 const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
-const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
+const MODEL_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
 
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 
@@ -19,8 +19,8 @@ fn deployment(replicas: u32) -> serde_json::Value {
         "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": "vllm" } } } })
 }
 
-const SERVICE: &str = "/api/v1/namespaces/team-a/services/vllm";
-const POD: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
+const SERVICE_PATH: &str = "/api/v1/namespaces/team-a/services/vllm";
+const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
 /// One that selects pods by `app`.
 fn service(app: &str) -> serde_json::Value {
@@ -41,17 +41,20 @@ fn pod(ready: bool) -> serde_json::Value {
     })
 }
 
-struct Stage {
+struct ObstaclesTest {
     server: StandIn,
     gate: Arc<Gate>,
     cold_starts: Arc<ColdStarts>,
     _cluster: Cluster,
 }
 
-impl Stage {
+impl ObstaclesTest {
     fn new() -> Self {
         let server = StandIn::default();
-        server.put(ROUTE, json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }));
+        server.put(
+            MODEL_ROUTE_PATH,
+            json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }),
+        );
         server.put(DEPLOYMENT, deployment(0));
         let cluster = server.cluster();
         let route = json!({ "name": "team-a/chat", "target": { "url": "http://vllm:8000" } });
@@ -63,11 +66,11 @@ impl Stage {
             roles: <_>::default(),
         });
         let routes = watch::Sender::new(Arc::new(vec![Arc::new(route)]));
-        server.put(SERVICE, service("vllm"));
-        let pods = Pods::new(cluster.clone());
+        server.put(SERVICE_PATH, service("vllm"));
+        let pods = PodWatches::new(cluster.clone());
         let discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
         let mut options = scaler::Options { discovery, ..scaler::Options::default() };
-        let obstacles = Obstacles::new(&cluster, pods, routes.subscribe(), &mut options);
+        let obstacles = ObstacleSources::new(&cluster, pods, routes.subscribe(), &mut options);
         let cold_starts = ColdStarts::new(|_| {});
         let gate = Gate::new("team-a/chat".into(), Policy::default(), cold_starts.clone());
         let gates = vec![gate.clone()];
@@ -125,7 +128,7 @@ impl Stage {
 
 #[tokio::test(start_paused = true)]
 async fn gate_and_cluster_exchange_obstacles() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     assert_eq!(
         stage.obstacle().await,
         Some(ObstacleKind::NoScaledObject),
@@ -150,7 +153,7 @@ async fn gate_and_cluster_exchange_obstacles() {
 
 #[tokio::test(start_paused = true)]
 async fn scaled_object_right_after_its_route_is_seen() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
     stage.scaled_object(true);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
@@ -165,7 +168,7 @@ async fn scaled_object_right_after_its_route_is_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn record_has_the_time_of_the_scale_up() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     stage.scaled_object(false);
     let _open = crate::admission::OpenStream::new(stage.gate.clone());
     assert_eq!(stage.obstacle().await, None);
@@ -184,7 +187,7 @@ async fn record_has_the_time_of_the_scale_up() {
 
 #[tokio::test(start_paused = true)]
 async fn keda_has_ten_seconds_to_open_its_stream() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     stage.scaled_object(false);
     let open = crate::admission::OpenStream::new(stage.gate.clone());
     sleep(Duration::from_secs(100)).await;
@@ -197,7 +200,7 @@ async fn keda_has_ten_seconds_to_open_its_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn dropped_pushes_are_an_obstacle() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     stage.scaled_object_that_lists(false, &["s1-prometheus"]);
     let _open = crate::admission::OpenStream::new(stage.gate.clone());
     assert_eq!(stage.obstacle().await, None, "1.5 s");
@@ -219,7 +222,7 @@ async fn dropped_pushes_are_an_obstacle() {
 
 #[tokio::test(start_paused = true)]
 async fn misspelt_scaled_object_is_reported_at_the_route() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     let object = json!({
         "metadata": { "name": "vllm", "namespace": "team-a" },
         "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [{ "type": "external-push", "metadata": { "route": "caht" } }] },
@@ -235,7 +238,7 @@ async fn misspelt_scaled_object_is_reported_at_the_route() {
 
 #[tokio::test(start_paused = true)]
 async fn ready_target_has_no_obstacle() {
-    let stage = Stage::new();
+    let stage = ObstaclesTest::new();
     stage.scaled_object(true);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
     let endpoint = Endpoint::new("10.0.0.1:8000", 0);
@@ -245,45 +248,45 @@ async fn ready_target_has_no_obstacle() {
     let mut held = stage.gate.hold(1, true).unwrap();
     stage.gate.target().remove(&endpoint);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
-    assert!(matches!(held.released().await, crate::hold::Released::Failed(..)));
+    assert!(matches!(held.released().await, crate::hold::ReleaseOutcome::Failed(..)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn missing_service_or_port_is_reported_in_10_s() {
-    let stage = Stage::scaled_up().await;
-    stage.server.remove(SERVICE);
+    let stage = ObstaclesTest::scaled_up().await;
+    stage.server.remove(SERVICE_PATH);
     let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoService));
     assert!(message.starts_with("The Service team-a/vllm does not exist"), "{message}");
     let mut elsewhere = service("vllm");
     elsewhere["spec"]["ports"][0]["port"] = json!(80);
-    stage.server.put(SERVICE, elsewhere);
+    stage.server.put(SERVICE_PATH, elsewhere);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoService));
     let message = stage.gate.target().obstacle().unwrap().message.clone();
     assert!(message.contains("has no TCP port 8000; it has: 80"), "{message}");
-    stage.server.put(SERVICE, service("vllm"));
+    stage.server.put(SERVICE_PATH, service("vllm"));
     assert_eq!(stage.obstacle().await, None);
     assert_eq!(stage.reasons(), ["NoService", "NoService"], "each is reported once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn service_that_selects_nothing_is_reported_in_10_s() {
-    let stage = Stage::scaled_up().await;
-    stage.server.put(SERVICE, service("chat"));
+async fn service_without_pods_is_reported_after_10_s() {
+    let stage = ObstaclesTest::scaled_up().await;
+    stage.server.put(SERVICE_PATH, service("chat"));
     sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.obstacle().await, None, "there is no pod yet that it could select");
-    stage.server.put(POD, pod(false));
+    stage.server.put(POD_PATH, pod(false));
     let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoPodsSelected));
     assert!(message.contains("it wants the labels app=chat, and pod `vllm-1` has app=vllm"), "{message}");
-    stage.server.put(SERVICE, service("vllm"));
+    stage.server.put(SERVICE_PATH, service("vllm"));
     assert_eq!(stage.obstacle().await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn refusing_port_is_reported_in_10_s() {
-    let stage = Stage::scaled_up().await;
-    stage.server.put(POD, pod(true));
+    let stage = ObstaclesTest::scaled_up().await;
+    stage.server.put(POD_PATH, pod(true));
     assert_eq!(stage.obstacle().await, None);
     // As the prober reports it.
     stage.gate.target().set_refusing("10.0.0.1:8000", true);
@@ -298,10 +301,10 @@ async fn refusing_port_is_reported_in_10_s() {
 
 #[tokio::test(start_paused = true)]
 async fn volume_and_probe_are_reported_as_by_the_node() {
-    let stage = Stage::scaled_up().await;
+    let stage = ObstaclesTest::scaled_up().await;
     let mut mounting = pod(false);
     mounting["status"]["phase"] = json!("Pending");
-    stage.server.put(POD, mounting);
+    stage.server.put(POD_PATH, mounting);
     assert_eq!(stage.obstacle().await, None);
     let event = |name: &str, reason: &str, message: &str| {
         stage.server.put(

@@ -95,7 +95,7 @@ pub struct AdviseArgs {
     /// Recommend the setting with the shortest wait within this budget: 200/month in the currency of --gpu-hour-price, or
     /// 300h/month of GPU time; also /day, /week, /year.
     #[arg(long, value_name = "BUDGET", help_heading = "Cost and goal")]
-    pub(super) budget: Option<Budget>,
+    pub(super) budget: Option<CostBudget>,
     /// Largest share of requests that a recommended setting may lose to hold timeouts and rejections.
     #[arg(long, value_name = "SHARE", default_value = "0.1%", value_parser = share, help_heading = "Cost and goal")]
     pub(super) max_lost: f64,
@@ -147,7 +147,7 @@ pub(super) struct WaitGoal(pub(super) super::choice::Quantile, pub(super) Period
 
 /// Upper bound of the cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Budget {
+pub(super) struct CostBudget {
     /// Amount per month.
     pub(super) amount: f64,
     /// Unit of `amount`: GPU hours if set, otherwise money.
@@ -173,9 +173,9 @@ impl std::str::FromStr for WaitGoal {
     }
 }
 
-// === impl Budget ===
+// === impl CostBudget ===
 
-impl std::str::FromStr for Budget {
+impl std::str::FromStr for CostBudget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -221,7 +221,7 @@ mod tests {
         for (text, amount, is_hours) in
             [("200/month", 200.0, false), ("24h/day", 730.5, true), ("1200/year", 100.0, false)]
         {
-            let budget = text.parse::<Budget>().unwrap();
+            let budget = text.parse::<CostBudget>().unwrap();
             assert!(
                 (budget.amount - amount).abs() < 1e-9 && budget.is_hours == is_hours,
                 "{text}: {budget:?}"
@@ -231,7 +231,7 @@ mod tests {
             assert!(wrong.parse::<WaitGoal>().is_err(), "{wrong}");
         }
         for wrong in ["200", "-1/month", "x/month", "1/decade", "NaN/month"] {
-            assert!(wrong.parse::<Budget>().unwrap_err().contains("200/month"), "{wrong}");
+            assert!(wrong.parse::<CostBudget>().unwrap_err().contains("200/month"), "{wrong}");
         }
         assert_eq!((share("0.1%"), share("0.5")), (Ok(0.001), Ok(0.5)));
         assert!(share("101%").is_err() && share("x").is_err());

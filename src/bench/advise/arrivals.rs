@@ -42,7 +42,7 @@ pub struct LogError {
 }
 
 /// Format of a log file.
-enum LogFormat {
+enum LogFileFormat {
     Csv { at: usize, duration: Option<(usize, f64)> },
     JsonLines,
     Access,
@@ -72,7 +72,7 @@ pub fn parse(name: &str, text: &str) -> Result<ParsedLog, LogError> {
     let fail = |reason: String| LogError { name: name.into(), reason };
     let mut lines = text.lines().enumerate().filter(|(_, line)| !is_comment(line)).peekable();
     let Some((_, first)) = lines.peek() else { return Err(fail("the file is empty".into())) };
-    let (format, has_header) = LogFormat::detect(first).map_err(fail)?;
+    let (format, has_header) = LogFileFormat::detect(first).map_err(fail)?;
     let mut parsed = ParsedLog::default();
     for (index, line) in lines.skip(usize::from(has_header)) {
         match format.read(line) {
@@ -134,9 +134,9 @@ fn epoch(number: f64) -> Result<i64, String> {
     Ok(ms)
 }
 
-// === impl LogFormat ===
+// === impl LogFileFormat ===
 
-impl LogFormat {
+impl LogFileFormat {
     /// Detects the format from the first line. The flag is set if that line is a header.
     fn detect(line: &str) -> Result<(Self, bool), String> {
         if line.trim_start().starts_with('{') {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     draw::SeededDraws,
-    replay::{self, Arrival, Fate, ReplayOutcome, ReplaySettings},
+    replay::{self, Arrival, ReplayOutcome, ReplaySettings, RequestFate},
 };
 
 /// Input of a replay. Times are in milliseconds.
@@ -168,13 +168,18 @@ fn rank(share: f64, count: usize) -> usize {
 impl EvaluatedReplay {
     fn of(replayed: ReplayOutcome) -> Self {
         let served = replayed.fates.iter().filter_map(|fate| match fate {
-            Fate::Served(waited) => Some(*waited),
-            Fate::TimedOut | Fate::Rejected => None,
+            RequestFate::Served(waited) => Some(*waited),
+            RequestFate::TimedOut | RequestFate::Rejected => None,
         });
         let mut served: Vec<_> = served.collect();
         served.sort_unstable();
-        let count = |wanted: Fate| replayed.fates.iter().filter(|fate| **fate == wanted).count();
-        Self { served, timed_out: count(Fate::TimedOut), refused: count(Fate::Rejected), replayed }
+        let count = |wanted: RequestFate| replayed.fates.iter().filter(|fate| **fate == wanted).count();
+        Self {
+            served,
+            timed_out: count(RequestFate::TimedOut),
+            refused: count(RequestFate::Rejected),
+            replayed,
+        }
     }
 
     /// Returns a quantile of the wait.

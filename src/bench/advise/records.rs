@@ -19,20 +19,20 @@ pub struct StartUpRecords {
 
 /// Subset of a record that all versions have in common.
 #[derive(Debug, Deserialize)]
-struct Record {
+struct ColdStartRecord {
     route: String,
     #[serde(default)]
     kind: Option<String>,
     #[serde(default)]
     outcome: Option<String>,
     #[serde(default)]
-    phases: Vec<Phase>,
+    phases: Vec<RecordedPhase>,
     #[serde(default)]
     t_actuation_ms: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Phase {
+struct RecordedPhase {
     name: String,
     start_ms: f64,
     duration_ms: f64,
@@ -64,11 +64,11 @@ impl StartUpRecords {
     }
 }
 
-// === impl Record ===
+// === impl ColdStartRecord ===
 
-impl Record {
+impl ColdStartRecord {
     fn until_ready(&self) -> Option<u64> {
-        let ready = |phase: &&Phase| !PHASES_AFTER_READY.contains(&phase.name.as_str());
+        let ready = |phase: &&RecordedPhase| !PHASES_AFTER_READY.contains(&phase.name.as_str());
         let end = self.phases.iter().filter(ready).map(|phase| phase.start_ms + phase.duration_ms);
         let ms = self.t_actuation_ms.or_else(|| end.max_by(f64::total_cmp))?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked, and saturates")]
@@ -76,7 +76,7 @@ impl Record {
     }
 }
 
-fn records(text: &str) -> Result<Vec<Record>, String> {
+fn records(text: &str) -> Result<Vec<ColdStartRecord>, String> {
     let invalid = |error: serde_json::Error| format!("invalid cold-start record: {error}");
     // A single document, or one per line.
     let values = match serde_json::from_str::<Value>(text) {

@@ -27,7 +27,7 @@ pub struct Arrival {
 
 /// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum RequestFate {
     /// Dispatched after this wait.
     Served(u64),
     /// Held for `hold.timeout`.
@@ -40,7 +40,7 @@ pub enum Fate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayOutcome {
     /// One per request, in order of arrival.
-    pub fates: Vec<Fate>,
+    pub fates: Vec<RequestFate>,
     /// Number of requests that arrived without a ready replica.
     pub met_cold: usize,
     /// Number of starts from zero.
@@ -56,7 +56,7 @@ pub struct ReplayOutcome {
 /// Events, in the order of processing at equal times: those that free capacity come before those that need it, arrivals
 /// before scale-down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+enum ReplayEvent {
     /// A request on this replica ends.
     Answered(u64),
     /// This replica becomes ready.
@@ -80,8 +80,8 @@ struct Replay<'a, S> {
     next: usize,
     /// Held requests, in FIFO order.
     held: VecDeque<usize>,
-    fates: Vec<Option<Fate>>,
-    due: BinaryHeap<Reverse<(u64, Event)>>,
+    fates: Vec<Option<RequestFate>>,
+    due: BinaryHeap<Reverse<(u64, ReplayEvent)>>,
     fleet: Fleet,
     hpa: Hpa,
     /// Time of the last demand, or of the last replica becoming ready.
@@ -130,13 +130,13 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
             }
             self.advance(at);
             match step {
-                Event::Answered(replica) => {
+                ReplayEvent::Answered(replica) => {
                     self.due.pop();
                     self.fleet.release(replica);
                     self.last_active = at;
                     self.dispatch();
                 }
-                Event::Ready(replica) => {
+                ReplayEvent::Ready(replica) => {
                     self.due.pop();
                     // It may have been removed during its start.
                     if self.fleet.set_ready(replica) {
@@ -144,31 +144,30 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
                         self.dispatch();
                     }
                 }
-                Event::HoldTimeout => {
+                ReplayEvent::HoldTimeout => {
                     if let Some(request) = self.held.pop_front() {
-                        self.finish(request, Fate::TimedOut);
+                        self.finish(request, RequestFate::TimedOut);
                         self.last_active = at;
                     }
                 }
-                Event::Arrive => self.arrive(),
-                Event::HpaSync => self.hpa_sync(),
-                Event::ScaleToZero => self.fleet.remove_all(),
+                ReplayEvent::Arrive => self.arrive(),
+                ReplayEvent::HpaSync => self.hpa_sync(),
+                ReplayEvent::ScaleToZero => self.fleet.remove_all(),
             }
         }
         self.advance(self.window);
     }
 
     /// Returns the next event and its time.
-    fn next_event(&self) -> Option<(u64, Event)> {
+    fn next_event(&self) -> Option<(u64, ReplayEvent)> {
         let due = self.due.peek().map(|Reverse(due)| *due);
-        let hold_timeout = self
-            .held
-            .front()
-            .map(|first| (self.arrivals[*first].at.saturating_add(self.settings.hold), Event::HoldTimeout));
-        let arrive = self.arrivals.get(self.next).map(|arrival| (arrival.at, Event::Arrive));
+        let hold_timeout = self.held.front().map(|first| {
+            (self.arrivals[*first].at.saturating_add(self.settings.hold), ReplayEvent::HoldTimeout)
+        });
+        let arrive = self.arrivals.get(self.next).map(|arrival| (arrival.at, ReplayEvent::Arrive));
         let hpa_sync =
-            self.hpa.next_sync(self.now, &self.fleet, self.held.len()).map(|at| (at, Event::HpaSync));
-        let zero = self.scale_to_zero_at().map(|at| (at, Event::ScaleToZero));
+            self.hpa.next_sync(self.now, &self.fleet, self.held.len()).map(|at| (at, ReplayEvent::HpaSync));
+        let zero = self.scale_to_zero_at().map(|at| (at, ReplayEvent::ScaleToZero));
         [due, hold_timeout, arrive, hpa_sync, zero].into_iter().flatten().min()
     }
 
@@ -201,7 +200,7 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
         self.dispatch();
         if self.held.len() > self.settings.hold_requests {
             self.held.pop_back();
-            self.finish(request, Fate::Rejected);
+            self.finish(request, RequestFate::Rejected);
         }
         self.held_peak = self.held_peak.max(self.held.len());
         if self.fleet.desired() == 0 {
@@ -216,8 +215,8 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
             let Some(replica) = self.fleet.acquire(self.settings.concurrency) else { return };
             self.held.pop_front();
             let Arrival { at, service } = self.arrivals[request];
-            self.finish(request, Fate::Served(self.now - at));
-            self.due.push(Reverse((self.now.saturating_add(service), Event::Answered(replica))));
+            self.finish(request, RequestFate::Served(self.now - at));
+            self.due.push(Reverse((self.now.saturating_add(service), ReplayEvent::Answered(replica))));
         }
     }
 
@@ -236,12 +235,12 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
         for nth in 0..count {
             let start_up = (self.start_up)(self.now, nth.into());
             let replica = self.fleet.start();
-            self.due.push(Reverse((self.now.saturating_add(start_up), Event::Ready(replica))));
+            self.due.push(Reverse((self.now.saturating_add(start_up), ReplayEvent::Ready(replica))));
         }
         self.replicas_peak = self.replicas_peak.max(self.fleet.desired());
     }
 
-    fn finish(&mut self, request: usize, fate: Fate) {
+    fn finish(&mut self, request: usize, fate: RequestFate) {
         debug_assert_eq!(self.fates[request], None, "request {request} has ended");
         self.fates[request] = Some(fate);
     }

@@ -3,7 +3,7 @@ use clap::Parser as _;
 use super::{choice::HOURS_PER_MONTH, *};
 
 #[derive(Debug, clap::Parser)]
-struct Cli {
+struct AdviseCli {
     #[command(flatten)]
     args: AdviseArgs,
 }
@@ -17,7 +17,7 @@ fn read(path: &str) -> String {
 }
 
 fn parse(line: &str) -> Result<AdviseArgs, clap::Error> {
-    Cli::try_parse_from(["advise"].into_iter().chain(line.split_whitespace())).map(|cli| cli.args)
+    AdviseCli::try_parse_from(["advise"].into_iter().chain(line.split_whitespace())).map(|cli| cli.args)
 }
 
 async fn run_advise(line: &str) -> Result<String, String> {

@@ -35,17 +35,17 @@ pub(super) struct ObstacleSnapshot {
 }
 
 #[derive(Deserialize)]
-struct Routes {
+struct RoutesResponse {
     routes: Vec<RouteSnapshot>,
 }
 
 #[derive(Deserialize)]
-struct ColdStarts {
+struct ColdStartsResponse {
     cold_starts: Vec<ColdStart>,
 }
 
 /// Timeout of a request to an admin API.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Records requested per query; more than one cycle can produce.
 const RECORDS_PER_QUERY: usize = 20;
@@ -60,7 +60,7 @@ impl AdminApis {
     pub(super) async fn connect(bases: Vec<BaseUrl>, name: Option<&str>) -> Result<Self, String> {
         let mut found: Option<String> = None;
         for base in &bases {
-            let routes = get::<Routes>(base, "/api/v1/routes").await.map_err(|error| {
+            let routes = get::<RoutesResponse>(base, "/api/v1/routes").await.map_err(|error| {
                 format!(
                     "cannot reach the admin API at {base}: {error}; set --admin to the address of the configuration key \
                      `admin` (port 8081 by default), in a cluster through `kubectl port-forward`"
@@ -94,7 +94,7 @@ impl AdminApis {
     pub(super) async fn route(&self) -> Result<RouteSnapshot, String> {
         let mut at_zero = None;
         for base in &self.bases {
-            let routes = get::<Routes>(base, "/api/v1/routes").await;
+            let routes = get::<RoutesResponse>(base, "/api/v1/routes").await;
             let routes =
                 routes.map_err(|error| format!("cannot reach the admin API at {base}: {error}"))?.routes;
             let route = routes.into_iter().find(|route| route.name == self.route);
@@ -117,7 +117,7 @@ impl AdminApis {
         let path = format!("/api/v1/cold-starts?route={name}&limit={RECORDS_PER_QUERY}");
         let mut records = Vec::new();
         for base in &self.bases {
-            let got = get::<ColdStarts>(base, &path).await;
+            let got = get::<ColdStartsResponse>(base, &path).await;
             let got = got.map_err(|error| format!("cannot read the cold starts at {base}: {error}"))?;
             records.extend(got.cold_starts);
         }
@@ -126,7 +126,7 @@ impl AdminApis {
 }
 
 async fn get<T: DeserializeOwned>(base: &BaseUrl, path: &str) -> Result<T, String> {
-    let (status, body) = base.get(path, REQUEST_TIMEOUT).await?;
+    let (status, body) = base.get(path, ADMIN_REQUEST_TIMEOUT).await?;
     if !status.is_success() {
         return Err(format!("HTTP {status}; check that this is the admin address of Anteroom"));
     }

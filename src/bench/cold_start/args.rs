@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{arrivals::Arrivals, prompts::Endpoint};
+use super::{arrivals::Arrivals, prompts::BenchEndpoint};
 use crate::{bench::http::BaseUrl, domain::Period};
 
 /// Cycles that show a slowdown of 20 % in `bench compare`.
@@ -87,7 +87,7 @@ pub struct ColdStartArgs {
 
     /// API to call
     #[arg(long, value_enum, default_value_t, help_heading = "Requests")]
-    pub endpoint: Endpoint,
+    pub endpoint: BenchEndpoint,
 
     /// `max_tokens` of each request
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..),
@@ -187,7 +187,7 @@ impl ColdStartArgs {
         self.prompt.iter().for_each(|text| add("prompt", Some(text.clone())));
         add("prompts", self.prompts.as_ref().and_then(name));
         add("model", self.model.clone());
-        add("endpoint", (self.endpoint != Endpoint::default()).then(|| self.endpoint.name().to_owned()));
+        add("endpoint", (self.endpoint != BenchEndpoint::default()).then(|| self.endpoint.name().to_owned()));
         add("max-tokens", (self.max_tokens != 16).then(|| self.max_tokens.to_string()));
         self.header.iter().for_each(|(name, _)| add("header", Some(format!("{name}: ..."))));
         add("seed", (self.seed != 1).then(|| self.seed.to_string()));
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[derive(clap::Parser)]
-    struct Flags {
+    struct ColdStartCli {
         #[command(flatten)]
         args: ColdStartArgs,
     }
@@ -220,7 +220,7 @@ mod tests {
         let line = "x --cycles 3 --url http://10.0.0.1:8080 --admin http://10.0.0.1:8081 --admin http://10.0.0.2:8081 \
                     --route models/tiny --prompts /home/me/prompts.txt --stop-command kubectl --json /home/me/a.json \
                     --no-stream --header Authorization:secret";
-        let args = Flags::parse_from(line.split_whitespace()).args;
+        let args = ColdStartCli::parse_from(line.split_whitespace()).args;
         assert_eq!(
             args.command().join(" "),
             "anteroom bench cold-start --cycles 3 --url URL --admin URL --admin URL --route models/tiny --stop-command \
@@ -244,7 +244,7 @@ mod tests {
             "x --burst 0",
             "x --arrivals never",
         ] {
-            assert!(Flags::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+            assert!(ColdStartCli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
     }
 }

@@ -14,13 +14,13 @@ use tokio::{
 use super::{
     admin::AdminApis,
     arrivals::Arrivals,
-    prompts::{Endpoint, Prompts},
-    request::{self, RequestSpec, RequestTrace},
+    prompts::{BenchEndpoint, Prompts},
+    request::{self, RequestSpec, TimedRequest},
 };
 use crate::{
     bench::{
         http::BaseUrl,
-        results::{ClockCheck, Cost, Cycle, RequestResult, Verdict},
+        results::{ClockCheck, Cost, Cycle, CycleVerdict, RequestResult},
     },
     coldstart::{ColdStart, ColdStartKind, ColdStartOutcome},
 };
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Burst {
     pub(super) base: BaseUrl,
-    pub(super) endpoint: Endpoint,
+    pub(super) endpoint: BenchEndpoint,
     pub(super) headers: HeaderMap,
     pub(super) prompts: Prompts,
     pub(super) size: usize,
@@ -79,7 +79,7 @@ impl Burst {
         let found = self.record(admins, &known, &ids).await?;
         let requests = relative_times(&traces);
         let (verdict, error) = classify(&requests, found.as_ref(), &ids, kind);
-        let found = found.filter(|_| verdict != Verdict::NotCold);
+        let found = found.filter(|_| verdict != CycleVerdict::NotCold);
         let last_ms = requests.iter().map(|request| request.sent_ms + request.total_ms).fold(0.0, f64::max);
         let cycle = Cycle {
             number,
@@ -95,7 +95,7 @@ impl Burst {
         Ok(FinishedBurst { cycle, ended })
     }
 
-    async fn send_all(&self, number: usize) -> Vec<RequestTrace> {
+    async fn send_all(&self, number: usize) -> Vec<TimedRequest> {
         let mut random = fastrand::Rng::with_seed(self.seed.wrapping_add(number as u64));
         let offsets = self.arrivals.offsets(self.size, &self.times, &mut random);
         let began = Instant::now();
@@ -165,11 +165,11 @@ fn is_ours(record: &ColdStart, ids: &HashSet<String>) -> Option<bool> {
 }
 
 /// Converts the times of a burst to times relative to its first request.
-fn relative_times(traces: &[RequestTrace]) -> Vec<RequestResult> {
+fn relative_times(traces: &[TimedRequest]) -> Vec<RequestResult> {
     let Some(first) = traces.iter().map(|trace| trace.sent).min() else { return Vec::new() };
     // Rounded to microseconds.
     let ms = |to: Instant, from: Instant| (to.duration_since(from).as_secs_f64() * 1e6).round() / 1e3;
-    let request = |trace: &RequestTrace| RequestResult {
+    let request = |trace: &TimedRequest| RequestResult {
         sent_ms: ms(trace.sent, first),
         ttft_ms: trace.first_token.map(|token| ms(token, trace.sent)),
         total_ms: ms(trace.ended, trace.sent),
@@ -186,23 +186,23 @@ fn classify(
     record: Option<&ColdStart>,
     ids: &HashSet<String>,
     kind: Option<ColdStartKind>,
-) -> (Verdict, Option<String>) {
+) -> (CycleVerdict, Option<String>) {
     let answered = requests.iter().any(|request| request.error.is_none());
     let error = || requests.iter().find_map(|request| request.error.clone()).unwrap_or_default();
     let not = |verdict, why: String| (verdict, Some(why));
     let Some(record) = record else {
         return match answered {
             true => not(
-                Verdict::NotCold,
+                CycleVerdict::NotCold,
                 "no record of a cold start: the target was already up, or --admin belongs to a different proxy"
                     .to_owned(),
             ),
-            false => not(Verdict::Failed, format!("no request was answered: {}", error())),
+            false => not(CycleVerdict::Failed, format!("no request was answered: {}", error())),
         };
     };
     if is_ours(record, ids) == Some(false) {
         return not(
-            Verdict::NotCold,
+            CycleVerdict::NotCold,
             "a foreign request was answered first; keep other traffic away and connect to the proxy directly, because a \
              gateway may rewrite x-request-id"
                 .to_owned(),
@@ -211,18 +211,18 @@ fn classify(
     let why = record.reason.as_deref();
     match record.outcome {
         Some(ColdStartOutcome::Completed) if !answered => not(
-            Verdict::Failed,
+            CycleVerdict::Failed,
             format!("the target became ready, but no request got a complete answer: {}", error()),
         ),
         Some(ColdStartOutcome::Completed) => match kind {
             Some(kind) if kind != record.kind => not(
-                Verdict::NotCold,
+                CycleVerdict::NotCold,
                 format!("kind {}, but the previous cycles were of kind {}", record.kind.name(), kind.name()),
             ),
-            _ => (Verdict::Cold, None),
+            _ => (CycleVerdict::Cold, None),
         },
         outcome => not(
-            Verdict::Failed,
+            CycleVerdict::Failed,
             why.map_or_else(
                 || {
                     format!(
@@ -256,7 +256,7 @@ mod tests {
         error: Option<&str>,
         record: Option<ColdStart>,
         kind: Option<ColdStartKind>,
-    ) -> (Verdict, String) {
+    ) -> (CycleVerdict, String) {
         let ids = HashSet::from(["a-1-1".to_owned()]);
         let (verdict, error) = classify(&[request(error)], record.as_ref(), &ids, kind);
         (verdict, error.unwrap_or_default())
@@ -274,21 +274,21 @@ mod tests {
             change(&mut record);
             Some(record)
         };
-        assert_eq!(verdict(None, of(|_| {}), None), (Verdict::Cold, String::new()));
+        assert_eq!(verdict(None, of(|_| {}), None), (CycleVerdict::Cold, String::new()));
         // A record without a request id.
-        assert_eq!(verdict(None, of(|record| record.request_id = None), None).0, Verdict::Cold);
+        assert_eq!(verdict(None, of(|record| record.request_id = None), None).0, CycleVerdict::Cold);
         for (error, record, kind, expected, why) in [
-            (None, None, None, Verdict::NotCold, "no record"),
-            (Some("reset"), None, None, Verdict::Failed, "reset"),
+            (None, None, None, CycleVerdict::NotCold, "no record"),
+            (Some("reset"), None, None, CycleVerdict::Failed, "reset"),
             (
                 None,
                 of(|record| record.request_id = Some("b".into())),
                 None,
-                Verdict::NotCold,
+                CycleVerdict::NotCold,
                 "a foreign request",
             ),
-            (None, of(|_| {}), Some(ColdStartKind::Wake), Verdict::NotCold, "kind cold_start"),
-            (Some("cut"), of(|_| {}), None, Verdict::Failed, "cut"),
+            (None, of(|_| {}), Some(ColdStartKind::Wake), CycleVerdict::NotCold, "kind cold_start"),
+            (Some("cut"), of(|_| {}), None, CycleVerdict::Failed, "cut"),
             (
                 Some("503"),
                 of(|record| {
@@ -297,7 +297,7 @@ mod tests {
                     record.request_id = None;
                 }),
                 None,
-                Verdict::Failed,
+                CycleVerdict::Failed,
                 "exit code 1",
             ),
         ] {
@@ -311,7 +311,7 @@ mod tests {
     fn request_times_are_relative_to_the_first_sent() {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
-        let trace = |sent, token: Option<u64>, ended| RequestTrace {
+        let trace = |sent, token: Option<u64>, ended| TimedRequest {
             sent: at(sent),
             first_token: token.map(at),
             ended: at(ended),

@@ -9,11 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    app::{Account, Bound, Command},
+    app::{Account, BoundProxy, Command},
     bench::http::BaseUrl,
-    config::{Config, ConfigError, Loaded, Overrides},
+    config::{Config, ConfigError, LoadedConfig, Overrides},
     domain::{Period, Route, Target},
-    drain::Request,
+    drain::StopSignal,
     scaler,
 };
 
@@ -72,7 +72,7 @@ impl ProxySpec {
             let report = error.report();
             report.strip_prefix("error: ").unwrap_or(&report).to_owned()
         };
-        let loaded = Loaded::load(file, &Overrides::default()).map_err(text)?;
+        let loaded = LoadedConfig::load(file, &Overrides::default()).map_err(text)?;
         Self::new(loaded.config, route)
     }
 
@@ -138,7 +138,7 @@ impl ProxySpec {
                 process.idle_timeout = idle_timeout;
             }
         }
-        let bound = Bound::new(self.config, scaler::Options::default()).await;
+        let bound = BoundProxy::new(self.config, scaler::Options::default()).await;
         let bound = bound.map_err(|error| error.to_string())?;
         let (address, admin_address) = (bound.address, bound.admin_address);
         let (commands, received) = mpsc::channel(4);
@@ -161,7 +161,7 @@ impl LocalProxy {
     /// Stops the proxy and the model server gracefully, or immediately once `cancelled` completes.
     pub(super) async fn stop(self, cancelled: impl Future<Output = ()>) {
         let Self { commands, mut running, .. } = self;
-        let stop = async || commands.send(Command::Stop(Request::Interrupt)).await;
+        let stop = async || commands.send(Command::Stop(StopSignal::Interrupt)).await;
         let _ = stop().await;
         tokio::select! {
             // Biased: the proxy may already have ended.

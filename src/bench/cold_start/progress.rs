@@ -6,17 +6,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::bench::results::{Cycle, Verdict};
+use crate::bench::results::{Cycle, CycleVerdict};
 
 /// Progress output on standard error: a bar on a terminal, otherwise one line per cycle.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     cycles: usize,
-    pace: Mutex<Pace>,
+    pace: Mutex<CyclePace>,
 }
 
 /// Mean duration of cycles.
-struct Pace {
+struct CyclePace {
     began: Instant,
     cycle_began: Instant,
     done: usize,
@@ -35,7 +35,7 @@ impl Progress {
                 .with_style(style)
         });
         let now = Instant::now();
-        Self { bar, cycles, pace: Mutex::new(Pace { began: now, cycle_began: now, done: 0 }) }
+        Self { bar, cycles, pace: Mutex::new(CyclePace { began: now, cycle_began: now, done: 0 }) }
     }
 
     /// Shows the current activity. Only on a terminal.
@@ -77,9 +77,9 @@ impl Progress {
     }
 }
 
-// === impl Pace ===
+// === impl CyclePace ===
 
-impl Pace {
+impl CyclePace {
     /// Estimates the remaining time. Returns `None` before the end of the first cycle.
     fn time_left(&self, cycles: usize) -> Option<Duration> {
         let done = u32::try_from(self.done).ok().filter(|done| *done > 0)?;
@@ -93,7 +93,7 @@ impl Pace {
 fn line(cycle: &Cycle, cycles: usize) -> String {
     let width = cycles.to_string().len();
     let head = format!("cycle {:>width$}/{cycles}", cycle.number);
-    if cycle.verdict != Verdict::Cold {
+    if cycle.verdict != CycleVerdict::Cold {
         let why = cycle.error.as_deref().unwrap_or_default();
         return format!("{head}  {}, does not count: {why}", cycle.verdict.label());
     }
@@ -129,8 +129,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn time_left_follows_the_mean_cycle() {
         let began = Instant::now();
-        let pace =
-            |done: usize, seconds| Pace { began, cycle_began: began + Duration::from_secs(seconds), done };
+        let pace = |done: usize, seconds| CyclePace {
+            began,
+            cycle_began: began + Duration::from_secs(seconds),
+            done,
+        };
         assert_eq!(pace(0, 0).time_left(10), None);
         // Two cycles in 20 s: eight more take 80 s, of which 4 s have passed.
         tokio::time::advance(Duration::from_secs(24)).await;

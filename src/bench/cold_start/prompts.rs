@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 /// API called by the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Endpoint {
+pub enum BenchEndpoint {
     /// `/v1/chat/completions`
     #[default]
     Chat,
@@ -22,7 +22,7 @@ pub(super) struct Prompts {
 /// Fields added to every body.
 #[derive(Clone, Debug)]
 pub(super) struct BodyDefaults {
-    pub(super) endpoint: Endpoint,
+    pub(super) endpoint: BenchEndpoint,
     pub(super) model: Option<String>,
     pub(super) max_tokens: u32,
     pub(super) stream: bool,
@@ -36,9 +36,9 @@ const DEFAULT_PROMPTS: [&str; 4] = [
     "What is at the end of the queue?",
 ];
 
-// === impl Endpoint ===
+// === impl BenchEndpoint ===
 
-impl Endpoint {
+impl BenchEndpoint {
     pub(super) const fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
@@ -102,8 +102,8 @@ impl BodyDefaults {
     fn body(&self, text: &str) -> Map<String, Value> {
         let mut body = Map::new();
         match self.endpoint {
-            Endpoint::Chat => body.insert("messages".into(), json!([{"role": "user", "content": text}])),
-            Endpoint::Completions => body.insert("prompt".into(), text.into()),
+            BenchEndpoint::Chat => body.insert("messages".into(), json!([{"role": "user", "content": text}])),
+            BenchEndpoint::Completions => body.insert("prompt".into(), text.into()),
         };
         self.complete(body)
     }
@@ -125,7 +125,7 @@ impl BodyDefaults {
 mod tests {
     use super::*;
 
-    fn prompts(endpoint: Endpoint, texts: &[&str], file: Option<&str>) -> Result<Vec<Value>, String> {
+    fn prompts(endpoint: BenchEndpoint, texts: &[&str], file: Option<&str>) -> Result<Vec<Value>, String> {
         let defaults = BodyDefaults { endpoint, model: Some("tiny".into()), max_tokens: 4, stream: true };
         let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
         let prompts = Prompts::new(&defaults, &texts, file)?;
@@ -139,7 +139,7 @@ mod tests {
         let file = "two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42";
         let body = |prompt: Value, max_tokens| json!({"model": "tiny", "stream": true, "prompt": prompt, "max_tokens": max_tokens});
         assert_eq!(
-            prompts(Endpoint::Completions, &["one"], Some(file)).unwrap(),
+            prompts(BenchEndpoint::Completions, &["one"], Some(file)).unwrap(),
             [
                 body("one".into(), 4),
                 body("two".into(), 4),
@@ -150,16 +150,16 @@ mod tests {
         );
         let messages = json!([{"role": "user", "content": "one"}]);
         assert_eq!(
-            prompts(Endpoint::Chat, &["one"], None).unwrap(),
+            prompts(BenchEndpoint::Chat, &["one"], None).unwrap(),
             [json!({"model": "tiny", "stream": true, "messages": messages, "max_tokens": 4})]
         );
-        assert_eq!(prompts(Endpoint::Chat, &[], None).unwrap().len(), DEFAULT_PROMPTS.len());
+        assert_eq!(prompts(BenchEndpoint::Chat, &[], None).unwrap().len(), DEFAULT_PROMPTS.len());
     }
 
     #[test]
     fn invalid_prompt_file_error_names_the_line() {
-        let error = prompts(Endpoint::Chat, &[], Some("{\"messages\": \n")).unwrap_err();
+        let error = prompts(BenchEndpoint::Chat, &[], Some("{\"messages\": \n")).unwrap_err();
         assert!(error.starts_with("line 1 is not a JSON object"), "{error}");
-        assert!(prompts(Endpoint::Chat, &[], Some("\n")).unwrap_err().contains("no prompts"));
+        assert!(prompts(BenchEndpoint::Chat, &[], Some("\n")).unwrap_err().contains("no prompts"));
     }
 }

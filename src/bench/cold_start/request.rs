@@ -26,7 +26,7 @@ pub(super) struct RequestSpec {
 
 /// Times and outcome of a request.
 #[derive(Clone, Debug)]
-pub(super) struct RequestTrace {
+pub(super) struct TimedRequest {
     /// Time of sending, on an established connection.
     pub(super) sent: Instant,
     /// Arrival of the first token of a streamed answer. Heartbeats and the role do not count.
@@ -40,15 +40,15 @@ pub(super) struct RequestTrace {
 }
 
 /// Longest line of a stream that is buffered.
-const MAX_LINE_BYTES: usize = 4 << 20;
+const MAX_SSE_LINE_BYTES: usize = 4 << 20;
 
 /// Length to which the body of an answer is truncated in an error.
 const MAX_ERROR_CHARS: usize = 500;
 
 /// Sends a request and reads its answer to the end.
-pub(super) async fn send(spec: RequestSpec) -> RequestTrace {
+pub(super) async fn send(spec: RequestSpec) -> TimedRequest {
     let now = Instant::now();
-    let mut trace = RequestTrace {
+    let mut trace = TimedRequest {
         sent: now,
         first_token: None,
         ended: now,
@@ -64,9 +64,9 @@ pub(super) async fn send(spec: RequestSpec) -> RequestTrace {
     trace
 }
 
-// === impl RequestTrace ===
+// === impl TimedRequest ===
 
-impl RequestTrace {
+impl TimedRequest {
     async fn exchange(&mut self, spec: &RequestSpec) -> Result<(), String> {
         let mut headers = spec.headers.clone();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -162,8 +162,8 @@ impl LineBuffer {
     /// Returns the lines completed by `part`.
     fn take(&mut self, part: &[u8]) -> Result<Vec<String>, String> {
         let Some(end) = part.iter().rposition(|byte| *byte == b'\n') else {
-            if self.0.len() + part.len() > MAX_LINE_BYTES {
-                return Err(format!("a line of the answer is longer than {MAX_LINE_BYTES} bytes"));
+            if self.0.len() + part.len() > MAX_SSE_LINE_BYTES {
+                return Err(format!("a line of the answer is longer than {MAX_SSE_LINE_BYTES} bytes"));
             }
             self.0.extend_from_slice(part);
             return Ok(Vec::new());
@@ -187,7 +187,7 @@ mod tests {
         assert!(lines.take(b"data: {\"a\"").unwrap().is_empty());
         assert_eq!(lines.take(b": 1}\r\n\n: beat\nda").unwrap(), ["data: {\"a\": 1}", "", ": beat"]);
         assert_eq!(lines.take(b"ta: [DONE]\n").unwrap(), ["data: [DONE]"]);
-        assert!(lines.take(&vec![b'x'; MAX_LINE_BYTES + 1]).is_err());
+        assert!(lines.take(&vec![b'x'; MAX_SSE_LINE_BYTES + 1]).is_err());
     }
 
     #[test]

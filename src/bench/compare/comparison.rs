@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::bench::{
-    results::{Run, Verdict},
+    results::{CycleVerdict, Run},
     samples::{Metric, Sample},
     stats::{Bootstrap, fisher_exact, holm, mann_whitney, median, quantile},
 };
@@ -80,7 +80,7 @@ pub(super) struct MetricComparison {
     pub(super) p: f64,
     /// `p` with Holm's correction over all metrics and the failures.
     pub(super) p_corrected: f64,
-    pub(super) change: Change,
+    pub(super) change: DifferenceClass,
 }
 
 /// Failed cycles of both runs; arrays are `[before, after]`.
@@ -92,13 +92,13 @@ pub(super) struct FailureComparison {
     /// p-value of Fisher's exact test.
     pub(super) p: f64,
     pub(super) p_corrected: f64,
-    pub(super) change: Change,
+    pub(super) change: DifferenceClass,
 }
 
 /// Classification of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Change {
+pub(super) enum DifferenceClass {
     /// Not significant.
     Noise,
     /// Significant, but below the thresholds.
@@ -155,8 +155,8 @@ impl Comparison {
         let failures = &mut comparison.failures;
         failures.p_corrected = corrected.last().copied().unwrap_or(1.0);
         failures.change = failures.classify(thresholds, counted[1]);
-        comparison.regression =
-            failures.change == Change::Worse || rows.iter().any(|row| row.change == Change::Worse);
+        comparison.regression = failures.change == DifferenceClass::Worse
+            || rows.iter().any(|row| row.change == DifferenceClass::Worse);
         comparison.rows = rows;
         let whole = samples[0].iter().find(|sample| sample.metric == Metric::EndToEnd).map(Sample::by_cycle);
         if let Some(whole) = whole.filter(|_| !comparison.regression) {
@@ -179,7 +179,7 @@ fn only(these: &[Sample], those: &[Sample]) -> Vec<String> {
 fn warnings(before: &Run, after: &Run) -> Vec<String> {
     let mut warnings = setting_differences(before, after);
     for (run, name) in [(before, "before"), (after, "after")] {
-        let not_cold = run.cycles.iter().filter(|cycle| cycle.verdict == Verdict::NotCold).count();
+        let not_cold = run.cycles.iter().filter(|cycle| cycle.verdict == CycleVerdict::NotCold).count();
         if not_cold > 0 {
             warnings.push(format!("{not_cold} cycles of the run {name} were not cold and are ignored"));
         }
@@ -281,17 +281,17 @@ impl MetricComparison {
             difference_percent: (median_ms[0] > 0.0).then(|| 100.0 * difference_ms / median_ms[0]),
             p: mann_whitney(&values[0], &values[1]),
             p_corrected: 1.0,
-            change: Change::Noise,
+            change: DifferenceClass::Noise,
         })
     }
 
-    fn classify(&self, thresholds: Thresholds) -> Change {
+    fn classify(&self, thresholds: Thresholds) -> DifferenceClass {
         let least = thresholds.least_ms(self.median_ms[0]);
         match self.difference_ms {
-            _ if self.p_corrected > thresholds.alpha => Change::Noise,
-            difference if difference.abs() < least => Change::Small,
-            difference if difference > 0.0 => Change::Worse,
-            _ => Change::Better,
+            _ if self.p_corrected > thresholds.alpha => DifferenceClass::Noise,
+            difference if difference.abs() < least => DifferenceClass::Small,
+            difference if difference > 0.0 => DifferenceClass::Worse,
+            _ => DifferenceClass::Better,
         }
     }
 }
@@ -300,22 +300,22 @@ impl MetricComparison {
 
 impl FailureComparison {
     fn of(before: &Run, after: &Run) -> Self {
-        let count = |run: &Run, which: &[Verdict]| {
+        let count = |run: &Run, which: &[CycleVerdict]| {
             run.cycles.iter().filter(|cycle| which.contains(&cycle.verdict)).count() as u64
         };
-        let failed = [before, after].map(|run| count(run, &[Verdict::Failed]));
-        let of = [before, after].map(|run| count(run, &[Verdict::Failed, Verdict::Cold]));
-        Self { failed, of, p: fisher_exact(failed, of), p_corrected: 1.0, change: Change::Noise }
+        let failed = [before, after].map(|run| count(run, &[CycleVerdict::Failed]));
+        let of = [before, after].map(|run| count(run, &[CycleVerdict::Failed, CycleVerdict::Cold]));
+        Self { failed, of, p: fisher_exact(failed, of), p_corrected: 1.0, change: DifferenceClass::Noise }
     }
 
     /// Classifies the failures. A run without any cold start is worse without a test.
-    fn classify(&self, thresholds: Thresholds, counted_after: usize) -> Change {
+    fn classify(&self, thresholds: Thresholds, counted_after: usize) -> DifferenceClass {
         let rate = |side: usize| self.failed[side] as f64 / self.of[side].max(1) as f64;
         match self.p_corrected {
-            _ if counted_after == 0 => Change::Worse,
-            p if p > thresholds.alpha => Change::Noise,
-            _ if rate(1) > rate(0) => Change::Worse,
-            _ => Change::Better,
+            _ if counted_after == 0 => DifferenceClass::Worse,
+            p if p > thresholds.alpha => DifferenceClass::Noise,
+            _ if rate(1) > rate(0) => DifferenceClass::Worse,
+            _ => DifferenceClass::Better,
         }
     }
 }

@@ -1,12 +1,12 @@
 use super::{
-    comparison::{Change, Comparison, Thresholds},
+    comparison::{Comparison, DifferenceClass, Thresholds},
     text::lines,
 };
 use crate::{
     bench::{
         cold_start::DEFAULT_CYCLES,
         fixture::{failed, loads, run},
-        results::{Run, Verdict},
+        results::{CycleVerdict, Run},
         stats::mann_whitney,
     },
     terminal::Paint,
@@ -25,7 +25,7 @@ fn compare(before: &Run, after: &Run) -> Comparison {
     Comparison::of(before, after, THRESHOLDS).unwrap()
 }
 
-fn change(comparison: &Comparison, name: &str) -> Change {
+fn change(comparison: &Comparison, name: &str) -> DifferenceClass {
     comparison.rows.iter().find(|row| row.name == name).unwrap().change
 }
 
@@ -34,10 +34,10 @@ fn slower_phase_is_a_regression() {
     let comparison = compare(&by(1.0), &by(1.2));
     assert!(comparison.regression);
     for name in ["load", "load.weights", "t_actuation", "t_e2e", "ttft", "total"] {
-        assert_eq!(change(&comparison, name), Change::Worse, "{name}");
+        assert_eq!(change(&comparison, name), DifferenceClass::Worse, "{name}");
     }
     for name in ["signal", "start", "first_token", "t_first_token"] {
-        assert_eq!(change(&comparison, name), Change::Noise, "{name}");
+        assert_eq!(change(&comparison, name), DifferenceClass::Noise, "{name}");
     }
     let load = comparison.rows.iter().find(|row| row.name == "load").unwrap();
     // Medians: 3005 ms and 1.2 times that. Disjoint samples of 6 and 6 have p = 2/924, times 11 tests.
@@ -70,7 +70,7 @@ fn narrow_table_has_no_intervals() {
 fn faster_phase_is_no_regression() {
     let comparison = compare(&by(1.0), &by(0.8));
     assert!(!comparison.regression);
-    assert_eq!(change(&comparison, "load"), Change::Better);
+    assert_eq!(change(&comparison, "load"), DifferenceClass::Better);
     let text = lines(&comparison, Paint::plain(), None).join("\n");
     assert!(text.contains("No regression: faster in load"), "{text}");
 }
@@ -79,7 +79,7 @@ fn faster_phase_is_no_regression() {
 fn equal_runs_are_noise() {
     let comparison = compare(&by(1.0), &by(1.0));
     assert!(!comparison.regression);
-    assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
+    assert!(comparison.rows.iter().all(|row| row.change == DifferenceClass::Noise));
     assert_eq!(comparison.inconclusive, None);
     assert!(
         lines(&comparison, Paint::plain(), None).join("\n").contains("No regression: no significant change")
@@ -90,13 +90,13 @@ fn equal_runs_are_noise() {
 fn change_below_a_threshold_is_small() {
     // 3 % of 3 s: significant and above the floor of 10 ms, but below the threshold of 5 %.
     let comparison = compare(&by(1.0), &by(1.03));
-    assert_eq!(change(&comparison, "load"), Change::Small);
+    assert_eq!(change(&comparison, "load"), DifferenceClass::Small);
     assert!(!comparison.regression);
     let thresholds = Thresholds { threshold: 0.02, ..THRESHOLDS };
     assert!(Comparison::of(&by(1.0), &by(1.03), thresholds).unwrap().regression);
     // 8 ms of 40 ms: 20 %, but below the floor.
     let (before, after) = (loads(&USUAL.map(|load| load / 75.0)), loads(&USUAL.map(|load| load / 62.5)));
-    assert_eq!(change(&compare(&before, &after), "load"), Change::Small);
+    assert_eq!(change(&compare(&before, &after), "load"), DifferenceClass::Small);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn differing_settings_are_warned_about() {
     after.burst = 8;
     after.settings.stream = false;
     after.interrupted = true;
-    after.cycles[0].verdict = Verdict::NotCold;
+    after.cycles[0].verdict = CycleVerdict::NotCold;
     let warnings = compare(&by(1.0), &after).warnings.join("\n");
     for expected in [
         "differ in burst: 1 before, 8 after",
@@ -167,10 +167,10 @@ fn more_failed_cycles_are_a_regression() {
     // scipy.stats.fisher_exact of 0/6 and 20/26 gives 0.00116, times 11 tests.
     let comparison = compare(&by(1.0), &with_failures(20));
     assert_eq!((comparison.failures.failed, comparison.failures.of), ([0, 20], [6, 26]));
-    assert_eq!(comparison.failures.change, Change::Worse);
+    assert_eq!(comparison.failures.change, DifferenceClass::Worse);
     assert!(comparison.regression);
     assert!(lines(&comparison, Paint::plain(), None).join("\n").contains("cold starts fail more often"));
-    assert_eq!(compare(&with_failures(20), &by(1.0)).failures.change, Change::Better);
+    assert_eq!(compare(&with_failures(20), &by(1.0)).failures.change, DifferenceClass::Better);
     assert!(!compare(&by(1.0), &with_failures(1)).regression);
     // No cycle succeeds.
     assert!(compare(&by(1.0), &run(vec![failed(1, "exit code 1")])).regression);

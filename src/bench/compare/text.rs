@@ -2,7 +2,7 @@
 
 use owo_colors::Style;
 
-use super::comparison::{Change, Comparison, Inconclusive, MetricComparison, RunHeader};
+use super::comparison::{Comparison, DifferenceClass, Inconclusive, MetricComparison, RunHeader};
 use crate::{
     terminal::{Paint, duration},
     text_table::{
@@ -51,9 +51,9 @@ pub(super) fn lines(comparison: &Comparison, paint: Paint, max_width: Option<usi
     let failures = &comparison.failures;
     let of = |side: usize| format!("{}/{}", failures.failed[side], failures.of[side]);
     let words = match failures.change {
-        Change::Worse => paint.bad("more failures"),
-        Change::Better => paint.good("fewer failures"),
-        Change::Noise | Change::Small => paint.dim("noise"),
+        DifferenceClass::Worse => paint.bad("more failures"),
+        DifferenceClass::Better => paint.good("fewer failures"),
+        DifferenceClass::Noise | DifferenceClass::Small => paint.dim("noise"),
     };
     let (none, p) = (String::new(), p_value(failures.p_corrected));
     table.row(["failed cycles".into(), of(0), of(1), none.clone(), none, p, words]);
@@ -93,19 +93,19 @@ fn side(side: &RunHeader) -> String {
 
 fn verdict(row: &MetricComparison, paint: Paint) -> String {
     match row.change {
-        Change::Worse => paint.bad("slower"),
-        Change::Better => paint.good("faster"),
-        Change::Small => paint.dim("below threshold"),
-        Change::Noise => paint.dim("noise"),
+        DifferenceClass::Worse => paint.bad("slower"),
+        DifferenceClass::Better => paint.good("faster"),
+        DifferenceClass::Small => paint.dim("below threshold"),
+        DifferenceClass::Noise => paint.dim("noise"),
     }
 }
 
 fn conclusion(comparison: &Comparison, paint: Paint) -> String {
-    let named = |change: Change| {
+    let named = |change: DifferenceClass| {
         let rows = comparison.rows.iter().filter(|row| row.change == change).map(|row| row.name.as_str());
         rows.collect::<Vec<_>>().join(", ")
     };
-    let (worse, better) = (named(Change::Worse), named(Change::Better));
+    let (worse, better) = (named(DifferenceClass::Worse), named(DifferenceClass::Better));
     match (comparison.regression, better.is_empty()) {
         (true, _) if worse.is_empty() => paint.bad("Regression: cold starts fail more often."),
         (true, _) => paint.bad(&format!("Regression: slower in {worse}.")),

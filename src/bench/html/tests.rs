@@ -98,7 +98,7 @@ fn failures_are_shown_and_escaped() {
     (broken.t_actuation_ms, broken.t_e2e_ms) = (None, None);
     broken.last_lines = vec!["Error: \u{7}<script>alert(1)</script>".to_owned()];
     let mut second = cycle(2, broken);
-    second.verdict = Verdict::Failed;
+    second.verdict = CycleVerdict::Failed;
     second.error = Some("exit code 1 & more".to_owned());
     let mut run = run(vec![failed(1, "<b>no</b>"), second]);
     run.label = Some("\"</title><script>".to_owned());

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::text::{colour, label, percent, share, tick_label, ticks, time, time_cell};
 use crate::{
     bench::{
-        results::{Cycle, Run, Verdict},
+        results::{Cycle, CycleVerdict, Run},
         samples::Metric,
         stats::median,
     },
@@ -189,7 +189,7 @@ fn strip(cycle: &Cycle, longest_ms: f64) -> Markup {
             @if let Some(record) = &cycle.cold_start {
                 th scope="row" {
                     (cycle.number)
-                    @if cycle.verdict != Verdict::Cold { ", does not count" }
+                    @if cycle.verdict != CycleVerdict::Cold { ", does not count" }
                 }
                 td.chart.wide {
                     @let outcome = record.outcome.map_or("unfinished", |outcome| outcome.name());

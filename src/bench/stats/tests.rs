@@ -9,8 +9,8 @@ fn close(found: f64, expected: f64, tolerance: f64) {
     assert!((found - expected).abs() <= tolerance * expected.abs(), "{found} is not {expected}");
 }
 
-const BEFORE: [f64; 6] = [3073.2, 3080.1, 3069.9, 3101.4, 3077.7, 3090.0];
-const AFTER: [f64; 6] = [3310.5, 3305.2, 3299.9, 3350.0, 3288.1, 3321.7];
+const BASELINE_MS: [f64; 6] = [3073.2, 3080.1, 3069.9, 3101.4, 3077.7, 3090.0];
+const CANDIDATE_MS: [f64; 6] = [3310.5, 3305.2, 3299.9, 3350.0, 3288.1, 3321.7];
 
 #[test]
 fn quantile_matches_numpy() {
@@ -28,7 +28,7 @@ fn mann_whitney_matches_scipy() {
     let whole = |values: &[i32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
     // scipy.stats.mannwhitneyu(a, b, method="exact").pvalue
     close(mann_whitney(&whole(&[19, 22, 16, 29, 24]), &whole(&[20, 11, 17, 12])), 0.111_111_111_111, 1e-9);
-    close(mann_whitney(&BEFORE, &AFTER), 0.002_164_502_164_502_164_5, 1e-12);
+    close(mann_whitney(&BASELINE_MS, &CANDIDATE_MS), 0.002_164_502_164_502_164_5, 1e-12);
     let (a, b) = ([1.2, 3.4, 2.2, 5.9, 4.1, 2.8, 3.3], [2.9, 4.4, 6.1, 3.9, 5.0, 7.3, 4.8, 3.0]);
     close(mann_whitney(&a, &b), 0.093_861_693_861_693_87, 1e-12);
     // Ties, for which scipy has no exact method: scipy.stats.permutation_test over the sum of the midranks, all divisions.
@@ -84,7 +84,7 @@ fn bootstrap_intervals_match_enumeration() {
     let six = [1.0, 4.0, 9.0, 16.0, 25.0, 36.0];
     assert_eq!(bootstrap.median_interval(&singletons(&six)), Some([2.5, 30.5]));
     // scipy.stats.bootstrap((b, a), ..., n_resamples=200000, method="percentile"): 209.3 to 256.05
-    let [low, high] = bootstrap.difference_interval(&BEFORE, &AFTER).unwrap();
+    let [low, high] = bootstrap.difference_interval(&BASELINE_MS, &CANDIDATE_MS).unwrap();
     close(low, 209.3, 0.01);
     close(high, 256.05, 0.01);
     assert_eq!(bootstrap.median_interval(&singletons(&[1.0])), None);

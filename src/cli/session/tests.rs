@@ -3,24 +3,24 @@ use serde_json::{Value, json};
 use super::*;
 use crate::kube::stand_in::StandIn;
 
-const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
 fn server(annotations: Value) -> StandIn {
     let server = StandIn::default();
-    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    server.set_clock(ApiServerClock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
     let object = json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } });
-    server.put(PATH, object);
+    server.put(SCALED_OBJECT_PATH, object);
     server
 }
 
-fn command(arguments: &[&str]) -> Command {
+fn command(arguments: &[&str]) -> SessionCommand {
     use clap::Parser;
     #[derive(Parser)]
-    struct Cli {
+    struct SessionCli {
         #[command(flatten)]
         session: SessionArgs,
     }
-    Cli::try_parse_from([&["session"], arguments].concat()).unwrap().session.command
+    SessionCli::try_parse_from([&["session"], arguments].concat()).unwrap().session.command
 }
 
 async fn output(server: &StandIn, arguments: &[&str]) -> String {
@@ -30,7 +30,7 @@ async fn output(server: &StandIn, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn start_reports_end_and_what_follows() {
+async fn start_reports_end_and_next_action() {
     let server = server(json!({ "autoscaling.keda.sh/paused": "true" }));
     let text = output(&server, &["start", "chat", "--for", "2h"]).await;
     for words in [
@@ -58,7 +58,7 @@ async fn start_is_refused_with_sessions_disabled() {
     for words in ["ScaledObject `team-a/chat` would not be paused again", "sessions.enabled: true"] {
         assert!(text.contains(words), "{words} in:\n{text}");
     }
-    assert_eq!(server.object(PATH)["metadata"]["annotations"], paused);
+    assert_eq!(server.object(SCALED_OBJECT_PATH)["metadata"]["annotations"], paused);
     let text = output(&server, &["stop", "chat"]).await;
     assert!(!text.contains("switched off"), "{text}");
 }

@@ -8,19 +8,19 @@ const CLOCKS: [&str; 2] = ["control-plane", "node-0"];
 
 /// An event at `at`, observed `lag` later, with the stamp of a clock.
 #[derive(Clone, Debug)]
-struct Truth {
+struct StampedEvent {
     phase: Phase,
     at: u64,
     lag: u64,
     clock: Option<(usize, u64)>,
 }
 
-struct Scene {
+struct TimelineTest {
     began: Instant,
     wall: SystemTime,
 }
 
-impl Scene {
+impl TimelineTest {
     fn new() -> Self {
         Self {
             began: Instant::now(),
@@ -42,7 +42,7 @@ impl Scene {
         }
     }
 
-    fn spans(&self, ours: &[(Phase, Instant)], seen: &[(Phase, Seen)]) -> Vec<PhaseSpan> {
+    fn spans(&self, ours: &[(Phase, Instant)], seen: &[(Phase, Observation)]) -> Vec<PhaseSpan> {
         let observed = seen.iter().map(|(phase, seen)| (*phase, seen)).collect();
         Timeline { began: self.began, wall: self.wall, ours, observed, parts: Vec::new(), running: None }
             .spans()
@@ -58,9 +58,9 @@ fn ends(spans: &[PhaseSpan]) -> Vec<(Phase, f64, f64)> {
 
 #[tokio::test(start_paused = true)]
 async fn stamps_narrow_late_observations() {
-    let scene = Scene::new();
+    let scene = TimelineTest::new();
     let seen = |phase, at, seen: u64| {
-        (phase, Seen { at: scene.ms(seen), stamp: Some(scene.stamp("node-0", at, 5000, 1)) })
+        (phase, Observation { at: scene.ms(seen), stamp: Some(scene.stamp("node-0", at, 5000, 1)) })
     };
     let ours = [(Phase::Signal, scene.ms(100)), (Phase::Load, scene.ms(9000))];
     // The clock is 5 s ahead. The start was observed at once, which bounds the offset; the pull, 2 s late.
@@ -77,16 +77,16 @@ async fn stamps_narrow_late_observations() {
 
 #[tokio::test(start_paused = true)]
 async fn inconsistent_clock_is_ignored() {
-    let scene = Scene::new();
+    let scene = TimelineTest::new();
     let seen = |phase, at, ahead| {
-        (phase, Seen { at: scene.ms(at), stamp: Some(scene.stamp("node-0", at, ahead, 1)) })
+        (phase, Observation { at: scene.ms(at), stamp: Some(scene.stamp("node-0", at, ahead, 1)) })
     };
     // The clock was set back by 50 s between the two.
     let spans = scene.spans(&[], &[seen(Phase::Pull, 1000, 0), seen(Phase::Start, 2000, -50_000)]);
     assert_eq!(ends(&spans), [(Phase::Pull, 1000.0, 1000.0), (Phase::Start, 2000.0, 2000.0)]);
 }
 
-fn truths() -> impl Strategy<Value = Vec<Truth>> {
+fn truths() -> impl Strategy<Value = Vec<StampedEvent>> {
     let phases = proptest::sample::subsequence(Phase::ALL.to_vec(), 1..=Phase::ALL.len());
     phases.prop_flat_map(|phases| {
         let one = (
@@ -99,7 +99,7 @@ fn truths() -> impl Strategy<Value = Vec<Truth>> {
             let mut times: Vec<_> = all.iter().map(|(at, ..)| *at).collect();
             times.sort_unstable();
             let all = all.drain(..).zip(times).zip(phases.clone());
-            all.map(|(((_, lag, clock), at), phase)| Truth { phase, at, lag, clock }).collect()
+            all.map(|(((_, lag, clock), at), phase)| StampedEvent { phase, at, lag, clock }).collect()
         })
     })
 }
@@ -109,7 +109,7 @@ proptest! {
     fn phases_contain_the_true_ends(
         truths in truths(), ahead in [-9000..9000i64, -9000..9000i64], exact in any::<u16>()
     ) {
-        let scene = Scene::new();
+        let scene = TimelineTest::new();
         let (mut ours, mut seen) = (Vec::new(), Vec::new());
         for (index, truth) in truths.iter().enumerate() {
             if exact & (1 << index) != 0 {
@@ -119,7 +119,7 @@ proptest! {
             let stamp = truth.clock.map(|(clock, resolution)| {
                 scene.stamp(CLOCKS[clock], truth.at, ahead[clock], resolution)
             });
-            seen.push((truth.phase, Seen { at: scene.ms(truth.at + truth.lag), stamp }));
+            seen.push((truth.phase, Observation { at: scene.ms(truth.at + truth.lag), stamp }));
         }
         let spans = scene.spans(&ours, &seen);
         prop_assert_eq!(spans.len(), truths.len(), "each known phase once");
@@ -147,14 +147,14 @@ proptest! {
         parts in proptest::collection::vec((0..8usize, prop::option::of(0..9000u64), 0..9000u64), 0..8),
         until in 0..9000u64,
     ) {
-        let scene = Scene::new();
+        let scene = TimelineTest::new();
         let ours: BTreeMap<_, _> = ours.into_iter().map(|(phase, ms)| (Phase::ALL[phase], scene.ms(ms))).collect();
         let ours: Vec<_> = ours.into_iter().collect();
         let seen: Vec<_> = seen.into_iter().map(|(phase, ms, stamp)| {
             let stamp = stamp.map(|(clock, ahead)| scene.stamp(CLOCKS[clock], 99_000, ahead, 1000));
-            (Phase::ALL[phase], Seen { at: scene.ms(ms), stamp })
+            (Phase::ALL[phase], Observation { at: scene.ms(ms), stamp })
         }).collect();
-        let parts: Vec<_> = parts.into_iter().map(|(part, start, end)| PartSeen {
+        let parts: Vec<_> = parts.into_iter().map(|(part, start, end)| PartObservation {
             part: super::super::Part::ALL[part],
             start: start.map(|ms| scene.ms(ms)),
             end: scene.ms(end),

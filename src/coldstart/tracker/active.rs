@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     coldstart::{ColdStart, ColdStartKind, Phase, timeline::Timeline},
-    state::{PartSeen, PodStart, Seen},
+    state::{Observation, PartObservation, PodStart},
 };
 
 /// The kind of a target, which determines its phases.
@@ -27,7 +27,7 @@ pub(super) struct ActiveColdStart {
     pub(super) wall: SystemTime,
     /// Ends of phases by this proxy's own action, in order.
     pub(super) ends: Vec<(Phase, Instant)>,
-    pub(super) parts: Vec<PartSeen>,
+    pub(super) parts: Vec<PartObservation>,
     /// Address of the first ready endpoint.
     pub(super) first_address: Option<Arc<str>>,
     pub(super) obstacle: Option<Arc<str>>,
@@ -47,7 +47,7 @@ pub(super) struct EndedColdStart {
 pub(super) struct Observations {
     pub(super) target: TargetKind,
     pub(super) kind: ColdStartKind,
-    pub(super) ends: Vec<(Phase, Seen)>,
+    pub(super) ends: Vec<(Phase, Observation)>,
     pub(super) pods: Vec<PodStart>,
 }
 

@@ -11,7 +11,7 @@ use super::{
     Tracker,
     active::{ActiveColdStart, Observations},
 };
-use crate::coldstart::{ColdStart, ColdStartKind, Estimates, Phase, store::Tally, timeline::Timeline};
+use crate::coldstart::{ColdStart, ColdStartKind, Estimates, Phase, store::HoldTally, timeline::Timeline};
 
 impl Tracker {
     /// Returns the number of activations that have made the target ready.
@@ -68,7 +68,7 @@ impl Tracker {
         &self,
         active: &ActiveColdStart,
         observations: &Observations,
-        tally: &Tally,
+        tally: &HoldTally,
         until: Option<Instant>,
     ) -> ColdStart {
         let pod = observations.pod(active);

@@ -171,10 +171,10 @@ async fn record_names_the_first_ready_pod() {
     // Before the cold start begins.
     tracker.record_push(began);
     advance(Duration::from_millis(8)).await;
-    tracker.observe(Phase::Scale, Seen::now());
+    tracker.observe(Phase::Scale, Observation::now());
     tracker.begin(began, 1);
     assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Create));
-    let at = |ms| Seen { at: began + Duration::from_millis(ms), stamp: None };
+    let at = |ms| Observation { at: began + Duration::from_millis(ms), stamp: None };
     let pod = |name: &str, moments: &[(Phase, u64)]| PodStart {
         name: name.into(),
         address: Some(format!("{name}:8000").into()),
@@ -224,8 +224,8 @@ async fn record_names_the_first_ready_pod() {
 async fn events_before_the_first_request_are_ignored() {
     let (store, tracker) = tracker();
     tracker.set_target_kind(TargetKind::Cluster);
-    tracker.observe(Phase::Scale, Seen::now());
-    let created = Seen::now();
+    tracker.observe(Phase::Scale, Observation::now());
+    let created = Observation::now();
     advance(Duration::from_secs(9)).await;
     tracker.begin(Instant::now(), 1);
     tracker.signal_acknowledged();
@@ -235,7 +235,7 @@ async fn events_before_the_first_request_are_ignored() {
         resolution: Duration::from_secs(1),
         clock: "node".into(),
     };
-    let start = Seen { at: Instant::now(), stamp: Some(stamp) };
+    let start = Observation { at: Instant::now(), stamp: Some(stamp) };
     tracker.observe_pods([PodStart {
         name: "a".into(),
         moments: vec![(Phase::Create, created), (Phase::Start, start)],
@@ -283,10 +283,10 @@ async fn parts_are_within_their_phase() {
     advance(Duration::from_secs(4)).await;
     let now = Instant::now();
     let since = |seconds| Some(now - Duration::from_secs(seconds));
-    tracker.record_part(PartSeen { part: Part::Weights, start: since(1), end: now });
-    tracker.record_part(PartSeen { part: Part::Weights, start: since(9), end: now });
+    tracker.record_part(PartObservation { part: Part::Weights, start: since(1), end: now });
+    tracker.record_part(PartObservation { part: Part::Weights, start: since(9), end: now });
     advance(Duration::from_secs(2)).await;
-    tracker.record_part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
+    tracker.record_part(PartObservation { part: Part::Warmup, start: None, end: Instant::now() });
     tracker.ready(None);
     tracker.abandoned();
     let [record] = store.recent(None, 10).try_into().unwrap();

@@ -18,7 +18,7 @@ pub const H2_HEAD_FACTOR: usize = 4;
 pub const STREAM_COST_BYTES: usize = 8 << 10;
 
 /// Memory of an unread response besides its body, in bytes: the stream's state, its task and its head.
-/// `unread_answer_costs_no_more_than_it_counts_for` measures 2.2 KiB; as much again is for larger heads.
+/// `unread_response_costs_at_most_its_accounting` measures 2.2 KiB; as much again is for larger heads.
 pub const ANSWER_COST_BYTES: usize = 4 << 10;
 
 /// Bytes of a response read ahead from a model server, per connection; also the maximum size of a response head.

@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_listed_is_allowed() {
+    fn only_listed_values_are_allowed() {
         let list = [
             "envoy.gateway.svc",
             "*.models.example.com",

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use super::Checker;
 use crate::{
-    config::source::{KeyPath, Source},
+    config::source::{KeyPath, SourceFile},
     domain::Claim,
 };
 
 impl Checker<'_> {
     pub(super) fn overlaps(&mut self) {
         let routes = &self.config.routes;
-        let indices = self.source.map(Source::route_indices).unwrap_or_default();
+        let indices = self.source.map(SourceFile::route_indices).unwrap_or_default();
         let place = |index: usize| KeyPath::default().key("routes").index(indices[index]);
         let mut names = HashMap::new();
         let mut claimed: HashMap<Claim<'_>, usize> = HashMap::new();

@@ -7,18 +7,21 @@ fn route(name: &str, matching: serde_json::Value) -> Route {
     serde_json::from_value(json!({"name": name, "match": matching, "target": {"url": "http://a:1"}})).unwrap()
 }
 
-fn candidate(kind: RouteKind, name: &str, created: i64, matching: serde_json::Value) -> Candidate {
+fn candidate(kind: RouteKind, name: &str, created: i64, matching: serde_json::Value) -> RouteCandidate {
     let object = RouteObject { kind, namespace: "models".into(), name: name.into() };
     let route = route(object.key().as_str(), matching);
-    Candidate { object, created: Some(created), route: Ok((route.into(), Vec::new())) }
+    RouteCandidate { object, created: Some(created), route: Ok((route.into(), Vec::new())) }
 }
 
-fn ours(name: &str, created: i64, matching: serde_json::Value) -> Candidate {
+fn ours(name: &str, created: i64, matching: serde_json::Value) -> RouteCandidate {
     candidate(RouteKind::ModelRoute, name, created, matching)
 }
 
 /// The served routes, and each object with reason and message.
-fn settled(file: &[Route], candidates: Vec<Candidate>) -> (Vec<String>, Vec<(String, &'static str, String)>) {
+fn settled(
+    file: &[Route],
+    candidates: Vec<RouteCandidate>,
+) -> (Vec<String>, Vec<(String, &'static str, String)>) {
     let Resolution { routes, verdicts } = resolve(file, candidates);
     let told =
         verdicts.iter().map(|(object, verdict)| (object.name.clone(), verdict.reason(), verdict.message()));
@@ -128,7 +131,7 @@ fn limits_keep_the_oldest_routes() {
 }
 
 /// Routes over few words, so that they meet.
-fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+fn candidates() -> impl Strategy<Value = Vec<RouteCandidate>> {
     let some = |words: &'static [&'static str]| prop::sample::subsequence(words, 0..words.len());
     let one = (
         0..2_u8,
@@ -154,7 +157,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_order_in_which_objects_are_seen_does_not_matter(
+    fn resolution_ignores_arrival_order(
         (seen, shuffled) in candidates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
     ) {
         prop_assert_eq!(settled(&[], seen), settled(&[], shuffled));

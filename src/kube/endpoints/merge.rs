@@ -17,11 +17,11 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{pool::Pool, protocol::protocol};
+use super::{pool::PoolSelector, protocol::protocol};
 use crate::{
     domain::{ObstacleKind, Role, Roles, ServicePort},
     kube::pods::{ACTIVE_PORTS, addresses},
-    state::{Discovered, DiscoveredEndpoint, Problem, Protocol},
+    state::{Discovered, DiscoveredEndpoint, DiscoveryProblem, Protocol},
 };
 
 /// Upper bound of endpoints per target.
@@ -93,13 +93,13 @@ pub(super) fn service(
             "the Service {} has no selector, so that the labels of its pods are not known; leave out serve and ready",
             name_of(service)
         );
-        let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+        let problem = Some(DiscoveryProblem::lasting(ObstacleKind::NoService, why));
         return Discovered { problem, ..Discovered::default() };
     }
     let port = match service_port(service, port) {
         Ok(port) => port,
         Err(why) => {
-            let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+            let problem = Some(DiscoveryProblem::lasting(ObstacleKind::NoService, why));
             return Discovered { problem, ..Discovered::default() };
         }
     };
@@ -147,13 +147,13 @@ pub(super) fn service(
     if let Some(name) = unnamed.filter(|_| found.endpoints.is_empty()) {
         let why =
             format!("no container of the pods of the Service {} has a port named {name}", name_of(service));
-        found.problem = Some(Problem::lasting(ObstacleKind::PortRefused, why));
+        found.problem = Some(DiscoveryProblem::lasting(ObstacleKind::PortRefused, why));
     }
     found
 }
 
 /// Returns the endpoints of an InferencePool: every active port of every pod.
-pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>], roles: &Roles) -> Discovered {
+pub(super) fn pool(pool: &PoolSelector, pods: &[Arc<Pod>], roles: &Roles) -> Discovered {
     let mut known = EndpointMap::new();
     for pod in pods {
         let Some((state, role)) = pod_state(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
@@ -169,7 +169,7 @@ pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>], roles: &Roles) -> Discovered 
 
 /// Returns the ports of the pool on which a pod serves: all, unless an annotation of the pod lists the active ones.
 /// With data parallelism each port is a server of its own.
-pub(super) fn active_ports(pool: &Pool, pod: &Pod) -> Vec<u16> {
+pub(super) fn active_ports(pool: &PoolSelector, pod: &Pod) -> Vec<u16> {
     let annotations = pod.metadata.annotations.as_ref();
     let active = annotations.and_then(|all| ACTIVE_PORTS.iter().find_map(|name| all.get(*name)));
     let Some(active) = active else { return pool.ports.clone() };

@@ -21,7 +21,7 @@ use crate::state::Protocol;
 pub(super) struct InferencePoolSpec(Value);
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Pool {
+pub(super) struct PoolSelector {
     pub(super) selector: BTreeMap<String, String>,
     /// Every pod serves on each of these ports.
     pub(super) ports: Vec<u16>,
@@ -29,7 +29,7 @@ pub(super) struct Pool {
 }
 
 /// Parses the spec. The error is a predicate that follows the name of the pool.
-pub(super) fn read(pool: &InferencePool) -> Result<Pool, &'static str> {
+pub(super) fn read(pool: &InferencePool) -> Result<PoolSelector, &'static str> {
     let spec = &pool.spec.0;
     let labels = spec["selector"]["matchLabels"].as_object().filter(|labels| !labels.is_empty());
     let selector = labels.ok_or("selects no pods: it has no spec.selector.matchLabels")?;
@@ -44,5 +44,5 @@ pub(super) fn read(pool: &InferencePool) -> Result<Pool, &'static str> {
     let protocol = super::protocol::protocol(spec["appProtocol"].as_str());
     let selector =
         selector.collect::<Option<_>>().ok_or("has a label in its selector that is not a string")?;
-    Ok(Pool { selector, ports, protocol })
+    Ok(PoolSelector { selector, ports, protocol })
 }

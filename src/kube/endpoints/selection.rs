@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Service};
 
 use super::{
     merge::{self, name_of, port_on},
-    pool::Pool,
+    pool::PoolSelector,
 };
 use crate::{domain::ServicePort, kube::pod_reasons::is_over, state::Selection};
 
@@ -20,7 +20,7 @@ pub(super) fn of_service(service: &Service, port: &ServicePort, pods: &[Arc<Pod>
 }
 
 /// Describes the pool `name` (`namespace/name`) and its current pods.
-pub(super) fn of_pool(name: &str, pool: &Pool, pods: &[Arc<Pod>]) -> Selection {
+pub(super) fn of_pool(name: &str, pool: &PoolSelector, pods: &[Arc<Pod>]) -> Selection {
     let ports: BTreeSet<_> = pool.ports.iter().copied().map(i32::from).collect();
     let leads_to = format!("to {}", join_or(ports.iter().map(i32::to_string), "no port"));
     let live = pods.iter().filter(|pod| !is_over(pod));

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const SERVICES: &str = "/api/v1/namespaces/ml/services";
-const PODS: &str = "/api/v1/namespaces/ml/pods";
+const PODS_PATH: &str = "/api/v1/namespaces/ml/pods";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/ml/endpointslices";
 const POOLS: &str = "/apis/inference.networking.k8s.io/v1/namespaces/ml/inferencepools";
 
@@ -389,7 +389,7 @@ fn pool_lists_pods_and_ports() {
 }
 
 /// State of a pod or of a slice's endpoint, as numbers: one of a few addresses, and one of a few conditions.
-type Entry = (u8, u8);
+type EncodedEntry = (u8, u8);
 
 proptest! {
     /// Whatever pods and slices say, and in whatever order: the addresses are sorted and each is there once; a pod that
@@ -424,7 +424,7 @@ proptest! {
         let ips: Vec<IpAddr> =
             found.iter().map(|endpoint| endpoint.address.split(':').next().unwrap().parse().unwrap()).collect();
         prop_assert!(ips.is_sorted_by(|one, next| one < next));
-        let best = |entries: &mut dyn Iterator<Item = Entry>, at: u8| {
+        let best = |entries: &mut dyn Iterator<Item = EncodedEntry>, at: u8| {
             entries.filter(|(there, _)| *there == at).map(|(_, how)| how).max()
         };
         for at in 0..6 {
@@ -468,7 +468,7 @@ impl DiscoveryTest {
     fn new(target: ClusterTarget) -> Self {
         let api = StandIn::default();
         let cluster = api.cluster();
-        let endpoints = Endpoints::new(cluster.clone(), Pods::new(cluster));
+        let endpoints = Endpoints::new(cluster.clone(), PodWatches::new(cluster));
         let found = endpoints.watch(&target);
         Self { api, endpoints, found }
     }
@@ -493,25 +493,25 @@ async fn unordered_events_converge() {
     discovery.api.put_in(SLICES, slice(true));
     discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.finds(Ok("10.0.0.1:8000")).await;
-    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", false));
+    discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", false));
     discovery.finds(Ok("10.0.0.1:8000!")).await;
-    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
     discovery.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
-    discovery.api.put_in(PODS, terminating(pod_at("one", "10.0.0.1", true)));
+    discovery.api.put_in(PODS_PATH, terminating(pod_at("one", "10.0.0.1", true)));
     discovery.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
     // The pod is gone, and the slice does not know yet.
-    discovery.api.remove(&format!("{PODS}/one"));
+    discovery.api.remove(&format!("{PODS_PATH}/one"));
     discovery.finds(Ok("10.0.0.2:8000")).await;
     discovery.api.put_in(SLICES, slice(false));
-    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", false));
+    discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", false));
     discovery.finds(Ok("10.0.0.2:8000!")).await;
     discovery.api.remove(&format!("{SLICES}/tiny-a"));
-    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
     discovery.finds(Ok("10.0.0.2:8000")).await;
     // Another selector, another port.
     let mut other = pod_at("other", "10.0.0.9", true);
     other["metadata"]["labels"]["app"] = "other".into();
-    discovery.api.put_in(PODS, other);
+    discovery.api.put_in(PODS_PATH, other);
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 9000 }]);
     discovery.api.put_in(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
     discovery.finds(Ok("10.0.0.9:9000")).await;
@@ -525,15 +525,15 @@ async fn unordered_events_converge() {
 async fn irrelevant_change_is_not_published() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.api.put_in(SERVICES, service_with(json!({})));
-    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
     discovery.api.watches(3).await;
     discovery.found.mark_unchanged();
     let mut renamed = pod_at("one", "10.0.0.1", true);
     renamed["metadata"]["labels"]["version"] = "2".into();
-    discovery.api.put_in(PODS, renamed);
+    discovery.api.put_in(PODS_PATH, renamed);
     let before = discovery.found.borrow().clone();
-    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
     discovery.found.changed().await.unwrap();
     let after = discovery.found.borrow_and_update().clone();
     assert_eq!((before.endpoints.len(), after.endpoints.len()), (1, 2), "the first change is the second pod");
@@ -543,13 +543,13 @@ async fn irrelevant_change_is_not_published() {
 async fn api_server_outage_keeps_last_state() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.api.put_in(SERVICES, service_with(json!({})));
-    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
     discovery.api.watches(3).await;
     let lists = discovery.api.lists();
     discovery.found.mark_unchanged();
     discovery.api.go_away().await;
-    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
     discovery.api.come_back();
     discovery.found.changed().await.unwrap();
     assert_eq!(shown(&discovery.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
@@ -584,7 +584,7 @@ async fn routes_share_watch_until_last_drop() {
 async fn pool_is_discovered_like_service() {
     let mut discovery = DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() }));
     discovery.finds(Err("the InferencePool ml/tiny does not exist")).await;
-    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", false));
+    discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", false));
     let pool = |spec: Value| {
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
             "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec })
@@ -595,7 +595,7 @@ async fn pool_is_discovered_like_service() {
     let selector = json!({ "matchLabels": { "app": "tiny" } });
     discovery.api.put_in(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
     discovery.finds(Ok("10.0.0.1:8000!")).await;
-    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
 }
 
@@ -627,7 +627,7 @@ async fn inactive_ports_are_no_endpoints() {
         (json!({ new: "" }), ""),
         (json!({ "other": "8000" }), all),
     ] {
-        discovery.api.put_in(PODS, of(annotations));
+        discovery.api.put_in(PODS_PATH, of(annotations));
         discovery.finds(Ok(expected)).await;
     }
 }

@@ -3,10 +3,10 @@ use serde_json::Value;
 use super::*;
 use crate::kube::stand_in::StandIn;
 
-const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
+const MODEL_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
 
-fn notice(note: &str) -> Notice {
-    Notice {
+fn notice(note: &str) -> EventNotice {
+    EventNotice {
         about: EventSubject::Route("team-a/chat".into()),
         is_warning: true,
         reason: "ImagePull",
@@ -16,7 +16,10 @@ fn notice(note: &str) -> Notice {
 
 fn server() -> StandIn {
     let server = StandIn::default();
-    server.put(ROUTE, json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-7" } }));
+    server.put(
+        MODEL_ROUTE_PATH,
+        json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-7" } }),
+    );
     server
 }
 
@@ -92,7 +95,7 @@ async fn event_without_object_or_right_is_dropped() {
     let server = server();
     let cluster = server.cluster();
     let events = cluster.events();
-    events.publish(Notice { about: EventSubject::Route("team-a/gone".into()), ..notice("x") });
+    events.publish(EventNotice { about: EventSubject::Route("team-a/gone".into()), ..notice("x") });
     server.forbid("POST", "events");
     events.publish(notice("x"));
     assert!(written(&server).await.is_empty());

@@ -3,13 +3,13 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, ServicePort, Workload},
-    kube::{Endpoints, reasons::ProxyView, scaled_objects::PAUSED, stand_in::StandIn},
+    kube::{Endpoints, reasons::ProxyView, scaled_objects::PAUSED_ANNOTATION, stand_in::StandIn},
     state::NoDiscovery,
 };
 
 const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
-const POD: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
+const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
 /// With a namespace, to a Service there; else of the file.
 fn route(name: &str) -> Route {
@@ -28,7 +28,7 @@ fn route(name: &str) -> Route {
 
 fn scaled_object(paused: &str, route: &str) -> Value {
     json!({
-        "metadata": { "name": "chat", "namespace": "team-a", "annotations": { PAUSED: paused } },
+        "metadata": { "name": "chat", "namespace": "team-a", "annotations": { PAUSED_ANNOTATION: paused } },
         "spec": {
             "scaleTargetRef": { "name": "vllm" },
             "triggers": [{ "type": "external-push", "metadata": { "scalerAddress": "a:9090", "route": route } }],
@@ -63,7 +63,7 @@ impl FactsTest {
         let routes =
             watch::Sender::new(Arc::new(routes.iter().map(|name| Arc::new(route(name))).collect::<Vec<_>>()));
         let refusals = watch::Sender::default();
-        let pods = Pods::new(cluster.clone());
+        let pods = PodWatches::new(cluster.clone());
         server.put("/api/v1/namespaces/team-a/services/vllm", service());
         let discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
         let scaled = cluster.scaled_objects();
@@ -99,7 +99,7 @@ async fn facts_follow_scaled_object_to_pods() {
     stage.says("team-a/chat", None).await;
     stage.server.put(DEPLOYMENT, deployment(1));
     stage.server.put(
-        POD,
+        POD_PATH,
         json!({
             "metadata": { "name": "vllm-1", "namespace": "team-a", "labels": { "app": "vllm" } },
             "status": { "phase": "Pending", "containerStatuses": [{
@@ -110,7 +110,7 @@ async fn facts_follow_scaled_object_to_pods() {
     );
     let message = stage.says("team-a/chat", Some(ImagePull)).await;
     assert!(message.contains("vllm:none"), "{message}");
-    stage.server.remove(POD);
+    stage.server.remove(POD_PATH);
     stage.says("team-a/chat", None).await;
     stage.server.remove(SCALED_OBJECT);
     stage.server.put(DEPLOYMENT, deployment(0));
@@ -134,7 +134,7 @@ async fn missing_keda_is_reported() {
     let cluster = server.cluster();
     let routes = watch::Sender::new(Arc::new(vec![Arc::new(route("team-a/chat"))]));
     let refusals = watch::Sender::default();
-    let pods = Pods::new(cluster.clone());
+    let pods = PodWatches::new(cluster.clone());
     let scaled = cluster.scaled_objects();
     let facts = cluster.facts(routes.subscribe(), scaled, refusals.subscribe(), pods, Arc::new(NoDiscovery));
     let mut stage = FactsTest { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
@@ -150,7 +150,7 @@ fn url_route_is_not_a_cluster_route() {
     let to_pods = route("team-a/chat");
     let to_url = Route { target: Target::Url("http://vllm:8000".into()), ..to_pods.clone() };
     let obstacle = |route: &Route| {
-        scaling_facts(route, &[], Keda::Known)
+        scaling_facts(route, &[], KedaState::Known)
             .obstacle(&route.name, &ProxyView::default())
             .map(|trouble| trouble.kind)
     };
@@ -201,9 +201,9 @@ async fn evicted_pod_defers_to_scheduler_reason() {
     let no_node = json!({ "phase": "Pending", "conditions": [
         { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes" },
     ] });
-    stage.server.put(POD, pod("vllm-1", "2026-11-29T10:00:00Z", no_node));
+    stage.server.put(POD_PATH, pod("vllm-1", "2026-11-29T10:00:00Z", no_node));
     let message = stage.says("team-a/chat", Some(ObstacleKind::Unschedulable)).await;
     assert!(message.contains("vllm-1"), "{message}");
-    stage.server.put(POD, pod("vllm-1", "2026-11-29T10:00:00Z", json!({ "phase": "Pending" })));
+    stage.server.put(POD_PATH, pod("vllm-1", "2026-11-29T10:00:00Z", json!({ "phase": "Pending" })));
     stage.says("team-a/chat", None).await;
 }

@@ -9,14 +9,14 @@ use crate::kube::stand_in::StandIn;
 
 const PODS: &str = "/api/v1/namespaces/ml/pods";
 /// Far above what anything here takes.
-const BOUND: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn pod(name: &str, app: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "ml", "labels": { "app": app, "tier": "gpu" } } })
 }
 
-fn of_app(app: &str) -> Select {
-    Select::of(&format!("app={app}"))
+fn of_app(app: &str) -> ObjectSelector {
+    ObjectSelector::of(&format!("app={app}"))
 }
 
 fn names(part: &Subset<Pod>) -> Vec<String> {
@@ -31,18 +31,20 @@ async fn until(part: &mut Subset<Pod>, wanted: &[&str]) {
             part.changed().await;
         }
     };
-    assert!(timeout(BOUND, waiting).await.is_ok(), "{:?} instead of {wanted:?}", names(part));
+    assert!(timeout(TEST_TIMEOUT, waiting).await.is_ok(), "{:?} instead of {wanted:?}", names(part));
 }
 
 #[test]
 fn equality_selectors_are_recognised() {
     let labels = |pairs: &[(&str, &str)]| {
-        Select::Labels(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        ObjectSelector::Labels(
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        )
     };
-    assert_eq!(Select::of("app=a"), labels(&[("app", "a")]));
-    assert_eq!(Select::of("b=2,a="), labels(&[("a", ""), ("b", "2")]));
+    assert_eq!(ObjectSelector::of("app=a"), labels(&[("app", "a")]));
+    assert_eq!(ObjectSelector::of("b=2,a="), labels(&[("a", ""), ("b", "2")]));
     for other in ["a in (b, c)", "a!=b", "a", "!a", "a=b,a=c", "a==b"] {
-        assert_eq!(Select::of(other), Select::Selector(other.into()), "{other}");
+        assert_eq!(ObjectSelector::of(other), ObjectSelector::Selector(other.into()), "{other}");
     }
 }
 
@@ -66,8 +68,8 @@ async fn subsets_share_the_watch_of_their_namespace() {
     let informers = Informers::<Pod>::new(api.cluster(), |_| {});
     let mut all: Vec<_> =
         (0..30).map(|number| informers.watch("ml", of_app(&format!("app-{number}")))).collect();
-    let mut gpu = informers.watch("ml", Select::of("tier=gpu,app=app-21"));
-    let mut selected = informers.watch("ml", Select::of("app in (app-20)"));
+    let mut gpu = informers.watch("ml", ObjectSelector::of("tier=gpu,app=app-21"));
+    let mut selected = informers.watch("ml", ObjectSelector::of("app in (app-20)"));
     until(&mut all[20], &["one"]).await;
     until(&mut all[21], &[]).await;
     until(&mut selected, &["one"]).await;
@@ -94,7 +96,7 @@ async fn subsets_share_the_watch_of_their_namespace() {
             all[20].changed().await;
         }
     };
-    assert!(timeout(BOUND, failed).await.is_ok());
+    assert!(timeout(TEST_TIMEOUT, failed).await.is_ok());
     assert_eq!(names(&all[20]), ["one"], "what was known stays");
     api.put_in(PODS, pod("three", "app-20"));
     api.come_back();

@@ -8,8 +8,8 @@ use std::{
 use k8s_openapi::api::core::v1::Service;
 
 use super::{
-    ConfigMapKey, Fallback, InterceptorRoute, InterceptorRouteSpec, Placeholder, Response, Rule,
-    ScalingMetric, ServiceRef,
+    ConfigMapKey, Fallback, InterceptorRoute, InterceptorRouteSpec, InterceptorRule, Placeholder,
+    ResponseSpec, ScalingMetric, ServiceRef,
 };
 use crate::{
     domain::{
@@ -136,7 +136,11 @@ impl<R: References> Reader<'_, R> {
             let path = format!("spec.staticRoutes[{index}]");
             intercept.static_routes.push(StaticRoute {
                 rules: matchers(&route.rules),
-                answer: self.answer(&route.response, StaticRoute::STATUS, &format!("{path}.response"))?,
+                answer: self.answer(
+                    &route.response,
+                    StaticRoute::DEFAULT_STATUS,
+                    &format!("{path}.response"),
+                )?,
                 mode: match route.response_mode.as_deref() {
                     Some("Always") => ResponseMode::Always,
                     Some("WhenUnavailable") | None => ResponseMode::WhenUnavailable,
@@ -190,7 +194,7 @@ impl<R: References> Reader<'_, R> {
         }
     }
 
-    fn answer(&mut self, response: &Response, status: u16, path: &str) -> Result<StaticAnswer, String> {
+    fn answer(&mut self, response: &ResponseSpec, status: u16, path: &str) -> Result<StaticAnswer, String> {
         let body = match (&response.body, &response.body_from_config_map) {
             (Some(_), Some(_)) => return Err(format!("{path}: give body or bodyFromConfigMap, not both")),
             (Some(text), None) => StaticBody::Text(text.clone().into()),
@@ -237,7 +241,7 @@ impl ServiceRef {
 
 impl ScalingMetric {
     fn to_scaling(&self) -> Result<Scaling, String> {
-        let least = |value: Option<u32>| value.unwrap_or(Intercept::TARGET).max(1);
+        let least = |value: Option<u32>| value.unwrap_or(Intercept::DEFAULT_TARGET).max(1);
         let request_rate = match &self.request_rate {
             None => None,
             Some(rate) => {
@@ -252,19 +256,19 @@ impl ScalingMetric {
         let target = match (&self.concurrency, &request_rate) {
             (Some(concurrency), _) => least(concurrency.target_value),
             (None, Some(_)) => NO_TARGET,
-            (None, None) => Intercept::TARGET,
+            (None, None) => Intercept::DEFAULT_TARGET,
         };
         Ok(Scaling { target, counting: Counting::Concurrency, request_rate, ..Scaling::default() })
     }
 }
 
-fn matchers(rules: &[Rule]) -> Vec<Matcher> {
-    rules.iter().map(Rule::to_matcher).collect()
+fn matchers(rules: &[InterceptorRule]) -> Vec<Matcher> {
+    rules.iter().map(InterceptorRule::to_matcher).collect()
 }
 
-// === impl Rule ===
+// === impl InterceptorRule ===
 
-impl Rule {
+impl InterceptorRule {
     fn to_matcher(&self) -> Matcher {
         // Semantics of the Add-on: hosts without port, empty for any; paths as segments, with or without a leading
         // slash.

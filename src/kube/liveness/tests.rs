@@ -10,7 +10,7 @@ use tokio::time::{advance, sleep};
 use super::*;
 use crate::kube::{Cluster, Watched, stand_in::StandIn};
 
-const PODS: &str = "/api/v1/namespaces/ml/pods";
+const PODS_PATH: &str = "/api/v1/namespaces/ml/pods";
 
 fn pod(name: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "ml" }, "spec": { "containers": [] } })
@@ -35,7 +35,7 @@ impl LivenessTest {
     /// Creates a pod, and returns the time until it is observed.
     async fn put(&mut self, name: &str) -> Duration {
         let began = Instant::now();
-        self.server.put(&format!("{PODS}/{name}"), pod(name));
+        self.server.put(&format!("{PODS_PATH}/{name}"), pod(name));
         while self.pods.get("ml", name).is_none() {
             self.pods.changed().await;
         }

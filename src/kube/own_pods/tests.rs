@@ -6,16 +6,19 @@ use crate::{
     kube::starts::{CONTROL_PLANE, stamp},
 };
 
-const RAISED: &str = "2026-11-29T10:00:00Z";
-const BEFORE: &str = "2026-11-29T07:00:00Z";
-const SINCE: &str = "2026-11-29T10:00:01Z";
+const SCALED_UP_AT: &str = "2026-11-29T10:00:00Z";
+const CREATED_BEFORE: &str = "2026-11-29T07:00:00Z";
+const CREATED_AFTER: &str = "2026-11-29T10:00:01Z";
 
 fn own_pods(kind: &str, current: Option<&str>) -> OwnPods {
     let workload = Workload { api_version: "apps/v1".into(), kind: kind.into(), name: "vllm".into() };
     let meta = ObjectMeta { uid: Some("u-vllm".into()), ..ObjectMeta::default() };
     let message = current.map(|current| format!("ReplicaSet \"{current}\" is progressing."));
     let object = json!({ "status": { "conditions": [{ "type": "Progressing", "message": message }] } });
-    let raised = Seen { stamp: Some(stamp(RAISED.parse().unwrap(), CONTROL_PLANE)), ..Seen::now() };
+    let raised = Observation {
+        stamp: Some(stamp(SCALED_UP_AT.parse().unwrap(), CONTROL_PLANE)),
+        ..Observation::now()
+    };
     OwnPods::of(&workload, &meta, &object, Some(&raised))
 }
 
@@ -58,13 +61,13 @@ fn speak(own: &OwnPods, pods: &[Arc<Pod>]) -> Vec<(String, Option<ObstacleKind>)
     relevant.map(|pod| (pod.name, pod.trouble.map(|trouble| trouble.kind))).collect()
 }
 
-const OF_VLLM: (&str, &str) = ("ReplicaSet", "vllm-5d4f9c");
+const VLLM_OWNER: (&str, &str) = ("ReplicaSet", "vllm-5d4f9c");
 
 #[tokio::test]
 async fn evicted_pod_of_earlier_start_is_ignored() {
     let own = own_pods("Deployment", Some("vllm-5d4f9c"));
-    let old = pod("old", OF_VLLM, BEFORE, evicted());
-    let new = pod("new", OF_VLLM, SINCE, unschedulable());
+    let old = pod("old", VLLM_OWNER, CREATED_BEFORE, evicted());
+    let new = pod("new", VLLM_OWNER, CREATED_AFTER, unschedulable());
     assert_eq!(speak(&own, std::slice::from_ref(&old)), [], "also before the new one is created");
     assert_eq!(speak(&own, &[old, new]), [("new".into(), Some(ObstacleKind::Unschedulable))]);
 }
@@ -73,10 +76,10 @@ async fn evicted_pod_of_earlier_start_is_ignored() {
 async fn failed_pod_of_this_start_counts_while_alone() {
     let own = own_pods("Deployment", None);
     let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no GPU" });
-    let failed = pod("failed", OF_VLLM, SINCE, status);
+    let failed = pod("failed", VLLM_OWNER, CREATED_AFTER, status);
     let expected = [("failed".into(), Some(ObstacleKind::Unschedulable))];
     assert_eq!(speak(&own, std::slice::from_ref(&failed)), expected);
-    let next = pod("next", OF_VLLM, SINCE, starting());
+    let next = pod("next", VLLM_OWNER, CREATED_AFTER, starting());
     assert_eq!(speak(&own, &[failed.clone(), next]), [("next".into(), None)]);
     let unknown = OwnPods { raised: None, ..own };
     assert_eq!(speak(&unknown, &[failed]), [], "it may be of any start");
@@ -85,9 +88,9 @@ async fn failed_pod_of_this_start_counts_while_alone() {
 #[tokio::test]
 async fn terminating_and_completed_pods_are_ignored() {
     let own = own_pods("Deployment", None);
-    let mut leaving = (*pod("leaving", OF_VLLM, SINCE, crash_loop())).clone();
+    let mut leaving = (*pod("leaving", VLLM_OWNER, CREATED_AFTER, crash_loop())).clone();
     leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
-    let done = pod("done", OF_VLLM, SINCE, json!({ "phase": "Succeeded" }));
+    let done = pod("done", VLLM_OWNER, CREATED_AFTER, json!({ "phase": "Succeeded" }));
     assert_eq!(speak(&own, &[leaving.into(), done]), []);
 }
 
@@ -96,7 +99,7 @@ async fn pods_of_other_owners_are_ignored() {
     for (kind, of, others) in [
         (
             "Deployment",
-            OF_VLLM,
+            VLLM_OWNER,
             vec![("Job", "vllm-warm"), ("ReplicaSet", "vllm-canary-5d4f9c"), ("StatefulSet", "vllm")],
         ),
         (
@@ -107,9 +110,10 @@ async fn pods_of_other_owners_are_ignored() {
         ("LeaderWorkerSet", ("StatefulSet", "vllm-0"), vec![("Job", "vllm-0")]),
     ] {
         let own = own_pods(kind, None);
-        let mut pods: Vec<_> = others.iter().map(|owner| pod("other", *owner, SINCE, crash_loop())).collect();
+        let mut pods: Vec<_> =
+            others.iter().map(|owner| pod("other", *owner, CREATED_AFTER, crash_loop())).collect();
         assert_eq!(speak(&own, &pods), [], "{kind}");
-        pods.push(pod("own", of, SINCE, unschedulable()));
+        pods.push(pod("own", of, CREATED_AFTER, unschedulable()));
         assert_eq!(speak(&own, &pods), [("own".into(), Some(ObstacleKind::Unschedulable))], "{kind}");
     }
 }
@@ -117,8 +121,8 @@ async fn pods_of_other_owners_are_ignored() {
 #[tokio::test]
 async fn older_revision_counts_while_it_may_start() {
     let own = own_pods("Deployment", Some("vllm-5d4f9c"));
-    let older = |status| pod("older", ("ReplicaSet", "vllm-77b8d6"), BEFORE, status);
-    let new = pod("new", OF_VLLM, SINCE, unschedulable());
+    let older = |status| pod("older", ("ReplicaSet", "vllm-77b8d6"), CREATED_BEFORE, status);
+    let new = pod("new", VLLM_OWNER, CREATED_AFTER, unschedulable());
     let expected = ("new".to_owned(), Some(ObstacleKind::Unschedulable));
     assert_eq!(speak(&own, &[older(crash_loop()), new.clone()]), vec![expected.clone()]);
     assert_eq!(speak(&own, &[older(starting()), new]), [("older".into(), None), expected]);
@@ -128,12 +132,12 @@ async fn older_revision_counts_while_it_may_start() {
 #[tokio::test]
 async fn crash_loop_counts_however_old_the_pod_is() {
     let expected = [("x".to_owned(), Some(ObstacleKind::CrashLoop))];
-    for (kind, owner) in [("Deployment", OF_VLLM), ("StatefulSet", ("StatefulSet", "vllm"))] {
+    for (kind, owner) in [("Deployment", VLLM_OWNER), ("StatefulSet", ("StatefulSet", "vllm"))] {
         // Of a StatefulSet, an older revision may be what the newer one waits for.
         let own = own_pods(kind, (kind == "Deployment").then_some("vllm-5d4f9c"));
-        assert_eq!(speak(&own, &[pod("x", owner, BEFORE, crash_loop())]), expected, "{kind}");
+        assert_eq!(speak(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]), expected, "{kind}");
     }
-    let mut alone = (*pod("x", OF_VLLM, BEFORE, crash_loop())).clone();
+    let mut alone = (*pod("x", VLLM_OWNER, CREATED_BEFORE, crash_loop())).clone();
     alone.metadata.owner_references = None;
     assert_eq!(speak(&own_pods("Deployment", None), &[alone.into()]), expected);
 }

@@ -1,8 +1,10 @@
 use super::*;
 use crate::domain::RouteKey;
-use crate::kube::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT};
+use crate::kube::scaled_objects::{
+    PAUSED_ANNOTATION, PAUSED_REPLICAS_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION,
+};
 
-const ROUTE: &str = "team-a/chat";
+const CHAT_ROUTE_KEY: &str = "team-a/chat";
 
 fn scaled(pause: Option<Pause>) -> ScaledObjectFacts {
     ScaledObjectFacts {
@@ -11,19 +13,24 @@ fn scaled(pause: Option<Pause>) -> ScaledObjectFacts {
         pause,
         pause_annotations: match pause {
             None => Vec::new(),
-            Some(Pause::Frozen) => vec![PAUSED],
-            Some(Pause::At(_)) => vec![PAUSED_REPLICAS, PAUSED],
-            Some(Pause::ScaleOut) => vec![PAUSED_SCALE_OUT],
+            Some(Pause::Frozen) => vec![PAUSED_ANNOTATION],
+            Some(Pause::At(_)) => vec![PAUSED_REPLICAS_ANNOTATION, PAUSED_ANNOTATION],
+            Some(Pause::ScaleOut) => vec![PAUSED_SCALE_OUT_ANNOTATION],
         },
         not_ready: None,
-        trigger: Trigger { index: 1, route: "chat".into(), address: "anteroom:9090".into(), pushes: true },
+        trigger: ExternalTrigger {
+            index: 1,
+            route: "chat".into(),
+            address: "anteroom:9090".into(),
+            pushes: true,
+        },
         is_listed: true,
         floor: 1,
     }
 }
 
 fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
-    let trouble = |kind: &ObstacleKind| Trouble::new(*kind, format!("pod: {}", kind.name()));
+    let trouble = |kind: &ObstacleKind| KubeProblem::new(*kind, format!("pod: {}", kind.name()));
     let pods = pods.iter().zip(0..).map(|(pod, number)| PodFacts {
         name: format!("vllm-{number}"),
         labels: "app=vllm".into(),
@@ -43,7 +50,7 @@ fn facts(scaled_objects: Vec<ScaledObjectFacts>, workloads: Vec<WorkloadFacts>) 
     Facts {
         is_cluster_route: true,
         metadata_key: "route",
-        keda: Keda::Known,
+        keda: KedaState::Known,
         scaled_objects,
         workloads: workloads.into_iter().map(Arc::new).collect(),
         ..Facts::default()
@@ -51,7 +58,9 @@ fn facts(scaled_objects: Vec<ScaledObjectFacts>, workloads: Vec<WorkloadFacts>) 
 }
 
 fn says(facts: &Facts, seen: ProxyView) -> Option<(ObstacleKind, String)> {
-    facts.obstacle(&RouteKey::from(ROUTE), &seen).map(|trouble| (trouble.kind, trouble.message.to_string()))
+    facts
+        .obstacle(&RouteKey::from(CHAT_ROUTE_KEY), &seen)
+        .map(|trouble| (trouble.kind, trouble.message.to_string()))
 }
 
 fn kind(facts: &Facts) -> Option<ObstacleKind> {
@@ -119,12 +128,12 @@ fn missing_scaled_object_is_an_obstacle() {
         misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is not a route"),
         "{misspelt}"
     );
-    let absent = Facts { keda: Keda::Absent, ..nobody.clone() };
+    let absent = Facts { keda: KedaState::Absent, ..nobody.clone() };
     let (kind, message) = says(&absent, ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
     assert!(message.contains("KEDA is not installed"), "{message}");
     for (facts, why) in [
-        (Facts { keda: Keda::Unknown, ..nobody.clone() }, "they have not been listed yet"),
+        (Facts { keda: KedaState::Unknown, ..nobody.clone() }, "they have not been listed yet"),
         (
             Facts { is_cluster_route: false, ..nobody.clone() },
             "a route of the file may be scaled by anything",
@@ -322,7 +331,7 @@ fn refused_port_of_ready_pod_is_reported() {
 
 #[test]
 fn missing_service_is_reported_at_zero() {
-    let problem = Some(Trouble::new(ObstacleKind::NoService, "it does not exist"));
+    let problem = Some(KubeProblem::new(ObstacleKind::NoService, "it does not exist"));
     let target = TargetFacts { problem, ..TargetFacts::default() };
     let facts = |pause, replicas, pods: &[_]| Facts {
         target: target.clone(),

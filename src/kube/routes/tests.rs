@@ -6,8 +6,8 @@ use tokio::time::timeout;
 use super::*;
 use crate::{config::Kubernetes, kube::stand_in::StandIn};
 
-const OURS: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes";
-const THEIRS: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes";
+const MODEL_ROUTES_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes";
+const INTERCEPTOR_ROUTES_PATH: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes";
 
 struct RoutesTest {
     api: StandIn,
@@ -70,34 +70,40 @@ fn verdict(routes: &ClusterRoutes, kind: RouteKind, name: &str) -> (&'static str
 #[tokio::test(start_paused = true)]
 async fn routes_of_both_kinds_appear_and_go() {
     let api = StandIn::default();
-    put(&api, OURS, "tiny", 2, model(&["tiny"]));
-    put(&api, THEIRS, "app", 1, front("app.example.com"));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 2, model(&["tiny"]));
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 1, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let routes = watched.until_named(&["models/app", "models/tiny"]).await;
     assert!(routes.verdicts.values().all(Verdict::is_accepted));
 
-    put(&api, OURS, "big", 3, model(&["big"]));
+    put(&api, MODEL_ROUTES_PATH, "big", 3, model(&["big"]));
     watched.until_named(&["models/app", "models/tiny", "models/big"]).await;
-    put(&api, OURS, "tiny", 2, model(&["tiny", "lora"]));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 2, model(&["tiny", "lora"]));
     watched.until(|now| now.routes.get(1).is_some_and(|route| route.matcher.models.len() == 2)).await;
-    api.remove(&format!("{THEIRS}/app"));
+    api.remove(&format!("{INTERCEPTOR_ROUTES_PATH}/app"));
     watched.until_named(&["models/tiny", "models/big"]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn malformed_object_is_reported_and_skipped() {
     let api = StandIn::default();
-    put(&api, OURS, "odd", 1, json!({"target": 7}));
-    put(&api, OURS, "new", 1, json!({"target": {"service": {"name": "a", "port": 1}}, "tomorrow": 1}));
+    put(&api, MODEL_ROUTES_PATH, "odd", 1, json!({"target": 7}));
     put(
         &api,
-        OURS,
+        MODEL_ROUTES_PATH,
+        "new",
+        1,
+        json!({"target": {"service": {"name": "a", "port": 1}}, "tomorrow": 1}),
+    );
+    put(
+        &api,
+        MODEL_ROUTES_PATH,
         "bad",
         1,
         json!({"match": {"hosts": ["http://a"]}, "target": {"url": "http://10.0.0.1"}}),
     );
-    put(&api, THEIRS, "odd-too", 1, json!({"target": {"service": "a", "port": -1}}));
-    put(&api, OURS, "tiny", 2, model(&["tiny"]));
+    put(&api, INTERCEPTOR_ROUTES_PATH, "odd-too", 1, json!({"target": {"service": "a", "port": -1}}));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 2, model(&["tiny"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let routes = watched.until_named(&["models/tiny"]).await;
     let told = |name: &str| verdict(&routes, RouteKind::ModelRoute, name);
@@ -115,9 +121,9 @@ async fn malformed_object_is_reported_and_skipped() {
     assert_eq!(routes.counts()[&(RouteKind::ModelRoute, "Invalid")], 3);
 
     // The watch goes on, and what is corrected is served.
-    put(&api, OURS, "odd", 1, model(&["odd"]));
+    put(&api, MODEL_ROUTES_PATH, "odd", 1, model(&["odd"]));
     watched.until_named(&["models/odd", "models/tiny"]).await;
-    put(&api, OURS, "odd", 1, json!({"target": 7}));
+    put(&api, MODEL_ROUTES_PATH, "odd", 1, json!({"target": 7}));
     watched.until_named(&["models/tiny"]).await;
 }
 
@@ -125,8 +131,8 @@ async fn malformed_object_is_reported_and_skipped() {
 async fn missing_kind_is_watched_for_installation() {
     let api = StandIn::default();
     api.lack("http.keda.sh");
-    put(&api, OURS, "tiny", 1, model(&["tiny"]));
-    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     api.install_all();
@@ -137,8 +143,8 @@ async fn missing_kind_is_watched_for_installation() {
 async fn routes_are_published_once_all_are_listed() {
     let api = StandIn::default();
     api.forbid("GET", "interceptorroutes");
-    put(&api, OURS, "tiny", 1, model(&["tiny"]));
-    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     // Twice the longest pause between two tries.
     assert!(timeout(Duration::from_secs(60), watched.routes.wait_for(|now| now.is_settled)).await.is_err());
@@ -151,9 +157,9 @@ async fn routes_are_published_once_all_are_listed() {
 #[tokio::test(start_paused = true)]
 async fn only_configured_kinds_and_namespaces_count() {
     let api = StandIn::default();
-    put(&api, OURS, "tiny", 1, model(&["tiny"]));
-    put(&api, &OURS.replace("models/", "other/"), "tiny", 1, model(&["other"]));
-    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
+    put(&api, &MODEL_ROUTES_PATH.replace("models/", "other/"), "tiny", 1, model(&["other"]));
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
     let kubernetes = Kubernetes {
         namespaces: vec!["models".into(), "empty".into()],
         interceptor_routes: false,
@@ -167,7 +173,7 @@ async fn only_configured_kinds_and_namespaces_count() {
 #[tokio::test(start_paused = true)]
 async fn file_route_takes_match_and_returns_it() {
     let api = StandIn::default();
-    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     let file =
@@ -183,12 +189,12 @@ async fn file_route_takes_match_and_returns_it() {
 #[tokio::test(start_paused = true)]
 async fn burst_of_changes_is_published_once() {
     let api = StandIn::default();
-    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     watched.routes.mark_unchanged();
     for number in 0..200_u32 {
-        put(&api, OURS, &format!("r{number}"), 2, model(&[&format!("m{number}")]));
+        put(&api, MODEL_ROUTES_PATH, &format!("r{number}"), 2, model(&[&format!("m{number}")]));
     }
     // Each is 0 s after the one before, so all of them are within the 50 ms of quiet.
     let routes = watched.until(|now| now.routes.len() > 1).await;
@@ -196,9 +202,9 @@ async fn burst_of_changes_is_published_once() {
     watched.routes.mark_unchanged();
 
     // What changes is its status, which is ours.
-    let mut object = api.object(&format!("{OURS}/tiny"));
+    let mut object = api.object(&format!("{MODEL_ROUTES_PATH}/tiny"));
     object["status"] = json!({"state": "idle"});
-    api.put(&format!("{OURS}/tiny"), object);
+    api.put(&format!("{MODEL_ROUTES_PATH}/tiny"), object);
     sleep(Duration::from_secs(5)).await;
     assert!(!watched.routes.has_changed().unwrap());
     assert!(Arc::ptr_eq(&routes.routes, &watched.routes.borrow().routes));
@@ -210,7 +216,7 @@ async fn config_map_bodies_apply_once_available() {
     let mut spec = front("app.example.com");
     spec["coldStart"] =
         json!({"placeholder": {"response": {"bodyFromConfigMap": {"name": "pages", "key": "wait"}}}});
-    put(&api, THEIRS, "app", 1, spec);
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 1, spec);
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let body = |routes: &ClusterRoutes| {
         let intercept = routes.routes.first()?.intercept.as_ref()?.placeholder.as_ref()?.body("/")?;
@@ -251,7 +257,7 @@ async fn fallback_follows_its_service() {
     let api = StandIn::default();
     let mut spec = front("app.example.com");
     spec["coldStart"] = json!({"fallback": {"service": {"name": "spare", "port": 80}}});
-    put(&api, THEIRS, "app", 1, spec);
+    put(&api, INTERCEPTOR_ROUTES_PATH, "app", 1, spec);
     let service = |kind: &str| {
         api.put(
             "/api/v1/namespaces/models/services/spare",
@@ -279,21 +285,21 @@ async fn fallback_follows_its_service() {
 async fn unchanged_routes_keep_their_allocation() {
     let api = StandIn::default();
     for (name, created) in [("one", 1), ("two", 2)] {
-        put(&api, OURS, name, created, model(&[name]));
+        put(&api, MODEL_ROUTES_PATH, name, created, model(&[name]));
     }
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let before = watched.until_named(&["models/one", "models/two"]).await;
 
     // A status update changes the object, but not the route.
     watched.routes.mark_unchanged();
-    let path = format!("{OURS}/one");
+    let path = format!("{MODEL_ROUTES_PATH}/one");
     let mut object = api.object(&path);
     object["status"] = json!({"held": 7});
     api.put(&path, object);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(!watched.routes.has_changed().unwrap());
 
-    put(&api, OURS, "two", 2, {
+    put(&api, MODEL_ROUTES_PATH, "two", 2, {
         let mut spec = model(&["two"]);
         spec["hold"] = json!({"maxRequests": 7});
         spec
@@ -306,7 +312,7 @@ async fn unchanged_routes_keep_their_allocation() {
 #[tokio::test(start_paused = true)]
 async fn endless_changes_act_within_half_a_second() {
     let api = StandIn::default();
-    put(&api, OURS, "one", 1, model(&["one"]));
+    put(&api, MODEL_ROUTES_PATH, "one", 1, model(&["one"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/one"]).await;
     let began = Instant::now();
@@ -315,7 +321,7 @@ async fn endless_changes_act_within_half_a_second() {
         for most in 100..300 {
             let mut spec = model(&["one"]);
             spec["hold"] = json!({"maxRequests": most});
-            put(&api, OURS, "one", 1, spec);
+            put(&api, MODEL_ROUTES_PATH, "one", 1, spec);
             sleep(Duration::from_millis(10)).await;
         }
     };

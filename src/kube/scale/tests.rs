@@ -4,8 +4,8 @@ use tokio::time::{Duration, sleep};
 use super::*;
 use crate::kube::stand_in::StandIn;
 
-const PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
-const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const DEPLOYMENT_PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+const CHAT_SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
 fn workload() -> Workload {
     Workload { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "vllm".into() }
@@ -14,7 +14,7 @@ fn workload() -> Workload {
 fn server(replicas: u32) -> StandIn {
     let server = StandIn::default();
     server.put(
-        PATH,
+        DEPLOYMENT_PATH,
         json!({ "metadata": { "name": "vllm", "namespace": "team-a" }, "spec": { "replicas": replicas } }),
     );
     server
@@ -34,7 +34,7 @@ fn refusal(direct: &DirectScale) -> Option<String> {
 }
 
 fn replicas(server: &StandIn) -> Value {
-    server.object(PATH)["spec"]["replicas"].clone()
+    server.object(DEPLOYMENT_PATH)["spec"]["replicas"].clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -57,7 +57,7 @@ async fn workload_of_another_scaler_is_refused() {
         "metadata": { "name": "chat", "namespace": "team-a" },
         "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [] },
     });
-    server.put(SCALED_OBJECT, owned);
+    server.put(CHAT_SCALED_OBJECT, owned);
     let direct = direct(&server).await;
     let Err(ScaleError::Refused(reason)) = direct.replicas("team-a", &workload()).await else {
         panic!("scaled")
@@ -67,7 +67,7 @@ async fn workload_of_another_scaler_is_refused() {
         "{reason}"
     );
     assert_eq!(refusal(&direct).as_deref(), Some(&*reason), "remembered until it goes well");
-    server.remove(SCALED_OBJECT);
+    server.remove(CHAT_SCALED_OBJECT);
     sleep(Duration::from_secs(1)).await;
     direct.replicas("team-a", &workload()).await.unwrap();
     assert_eq!(refusal(&direct), None);

@@ -14,16 +14,16 @@ fn annotated(annotations: Value) -> ScaledObject {
 fn pause_follows_keda_semantics() {
     for (annotations, expected) in [
         (json!({}), None),
-        (json!({ PAUSED: "true" }), Some(Pause::Frozen)),
-        (json!({ PAUSED: "" }), Some(Pause::Frozen)),
-        (json!({ PAUSED: "yes" }), Some(Pause::Frozen)),
-        (json!({ PAUSED: "false" }), None),
-        (json!({ PAUSED: "0" }), None),
-        (json!({ PAUSED: "false", PAUSED_REPLICAS: "0" }), Some(Pause::At(0))),
-        (json!({ PAUSED: "true", PAUSED_REPLICAS: "2" }), Some(Pause::At(2))),
-        (json!({ PAUSED_REPLICAS: "many" }), Some(Pause::Frozen)),
-        (json!({ PAUSED_SCALE_OUT: "true" }), Some(Pause::ScaleOut)),
-        (json!({ PAUSED_SCALE_OUT: "f" }), None),
+        (json!({ PAUSED_ANNOTATION: "true" }), Some(Pause::Frozen)),
+        (json!({ PAUSED_ANNOTATION: "" }), Some(Pause::Frozen)),
+        (json!({ PAUSED_ANNOTATION: "yes" }), Some(Pause::Frozen)),
+        (json!({ PAUSED_ANNOTATION: "false" }), None),
+        (json!({ PAUSED_ANNOTATION: "0" }), None),
+        (json!({ PAUSED_ANNOTATION: "false", PAUSED_REPLICAS_ANNOTATION: "0" }), Some(Pause::At(0))),
+        (json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "2" }), Some(Pause::At(2))),
+        (json!({ PAUSED_REPLICAS_ANNOTATION: "many" }), Some(Pause::Frozen)),
+        (json!({ PAUSED_SCALE_OUT_ANNOTATION: "true" }), Some(Pause::ScaleOut)),
+        (json!({ PAUSED_SCALE_OUT_ANNOTATION: "f" }), None),
         (json!({ "autoscaling.keda.sh/paused-scale-in": "true" }), None),
     ] {
         assert_eq!(annotated(annotations.clone()).pause(), expected, "{annotations}");
@@ -51,13 +51,13 @@ fn triggers_name_routes_by_either_key() {
     assert_eq!(
         triggers,
         [
-            Trigger {
+            ExternalTrigger {
                 index: 0,
                 route: "chat".into(),
                 address: "anteroom.anteroom:9090".into(),
                 pushes: true
             },
-            Trigger { index: 1, route: "old".into(), address: String::new(), pushes: false },
+            ExternalTrigger { index: 1, route: "old".into(), address: String::new(), pushes: false },
         ]
     );
     let workload = scaled.workload().unwrap();

@@ -7,14 +7,16 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::kube::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT, ScaledObject};
+use crate::kube::scaled_objects::{
+    PAUSED_ANNOTATION, PAUSED_REPLICAS_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION, ScaledObject,
+};
 
 /// Annotation: end of the session, RFC 3339.
-pub const UNTIL: &str = "anteroom.dev/session-until";
+pub const UNTIL_ANNOTATION: &str = "anteroom.dev/session-until";
 /// Annotation: action at the end, `pause` or `zero`.
-pub const THEN: &str = "anteroom.dev/session-then";
+pub const THEN_ANNOTATION: &str = "anteroom.dev/session-then";
 /// Annotation: number of replicas at which the object was paused before.
-pub const BEFORE: &str = "anteroom.dev/session-paused-replicas";
+pub const PREVIOUS_REPLICAS_ANNOTATION: &str = "anteroom.dev/session-paused-replicas";
 
 /// Reason why sessions are disabled, and the remedy.
 pub(super) const SWITCHED_OFF: &str = "sessions are switched off; set `sessions.enabled: true` in the chart's values (without the \
@@ -70,15 +72,19 @@ impl EndAction {
 impl Session {
     /// Parses the session of an object. The error is the text that is not a valid time.
     pub fn of(object: &ScaledObject) -> Option<Result<Self, String>> {
-        let until = object.annotation(UNTIL)?;
+        let until = object.annotation(UNTIL_ANNOTATION)?;
         let Ok(until) = until.parse() else { return Some(Err(until.to_owned())) };
         // An unknown action means pause, the end of every session.
-        let then = if object.annotation(THEN) == Some(EndAction::Zero.name()) {
+        let then = if object.annotation(THEN_ANNOTATION) == Some(EndAction::Zero.name()) {
             EndAction::Zero
         } else {
             EndAction::Pause
         };
-        Some(Ok(Self { until, then, before: object.annotation(BEFORE).map(str::to_owned) }))
+        Some(Ok(Self {
+            until,
+            then,
+            before: object.annotation(PREVIOUS_REPLICAS_ANNOTATION).map(str::to_owned),
+        }))
     }
 
     /// Builds a new or extended session for the current object.
@@ -89,36 +95,37 @@ impl Session {
             Some(running) => running.then,
             None => EndAction::Pause,
         };
-        let paused_with = object.annotation(PAUSED_REPLICAS).map(str::to_owned);
-        let before = paused_with.or_else(|| object.annotation(BEFORE).map(str::to_owned));
+        let paused_with = object.annotation(PAUSED_REPLICAS_ANNOTATION).map(str::to_owned);
+        let before =
+            paused_with.or_else(|| object.annotation(PREVIOUS_REPLICAS_ANNOTATION).map(str::to_owned));
         Self { until, then, before }
     }
 
     /// Returns the annotations of a running session; null removes one.
     pub fn running(&self) -> Value {
         json!({
-            UNTIL: self.until.to_string(),
-            THEN: self.then.name(),
-            BEFORE: self.before,
-            PAUSED: null,
-            PAUSED_REPLICAS: null,
-            PAUSED_SCALE_OUT: null,
+            UNTIL_ANNOTATION: self.until.to_string(),
+            THEN_ANNOTATION: self.then.name(),
+            PREVIOUS_REPLICAS_ANNOTATION: self.before,
+            PAUSED_ANNOTATION: null,
+            PAUSED_REPLICAS_ANNOTATION: null,
+            PAUSED_SCALE_OUT_ANNOTATION: null,
         })
     }
 
     /// Returns the annotations that end the session.
     pub fn ended(&self) -> Value {
         let mut annotations = Map::new();
-        for key in [UNTIL, THEN, BEFORE] {
+        for key in [UNTIL_ANNOTATION, THEN_ANNOTATION, PREVIOUS_REPLICAS_ANNOTATION] {
             annotations.insert(key.into(), Value::Null);
         }
-        annotations.insert(PAUSED.into(), "true".into());
+        annotations.insert(PAUSED_ANNOTATION.into(), "true".into());
         let replicas = match self.then {
             EndAction::Zero => Some("0"),
             EndAction::Pause => self.before.as_deref(),
         };
         if let Some(replicas) = replicas {
-            annotations.insert(PAUSED_REPLICAS.into(), replicas.into());
+            annotations.insert(PAUSED_REPLICAS_ANNOTATION.into(), replicas.into());
         }
         annotations.into()
     }

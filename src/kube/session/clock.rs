@@ -9,14 +9,14 @@ use tokio::time::{Instant, timeout};
 
 /// A time read once and advanced by the clock of the runtime.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub struct ApiServerClock {
     read: Timestamp,
     at: Instant,
 }
 
-// === impl Clock ===
+// === impl ApiServerClock ===
 
-impl Clock {
+impl ApiServerClock {
     /// Timeout of reading the time.
     const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -61,7 +61,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clock_advances_from_time_read() {
         let read = httpdate("Tue, 24 Nov 2026 20:00:00 GMT").unwrap();
-        let clock = Clock::starting(read);
+        let clock = ApiServerClock::starting(read);
         tokio::time::advance(Duration::from_millis(90_500)).await;
         assert_eq!(clock.now().to_string(), "2026-11-24T20:01:30.5Z", "90.5 s later");
     }

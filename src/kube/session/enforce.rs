@@ -10,12 +10,12 @@ use tokio::{
 };
 
 use super::{
-    annotations::{EndAction, SWITCHED_OFF, Session, UNTIL, annotate},
-    clock::Clock,
+    annotations::{EndAction, SWITCHED_OFF, Session, UNTIL_ANNOTATION, annotate},
+    clock::ApiServerClock,
 };
 use crate::kube::{
     Cluster, ScaledObject, ScaledObjects,
-    events::{EventSubject, Events, Notice},
+    events::{EventNotice, EventSubject, Events},
 };
 
 /// Maximum interval between checks; also the retry interval after a failed end.
@@ -25,7 +25,7 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 const CLOCK_VALIDITY: Duration = Duration::from_secs(600);
 
 /// Timeout of a write.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const SESSION_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delay before the next check after a conflict; the watch delivers the change within moments.
 const CONFLICT_DELAY: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const CONFLICT_DELAY: Duration = Duration::from_secs(1);
 /// seen. Never returns.
 pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<ScaledObjects>, events: Events) {
     let mut objects = scaled_objects.borrow_and_update().clone();
-    let mut clock = Clock::of_machine();
+    let mut clock = ApiServerClock::of_machine();
     // The local clock is used until the API server has reported its time.
     let mut fresh = false;
     // Problems already logged.
@@ -48,7 +48,7 @@ pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<Scale
             }
         }
         if !sessions.is_empty() && (!fresh || clock.age() > CLOCK_VALIDITY) {
-            match Clock::of_server(cluster.client()).await {
+            match ApiServerClock::of_server(cluster.client()).await {
                 Some(server) => (clock, fresh) = (server, true),
                 None => fresh = false,
             }
@@ -91,7 +91,7 @@ fn sessions(objects: &ScaledObjects, logged: &mut HashSet<String>) -> Vec<FoundS
             Err(text) => {
                 let (namespace, name) = (object.namespace(), object.name());
                 if logged.insert(format!("{namespace}/{name} {text}")) {
-                    let key = UNTIL;
+                    let key = UNTIL_ANNOTATION;
                     tracing::warn!(
                         scaled_object = format!("{namespace}/{name}"),
                         "{key}: \"{text}\" is not a time (RFC 3339), so this session is never ended"
@@ -112,7 +112,7 @@ fn report(object: &ScaledObject, session: &Session, logged: &mut HashSet<String>
     }
     let note = format!("No replica ends the session until {until}: {SWITCHED_OFF}");
     tracing::warn!(scaled_object = format!("{namespace}/{name}"), "{note}");
-    events.publish(Notice {
+    events.publish(EventNotice {
         about: EventSubject::ScaledObject { namespace: namespace.into(), name: name.into() },
         is_warning: true,
         reason: "SessionsDisabled",
@@ -132,7 +132,7 @@ async fn end(
     let full_name = format!("{namespace}/{name}");
     let api: Api<ScaledObject> = cluster.api(namespace);
     // Bounded, so that an unresponsive API server does not delay the other sessions.
-    let Ok(annotated) = timeout(WRITE_TIMEOUT, annotate(&api, object, session.ended())).await else {
+    let Ok(annotated) = timeout(SESSION_WRITE_TIMEOUT, annotate(&api, object, session.ended())).await else {
         return true;
     };
     match annotated {
@@ -143,7 +143,7 @@ async fn end(
                 EndAction::Zero => "scaled to zero, and autoscaling is paused there",
             };
             tracing::info!(scaled_object = full_name, until = %session.until, "session over: {what}");
-            events.publish(Notice {
+            events.publish(EventNotice {
                 about: EventSubject::ScaledObject { namespace: namespace.into(), name: name.into() },
                 is_warning: false,
                 reason: "SessionEnded",

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::kube::stand_in::StandIn;
 
-const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
 fn object(annotations: Value) -> Value {
     json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } })
@@ -11,13 +11,13 @@ fn object(annotations: Value) -> Value {
 
 fn server(annotations: Value) -> (StandIn, Sessions) {
     let server = StandIn::default();
-    server.put(PATH, object(annotations));
+    server.put(SCALED_OBJECT_PATH, object(annotations));
     let sessions = Sessions::new(server.client(), "team-a".into());
     (server, sessions)
 }
 
-fn clock() -> Clock {
-    Clock::starting("2026-11-24T20:00:00.7Z".parse().unwrap())
+fn clock() -> ApiServerClock {
+    ApiServerClock::starting("2026-11-24T20:00:00.7Z".parse().unwrap())
 }
 
 fn period(text: &str) -> Period {
@@ -25,47 +25,54 @@ fn period(text: &str) -> Period {
 }
 
 fn annotations(server: &StandIn) -> Value {
-    server.object(PATH)["metadata"]["annotations"].clone()
+    server.object(SCALED_OBJECT_PATH)["metadata"]["annotations"].clone()
 }
 
 #[tokio::test(start_paused = true)]
 async fn session_resumes_and_its_end_restores_pause() {
-    let (server, sessions) = server(json!({ PAUSED: "true", PAUSED_REPLICAS: "0", "team": "a" }));
+    let (server, sessions) =
+        server(json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "0", "team": "a" }));
     let (before, session) = sessions.start("chat", period("2h"), false, &clock()).await.unwrap();
     assert_eq!(before.pause(), Some(Pause::At(0)), "what it was");
     assert_eq!(session.until.to_string(), "2026-11-24T22:00:00Z", "20:00:00 + 2 h, whole seconds");
     assert_eq!(
         annotations(&server),
-        json!({ UNTIL: "2026-11-24T22:00:00Z", THEN: "pause", BEFORE: "0", "team": "a" })
+        json!({ UNTIL_ANNOTATION: "2026-11-24T22:00:00Z", THEN_ANNOTATION: "pause", PREVIOUS_REPLICAS_ANNOTATION: "0", "team": "a" })
     );
     let (_, ended) = sessions.stop("chat", false).await.unwrap();
     assert_eq!(ended, Some(session));
-    assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0", "team": "a" }));
+    assert_eq!(
+        annotations(&server),
+        json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "0", "team": "a" })
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn restart_moves_end_and_keeps_previous_pause() {
-    let (server, sessions) = server(json!({ PAUSED_REPLICAS: "0" }));
+    let (server, sessions) = server(json!({ PAUSED_REPLICAS_ANNOTATION: "0" }));
     sessions.start("chat", period("2h"), true, &clock()).await.unwrap();
     let (before, session) = sessions.start("chat", period("3h"), false, &clock()).await.unwrap();
     assert_eq!(Session::of(&before).unwrap().unwrap().until.to_string(), "2026-11-24T22:00:00Z");
     assert_eq!((session.then, session.before.as_deref()), (EndAction::Zero, Some("0")));
-    assert_eq!(annotations(&server), json!({ UNTIL: "2026-11-24T23:00:00Z", THEN: "zero", BEFORE: "0" }));
+    assert_eq!(
+        annotations(&server),
+        json!({ UNTIL_ANNOTATION: "2026-11-24T23:00:00Z", THEN_ANNOTATION: "zero", PREVIOUS_REPLICAS_ANNOTATION: "0" })
+    );
     sessions.stop("chat", false).await.unwrap();
-    assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0" }));
+    assert_eq!(annotations(&server), json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "0" }));
     let again = sessions.stop("chat", false).await.unwrap();
     assert_eq!(again.1, None, "and once more changes nothing");
 }
 
 #[tokio::test(start_paused = true)]
 async fn end_freezes_or_scales_to_zero() {
-    let (server, sessions) = server(json!({ PAUSED: "true" }));
+    let (server, sessions) = server(json!({ PAUSED_ANNOTATION: "true" }));
     sessions.start("chat", period("1s"), false, &clock()).await.unwrap();
     sessions.stop("chat", false).await.unwrap();
-    assert_eq!(annotations(&server), json!({ PAUSED: "true" }));
+    assert_eq!(annotations(&server), json!({ PAUSED_ANNOTATION: "true" }));
     sessions.start("chat", period("30d"), false, &clock()).await.unwrap();
     sessions.stop("chat", true).await.unwrap();
-    assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0" }));
+    assert_eq!(annotations(&server), json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "0" }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,7 +83,10 @@ async fn invalid_requests_are_rejected_with_a_remedy() {
         assert!(matches!(error, SessionError::Duration(_)), "{text}: {error}");
     }
     assert!(server.changes().is_empty());
-    server.put(&PATH.replace("chat", "big"), json!({ "metadata": { "name": "big", "namespace": "team-a" } }));
+    server.put(
+        &SCALED_OBJECT_PATH.replace("chat", "big"),
+        json!({ "metadata": { "name": "big", "namespace": "team-a" } }),
+    );
     let error = sessions.start("caht", period("2h"), false, &clock()).await.unwrap_err().to_string();
     assert_eq!(error, "there is no ScaledObject `caht` in namespace `team-a`; there are big, chat");
     let elsewhere = Sessions::new(server.client(), "team-b".into());
@@ -101,18 +111,20 @@ fn hand_written_annotations_parse_leniently() {
         let object: ScaledObject = serde_json::from_value(object(annotations)).unwrap();
         Session::of(&object)
     };
-    assert_eq!(read(json!({ THEN: "zero" })), None);
-    assert_eq!(read(json!({ UNTIL: "tomorrow" })), Some(Err("tomorrow".into())));
-    let session = read(json!({ UNTIL: "2026-11-24T23:00:00+01:00", THEN: "what" })).unwrap().unwrap();
+    assert_eq!(read(json!({ THEN_ANNOTATION: "zero" })), None);
+    assert_eq!(read(json!({ UNTIL_ANNOTATION: "tomorrow" })), Some(Err("tomorrow".into())));
+    let session = read(json!({ UNTIL_ANNOTATION: "2026-11-24T23:00:00+01:00", THEN_ANNOTATION: "what" }))
+        .unwrap()
+        .unwrap();
     assert_eq!((session.until.to_string(), session.then), ("2026-11-24T22:00:00Z".into(), EndAction::Pause));
 }
 
 #[tokio::test(start_paused = true)]
 async fn clock_reads_time_of_api_server() {
     let server = StandIn::default();
-    assert!(Clock::of_server(&server.client()).await.is_none(), "it says none");
+    assert!(ApiServerClock::of_server(&server.client()).await.is_none(), "it says none");
     server.set_clock(clock());
     tokio::time::advance(Duration::from_secs(60)).await;
-    let told = Clock::of_server(&server.client()).await.unwrap();
+    let told = ApiServerClock::of_server(&server.client()).await.unwrap();
     assert_eq!(told.now().to_string(), "2026-11-24T20:01:00Z", "a minute later, to the second");
 }

@@ -4,25 +4,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::logs::Line;
+use super::logs::PodLogLine;
 use crate::{
     coldstart::VllmLog,
     domain::Phase,
-    state::{PartSeen, Seen, Tail},
+    state::{Observation, OutputTail, PartObservation},
 };
 
 /// Parsed log of the container's latest run.
 #[derive(Default)]
 pub(super) struct LoadLog {
     log: VllmLog,
-    parts: Vec<PartSeen>,
+    parts: Vec<PartObservation>,
     /// Time of the first line, and the correction to subtract from it and the parts.
     first_line: Option<Instant>,
     correction: Duration,
     /// Earliest line over all runs.
     earliest_line: Option<Instant>,
     /// Last lines of the log; `None` until a log is read.
-    pub(super) tail: Option<Tail>,
+    pub(super) tail: Option<OutputTail>,
 }
 
 // === impl LoadLog ===
@@ -30,10 +30,11 @@ pub(super) struct LoadLog {
 impl LoadLog {
     /// Begins a new run and drops the progress of the previous one.
     pub(super) fn begin_run(&mut self) {
-        *self = Self { earliest_line: self.earliest_line, tail: Some(Tail::default()), ..Self::default() };
+        *self =
+            Self { earliest_line: self.earliest_line, tail: Some(OutputTail::default()), ..Self::default() };
     }
 
-    pub(super) fn line(&mut self, line: Line) {
+    pub(super) fn line(&mut self, line: PodLogLine) {
         self.correction = line.correction;
         let first_line = earlier(*self.first_line.get_or_insert(line.at), line.correction);
         self.earliest_line = Some(self.earliest_line.map_or(first_line, |earliest| earliest.min(first_line)));
@@ -49,8 +50,8 @@ impl LoadLog {
     }
 
     /// Returns the completed parts with corrected times.
-    pub(super) fn parts(&self) -> impl Iterator<Item = PartSeen> {
-        self.parts.iter().map(|part| PartSeen {
+    pub(super) fn parts(&self) -> impl Iterator<Item = PartObservation> {
+        self.parts.iter().map(|part| PartObservation {
             part: part.part,
             start: part.start.map(|start| earlier(start, self.correction)),
             end: earlier(part.end, self.correction),
@@ -59,7 +60,7 @@ impl LoadLog {
 
     /// Moves the container start to the first log line if that is earlier: the kubelet may report the start up to a
     /// second late.
-    pub(super) fn cap_start(&self, moments: &mut [(Phase, Seen)]) {
+    pub(super) fn cap_start(&self, moments: &mut [(Phase, Observation)]) {
         let start = moments.iter_mut().find(|(phase, _)| *phase == Phase::Start);
         if let Some(((_, seen), earliest_line)) = start.zip(self.earliest_line) {
             seen.at = seen.at.min(earliest_line);

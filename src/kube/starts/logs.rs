@@ -31,7 +31,7 @@ pub(super) struct PodLogs {
 
 /// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct PodLogLine {
     pub(super) text: String,
     /// Time of writing by the local clock, as estimated from the first chunk.
     pub(super) at: Instant,
@@ -49,7 +49,7 @@ pub(super) struct ContainerRef {
 
 /// Splits a log into timestamped lines.
 #[derive(Default)]
-struct Lines {
+struct PodLogSplitter {
     partial: Vec<u8>,
     clock: LineClock,
     /// Timestamp of the last line.
@@ -74,7 +74,7 @@ const MAX_READ_DURATION: Duration = Duration::from_secs(3600);
 /// Upper bound of bytes read from one log, about 100 times what a start of vLLM writes.
 const MAX_LOG_BYTES: usize = 16 << 20;
 /// Bytes kept of a line.
-const MAX_LINE_BYTES: usize = 2 << 10;
+const MAX_POD_LOG_LINE_BYTES: usize = 2 << 10;
 /// Lines buffered for the reader.
 const LINE_BUFFER: usize = 256;
 /// Times a log is opened, and the pause before reopening it.
@@ -96,7 +96,7 @@ impl PodLogs {
 
     /// Follows the log of a running container from its first line until the receiver is dropped. Returns `None` if log
     /// reading is disabled or at its limit.
-    pub(super) fn follow(&self, container_ref: ContainerRef) -> Option<mpsc::Receiver<Line>> {
+    pub(super) fn follow(&self, container_ref: ContainerRef) -> Option<mpsc::Receiver<PodLogLine>> {
         let permit = self.permits.clone().try_acquire_owned().ok().filter(|_| self.is_wanted)?;
         let (sender, receiver) = mpsc::channel(LINE_BUFFER);
         let (cluster, is_denied) = (self.cluster.clone(), self.is_denied.clone());
@@ -117,7 +117,7 @@ impl PodLogs {
 async fn read(
     cluster: &Cluster,
     container_ref: &ContainerRef,
-    lines: &mpsc::Sender<Line>,
+    lines: &mpsc::Sender<PodLogLine>,
     is_denied: &AtomicBool,
 ) {
     let ContainerRef { namespace, pod, container } = container_ref;
@@ -125,7 +125,7 @@ async fn read(
     // Wall time advances with `Instant`, so that a clock step does not distort the spacing of lines.
     let (began, wall) = (Instant::now(), SystemTime::now());
     let until = began + MAX_READ_DURATION;
-    let mut splitter = Lines::default();
+    let mut splitter = PodLogSplitter::default();
     let mut bytes_left = MAX_LOG_BYTES;
     for _ in 0..MAX_OPENS {
         splitter.reopen();
@@ -176,9 +176,9 @@ async fn read(
     }
 }
 
-// === impl Lines ===
+// === impl PodLogSplitter ===
 
-impl Lines {
+impl PodLogSplitter {
     /// Prepares for reopening the log at about the last line.
     fn reopen(&mut self) {
         self.resume_after = self.last;
@@ -186,10 +186,10 @@ impl Lines {
     }
 
     /// Returns the lines completed by a chunk received at `now`.
-    fn push(&mut self, bytes: &[u8], now: (Instant, SystemTime)) -> Vec<Line> {
+    fn push(&mut self, bytes: &[u8], now: (Instant, SystemTime)) -> Vec<PodLogLine> {
         let mut ended = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = MAX_LINE_BYTES.saturating_sub(self.partial.len());
+            let room = MAX_POD_LOG_LINE_BYTES.saturating_sub(self.partial.len());
             self.partial.extend_from_slice(&piece[..room.min(piece.len())]);
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.partial);
@@ -213,7 +213,7 @@ impl Lines {
             // Progress bars overwrite themselves with carriage returns.
             let texts = text.split('\r').filter(|text| !text.trim().is_empty());
             let correction = self.clock.correction();
-            texts.map(|text| Line { text: text.to_owned(), at, correction }).collect::<Vec<_>>()
+            texts.map(|text| PodLogLine { text: text.to_owned(), at, correction }).collect::<Vec<_>>()
         });
         lines.collect()
     }
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lines_read_at_once_keep_their_spacing() {
         // The node is 100 s behind.
-        let mut lines = Lines::default();
+        let mut lines = PodLogSplitter::default();
         let now = Instant::now() + Duration::from_secs(50);
         let chunk = "1970-01-01T00:00:01.000000000Z one\n1970-01-01T00:00:03.500000000Z two\n\
                      1970-01-01T00:00:04.000000000Z three\n1970-01-01T00:00:05.0000";
@@ -281,16 +281,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reopened_log_drops_duplicates_and_caps_lines() {
-        let mut lines = Lines::default();
+        let mut lines = PodLogSplitter::default();
         let now = (Instant::now(), at(10.0));
-        let long = "x".repeat(3 * MAX_LINE_BYTES);
+        let long = "x".repeat(3 * MAX_POD_LOG_LINE_BYTES);
         let chunk = format!(
             "1970-01-01T00:00:01.5Z one\n1970-01-01T00:00:02Z 10%\r20%\r\n1970-01-01T00:00:03Z {long}\n"
         );
         let read = lines.push(chunk.as_bytes(), now);
         let texts: Vec<_> = read.iter().map(|line| &*line.text).collect();
         assert_eq!(texts[..3], ["one", "10%", "20%"]);
-        assert!(texts[3].len() < MAX_LINE_BYTES, "{}", texts[3].len());
+        assert!(texts[3].len() < MAX_POD_LOG_LINE_BYTES, "{}", texts[3].len());
         lines.reopen();
         assert!(lines.push(chunk.as_bytes(), now).is_empty());
         let new = b"1970-01-01T00:00:04Z new\n1970-01-01T00:00:04Z of the same moment\nno stamp\n";

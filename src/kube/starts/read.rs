@@ -20,16 +20,16 @@ use crate::{
         pod_reasons::{shorten, trouble},
         pods::addresses,
     },
-    state::{DiscoveredEndpoint, PodWarning, Seen, Stamp},
+    state::{DiscoveredEndpoint, Observation, PodWarning, Stamp},
 };
 
 /// Name of the API server's clock, which sets `creationTimestamp`, bindings and managed-field times.
 pub(in crate::kube) const CONTROL_PLANE: &str = "control-plane";
 
 /// Resolution of timestamps in object metadata and status.
-const SECOND: Duration = Duration::from_secs(1);
+const METADATA_TIME_RESOLUTION: Duration = Duration::from_secs(1);
 /// Resolution of `eventTime` in Events.
-const MICROSECOND: Duration = Duration::from_micros(1);
+const EVENT_TIME_RESOLUTION: Duration = Duration::from_micros(1);
 
 /// Kubelet state derived from the Events of a pod, which precede its status: that is written about once a second.
 #[derive(Debug, Default)]
@@ -39,9 +39,9 @@ pub(super) struct KubeletEvents {
     /// Containers whose image was pulled once. Pulls after a restart are not part of the startup.
     pulled_once: HashSet<Box<str>>,
     /// End of the last image pull.
-    pub(super) pulled: Option<Seen>,
+    pub(super) pulled: Option<Observation>,
     /// First start of the serving container.
-    pub(super) started: Option<Seen>,
+    pub(super) started: Option<Observation>,
     warning: Option<KubeletWarning>,
 }
 
@@ -85,7 +85,7 @@ fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> + Clone {
 }
 
 /// Returns the completed phases per pod status. `serving` is the container whose start counts.
-pub(super) fn phases(pod: &Pod, serving: Option<&str>, at: Instant) -> Vec<(Phase, Seen)> {
+pub(super) fn phases(pod: &Pod, serving: Option<&str>, at: Instant) -> Vec<(Phase, Observation)> {
     let mut phases = Vec::with_capacity(4);
     let created = pod.metadata.creation_timestamp.as_ref();
     phases.push((Phase::Create, seen(at, created, || CONTROL_PLANE.into())));
@@ -158,14 +158,15 @@ fn first_start(status: &ContainerStatus) -> Option<Option<&Time>> {
     })
 }
 
-fn seen(at: Instant, time: Option<&Time>, clock: impl FnOnce() -> Arc<str>) -> Seen {
-    let stamp = time.map(|time| Stamp { time: system(time.0), resolution: SECOND, clock: clock() });
-    Seen { at, stamp }
+fn seen(at: Instant, time: Option<&Time>, clock: impl FnOnce() -> Arc<str>) -> Observation {
+    let stamp =
+        time.map(|time| Stamp { time: system(time.0), resolution: METADATA_TIME_RESOLUTION, clock: clock() });
+    Observation { at, stamp }
 }
 
 /// Creates a stamp with a resolution of one second.
 pub(in crate::kube) fn stamp(time: Timestamp, clock: &str) -> Stamp {
-    Stamp { time: system(time), resolution: SECOND, clock: clock.into() }
+    Stamp { time: system(time), resolution: METADATA_TIME_RESOLUTION, clock: clock.into() }
 }
 
 fn system(time: Timestamp) -> SystemTime {
@@ -190,7 +191,7 @@ impl KubeletEvents {
         });
         let stamp = node(pod).and_then(|node| stamp_of(event, node));
         if event.reason.as_deref() == Some("Started") && (container.is_none() || container == serving) {
-            self.started.get_or_insert(Seen { at, stamp });
+            self.started.get_or_insert(Observation { at, stamp });
             return;
         }
         let container = container.unwrap_or_default();
@@ -205,7 +206,7 @@ impl KubeletEvents {
                 self.pulled_once.insert(container.into());
                 // Otherwise the image was already present.
                 if message.starts_with("Successfully pulled") {
-                    self.pulled = Some(Seen { at, stamp });
+                    self.pulled = Some(Observation { at, stamp });
                 }
             }
             // A failed pull is retried and remains in progress.
@@ -277,7 +278,7 @@ fn container_in(path: &str) -> Option<&str> {
 
 fn stamp_of(event: &Event, node: &str) -> Option<Stamp> {
     if let Some(time) = &event.event_time {
-        return Some(Stamp { time: system(time.0), resolution: MICROSECOND, clock: node.into() });
+        return Some(Stamp { time: system(time.0), resolution: EVENT_TIME_RESOLUTION, clock: node.into() });
     }
     let time = event.last_timestamp.as_ref().or(event.first_timestamp.as_ref())?;
     Some(stamp(time.0, node))

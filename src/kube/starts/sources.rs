@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Event;
 
 use super::{
     events::PodEvents,
-    logs::{Line, PodLogs},
+    logs::{PodLogLine, PodLogs},
     nodes::Nodes,
 };
 use crate::kube::Cluster;
@@ -21,7 +21,7 @@ pub(in crate::kube) struct StartSources {
 /// An update about a pod from a source other than the pod watch.
 pub(super) enum PodUpdate {
     Event(Box<Event>),
-    Line(Line),
+    Line(PodLogLine),
 }
 
 // === impl StartSources ===

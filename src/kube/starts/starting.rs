@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Part, Phase},
-    state::{PartSeen, PodStart, Seen},
+    state::{Observation, PartObservation, PodStart},
 };
 
 /// A starting pod, with the data gathered from all sources.
@@ -27,9 +27,9 @@ pub(super) struct StartingPod {
     serving: Option<String>,
     /// Address of its endpoint, once discovered.
     pub(super) address: Option<Arc<str>>,
-    phases: Vec<(Phase, Seen)>,
+    phases: Vec<(Phase, Observation)>,
     kubelet: KubeletEvents,
-    parts: Vec<PartSeen>,
+    parts: Vec<PartObservation>,
     /// True if the pod was ever unschedulable.
     was_unschedulable: bool,
     /// Restart count of the container run whose log is read.
@@ -78,7 +78,7 @@ impl StartingPod {
     }
 
     /// Records the end of a phase. The first report wins; a later one may add a missing timestamp.
-    fn record_phase(&mut self, phase: Phase, seen: Seen) {
+    fn record_phase(&mut self, phase: Phase, seen: Observation) {
         match self.phases.iter_mut().find(|(known, _)| *known == phase) {
             Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
             None => self.phases.push((phase, seen)),
@@ -98,9 +98,12 @@ impl StartingPod {
         let created = self.pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let node = read::node(&self.pod).and_then(|node| nodes?.get(node));
         let Some(node) = node.filter(|node| node.is_newer_than(created)) else { return };
-        upsert(&mut self.parts, PartSeen { part: Part::NodeCreate, start: None, end: node.first_seen });
+        upsert(
+            &mut self.parts,
+            PartObservation { part: Part::NodeCreate, start: None, end: node.first_seen },
+        );
         if let Some(ready) = node.ready {
-            upsert(&mut self.parts, PartSeen { part: Part::NodeReady, start: None, end: ready });
+            upsert(&mut self.parts, PartObservation { part: Part::NodeReady, start: None, end: ready });
         }
     }
 
@@ -185,7 +188,7 @@ impl StartingPod {
 }
 
 /// Inserts a part, or replaces the one of the same kind.
-fn upsert(parts: &mut Vec<PartSeen>, part: PartSeen) {
+fn upsert(parts: &mut Vec<PartObservation>, part: PartObservation) {
     match parts.iter_mut().find(|known| known.part == part.part) {
         Some(known) => *known = part,
         None => parts.push(part),

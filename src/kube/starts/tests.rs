@@ -12,12 +12,12 @@ use super::{
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
-    kube::{Cluster, Endpoints, Pods, stand_in::StandIn},
+    kube::{Cluster, Endpoints, PodWatches, stand_in::StandIn},
     state::{Discovered, Discovery},
 };
 
-const SERVICE: &str = "/api/v1/namespaces/ml/services/tiny";
-const POD: &str = "/api/v1/namespaces/ml/pods/tiny-1";
+const SERVICE_PATH: &str = "/api/v1/namespaces/ml/services/tiny";
+const TINY_POD_PATH: &str = "/api/v1/namespaces/ml/pods/tiny-1";
 const NODE: &str = "/api/v1/nodes/gpu-9";
 
 struct StartsTest {
@@ -30,7 +30,7 @@ impl StartsTest {
     fn new(before: impl FnOnce(&StandIn)) -> Self {
         let server = StandIn::default();
         server.put(
-            SERVICE,
+            SERVICE_PATH,
             json!({ "metadata": { "name": "tiny", "namespace": "ml" },
                 "spec": { "selector": { "app": "tiny" }, "ports": [{ "port": 80, "targetPort": 8000 }] } }),
         );
@@ -43,7 +43,7 @@ impl StartsTest {
             gateway: None,
             roles: <_>::default(),
         };
-        let found = Endpoints::new(cluster.clone(), Pods::new(cluster.clone())).watch(&target);
+        let found = Endpoints::new(cluster.clone(), PodWatches::new(cluster.clone())).watch(&target);
         Self { server, found, _cluster: cluster }
     }
 
@@ -120,9 +120,9 @@ async fn failed_image_pull_shows_without_events() {
     let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let waiting = json!({ "waiting": { "reason": "ErrImagePull", "message": "not found" } });
-    stage.server.put(POD, pod(Some("gpu-1"), status(waiting, false)));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(waiting, false)));
     stage.start(|start| start.is_pulling).await;
-    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
     stage.start(|start| !start.is_pulling).await;
 }
 
@@ -131,11 +131,11 @@ async fn pod_phases_carry_observation_times() {
     let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
-    stage.server.put(POD, pod(None, json!({})));
+    stage.server.put(TINY_POD_PATH, pod(None, json!({})));
     let start = stage.start(|start| !start.moments.is_empty()).await;
     assert_eq!((&*start.name, start.node.as_deref()), ("ml/tiny-1", None));
     wait(20).await;
-    stage.server.put(POD, pod(Some("gpu-1"), json!({})));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), json!({})));
     event(&stage.server, "e1", "u-1", "Pulling", "Pulling image \"x\"");
     event(&stage.server, "e2", "u-0", "Pulled", "Successfully pulled image \"x\" in 1s");
     assert_eq!(stage.start(|start| start.is_pulling).await.node.as_deref(), Some("gpu-1"));
@@ -147,11 +147,11 @@ async fn pod_phases_carry_observation_times() {
     stage.start(|start| start.seen(Phase::Start).is_some()).await;
     // Its status comes later.
     wait(700).await;
-    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
     let start = stage.start(|start| start.address.is_some()).await;
     assert_eq!(start.address.as_deref(), Some("10.0.0.1:8000"), "as that of its endpoint");
     wait(5000).await;
-    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
     let start = stage.start(|start| start.moments.len() == 5).await;
     assert_eq!(
         seen(&start, began),
@@ -159,7 +159,7 @@ async fn pod_phases_carry_observation_times() {
         "20 + 300 + 80 + 700 + 5000"
     );
     assert!(start.parts.is_empty() && start.tail.as_ref().unwrap().lines().is_empty());
-    stage.server.remove(POD);
+    stage.server.remove(TINY_POD_PATH);
     timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
         .await
         .unwrap()
@@ -173,7 +173,7 @@ async fn pods_ready_before_discovery_are_not_tracked() {
     loading["metadata"]["uid"] = "u-2".into();
     loading["metadata"]["name"] = "tiny-2".into();
     let mut stage = StartsTest::new(|server| {
-        server.put(POD, up.clone());
+        server.put(TINY_POD_PATH, up.clone());
         server.put("/api/v1/namespaces/ml/pods/tiny-2", loading);
     });
     let start = stage.start(|start| start.moments.len() == 3).await;
@@ -194,14 +194,14 @@ async fn node_created_for_pod_is_recorded() {
     });
     stage.synced().await;
     let began = Instant::now();
-    stage.server.put(POD, pod(None, unschedulable()));
+    stage.server.put(TINY_POD_PATH, pod(None, unschedulable()));
     stage.start(|start| !start.moments.is_empty()).await;
     wait(60_000).await;
     stage.server.put(NODE, node("gpu-9", false, "2026-11-24T20:01:00Z"));
     wait(20_000).await;
     stage.server.put(NODE, node("gpu-9", true, "2026-11-24T20:01:00Z"));
     wait(1000).await;
-    stage.server.put(POD, pod(Some("gpu-9"), json!({})));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-9"), json!({})));
     let start = stage.start(|start| start.parts.len() == 2).await;
     let parts: Vec<_> =
         start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs())).collect();
@@ -220,13 +220,13 @@ async fn existing_or_forbidden_node_is_not_recorded() {
             }
         });
         stage.synced().await;
-        stage.server.put(POD, pod(None, unschedulable()));
+        stage.server.put(TINY_POD_PATH, pod(None, unschedulable()));
         stage.start(|start| !start.moments.is_empty()).await;
         wait(60_000).await;
         if forbidden {
             stage.server.put(NODE, node("gpu-9", true, "2026-11-24T20:01:00Z"));
         }
-        stage.server.put(POD, pod(Some("gpu-9"), json!({})));
+        stage.server.put(TINY_POD_PATH, pod(Some("gpu-9"), json!({})));
         let start = stage.start(|start| start.node.is_some()).await;
         wait(1000).await;
         assert_eq!((start.moments.len(), start.parts.len()), (2, 0));
@@ -238,11 +238,11 @@ async fn existing_or_forbidden_node_is_not_recorded() {
 async fn denied_events_hide_only_image_pulls() {
     let mut stage = StartsTest::new(|server| server.forbid("GET", "/events"));
     stage.synced().await;
-    stage.server.put(POD, pod(Some("gpu-1"), json!({})));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), json!({})));
     stage.start(|start| start.moments.len() == 2).await;
     event(&stage.server, "e1", "u-1", "Pulled", "Successfully pulled image \"x\" in 1s");
     wait(1000).await;
-    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
+    stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
     let start = stage.start(|start| start.moments.len() == 4).await;
     assert!(start.moments.iter().all(|(phase, _)| *phase != Phase::Pull));
 }
@@ -292,15 +292,15 @@ async fn pod_log_yields_load_parts_until_ready() {
     let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
-    stage.server.put(POD, run(0, false));
+    stage.server.put(TINY_POD_PATH, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(30_000).await;
-    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
     assert_eq!(parts(&start, began), [("engine_start", 30)]);
     wait(10_000).await;
     stage.server.print(
-        POD,
+        TINY_POD_PATH,
         "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n2026-11-24T20:00:40Z CUDA error\n",
     );
     let start = stage.start(|start| start.parts.len() == 2).await;
@@ -308,16 +308,16 @@ async fn pod_log_yields_load_parts_until_ready() {
     wait(1000).await;
     assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
     // It ends, and starts again.
-    stage.server.restart(POD);
-    stage.server.put(POD, run(1, false));
+    stage.server.restart(TINY_POD_PATH);
+    stage.server.put(TINY_POD_PATH, run(1, false));
     stage.start(|start| start.parts.is_empty()).await;
     wait(20_000).await;
-    stage.server.print(POD, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
     assert_eq!(parts(&start, began), [("engine_start", 61)], "30 + 10 + 1 + 20");
-    stage.server.put(POD, run(1, true));
+    stage.server.put(TINY_POD_PATH, run(1, true));
     stage.start(|start| start.seen(Phase::Load).is_some()).await;
-    stage.server.print(POD, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
     wait(1000).await;
     assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
 }
@@ -327,14 +327,14 @@ async fn early_log_line_moves_container_start() {
     let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
-    stage.server.print(POD, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
     wait(30_000).await;
-    stage.server.put(POD, run(0, false));
+    stage.server.put(TINY_POD_PATH, run(0, false));
     let start = stage.start(|start| !start.parts.is_empty()).await;
     let ran = |start: &PodStart| start.seen(Phase::Start).map(|seen| (seen.at - began).as_secs());
     assert_eq!((parts(&start, began), ran(&start)), (vec![("engine_start", 30)], Some(30)));
     wait(10_000).await;
-    stage.server.print(POD, "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n");
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n");
     let start = stage.start(|start| start.parts.len() == 2).await;
     assert_eq!(parts(&start, began), [("engine_start", 10), ("weights", 40)], "40 - 30 before the weights");
     assert_eq!(ran(&start), Some(10), "it has printed, so it ran");
@@ -344,8 +344,8 @@ async fn early_log_line_moves_container_start() {
 async fn logs_are_read_if_enabled_and_permitted() {
     let mut stage = StartsTest::new(|server| server.forbid("GET", "/log"));
     stage.synced().await;
-    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
-    stage.server.put(POD, run(0, false));
+    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.put(TINY_POD_PATH, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(10_000).await;
     assert!(tail.lines().is_empty(), "no right to it");
@@ -362,13 +362,13 @@ async fn dead_pods_do_not_start() {
     evicted["metadata"]["uid"] = "u-0".into();
     evicted["metadata"]["name"] = "tiny-0".into();
     let mut stage = StartsTest::new(|server| server.put("/api/v1/namespaces/ml/pods/tiny-0", evicted));
-    stage.server.put(POD, pod(None, unschedulable()));
+    stage.server.put(TINY_POD_PATH, pod(None, unschedulable()));
     let start = stage.start(|start| !start.moments.is_empty()).await;
     assert_eq!(&*start.name, "ml/tiny-1", "it waits for a node, whatever the other one had reached");
     // The same goes for one that dies on its way.
     let mut failed = pod(Some("gpu-1"), status(json!({ "running": {} }), false));
     failed["status"]["phase"] = "Failed".into();
-    stage.server.put(POD, failed);
+    stage.server.put(TINY_POD_PATH, failed);
     timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
         .await
         .unwrap()

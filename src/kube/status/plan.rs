@@ -7,7 +7,7 @@
 //! - A status that differs from our last write was written by another replica. It stands for [`REPAIR_AFTER`] and is
 //!   then corrected.
 //! - If replicas disagree about the state of the target, the one reporting the livelier state is believed for
-//!   [`TRUST_OTHERS`] after its last write, as that replica may have died.
+//!   [`PEER_STATE_TTL`] after its last write, as that replica may have died.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::{
     kube::{
         conflicts::{RouteKind, RouteObject},
         report::{
-            Condition, InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict,
+            Condition, InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, RouteState,
+            Verdict,
         },
     },
 };
@@ -30,7 +31,7 @@ const NUMBERS_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for which a status of another replica stands, plus a random half.
 const REPAIR_AFTER: Duration = Duration::from_secs(30);
 /// Time for which a livelier state reported by another replica is believed.
-const TRUST_OTHERS: Duration = Duration::from_secs(120);
+const PEER_STATE_TTL: Duration = Duration::from_secs(120);
 /// Backoff after a failed write.
 const WRITE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(120));
 /// Time for which an object is left to another field manager after a conflict.
@@ -65,7 +66,7 @@ pub(super) struct StatusHistory {
     /// Last observed status, and the time of its first observation.
     last_observed: Option<(ModelRouteStatus, Instant)>,
     /// Liveliest state known to this replica since another one last reported more.
-    liveliest_known: Option<State>,
+    liveliest_known: Option<RouteState>,
     failures: u32,
     not_before: Option<Instant>,
 }
@@ -173,7 +174,7 @@ impl StatusHistory {
             match there.state {
                 // This replica once knew that state itself, and now knows better.
                 Some(state) if state > report.state && self.liveliest_known >= Some(state) => {}
-                Some(state) if state > report.state && now < since + TRUST_OTHERS => {
+                Some(state) if state > report.state && now < since + PEER_STATE_TTL => {
                     report.state = state;
                     report.held = there.held.unwrap_or_default().into();
                     if let Some(endpoints) = there.endpoints {

@@ -5,18 +5,18 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::{Config, Kubernetes},
-    kube::{report::State, stand_in::StandIn},
+    kube::{report::RouteState, stand_in::StandIn},
 };
 
-const OURS: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes/tiny";
-const THEIRS: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes/app";
+const TINY_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes/tiny";
+const INTERCEPTOR_ROUTE_PATH: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes/app";
 
 fn objects(api: &StandIn) {
     let meta = |name: &str, generation: u32| json!({"name": name, "namespace": "models", "generation": generation, "creationTimestamp": "2026-01-01T00:00:00Z"});
     let spec = json!({"target": {"service": {"name": "vllm", "port": 8000}}});
-    api.put(OURS, json!({"metadata": meta("tiny", 3), "spec": spec}));
+    api.put(TINY_ROUTE_PATH, json!({"metadata": meta("tiny", 3), "spec": spec}));
     let spec = json!({"target": {"service": "front", "port": 80}, "rules": [{"hosts": ["a.example.com"]}]});
-    api.put(THEIRS, json!({"metadata": meta("app", 1), "spec": spec}));
+    api.put(INTERCEPTOR_ROUTE_PATH, json!({"metadata": meta("app", 1), "spec": spec}));
 }
 
 /// A replica of the proxy, as far as status goes.
@@ -62,24 +62,32 @@ async fn both_kinds_get_their_status_once() {
     objects(&api);
     let replica = StatusReplica::new(&api);
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(api.object(OURS)["status"], Value::Null, "nothing is known of it yet");
+    assert_eq!(api.object(TINY_ROUTE_PATH)["status"], Value::Null, "nothing is known of it yet");
     replica.report(RouteReport::default());
     sleep(Duration::from_secs(5)).await;
-    let status = &api.object(OURS)["status"];
+    let status = &api.object(TINY_ROUTE_PATH)["status"];
     assert_eq!(condition(status, "Accepted"), ("True".into(), "Accepted".into(), 3));
     assert_eq!(condition(status, "Ready"), ("False".into(), "Idle".into(), 3));
     assert_eq!(condition(status, "Scalable").0, "Unknown");
     assert_eq!((&status["state"], &status["target"]), (&json!("idle"), &json!("service vllm:8000")));
     assert_eq!((&status["observedGeneration"], &status["held"]), (&json!(3), &json!(0)));
-    assert_eq!(condition(&api.object(THEIRS)["status"], "Ready"), ("True".into(), "Accepted".into(), 1));
+    assert_eq!(
+        condition(&api.object(INTERCEPTOR_ROUTE_PATH)["status"], "Ready"),
+        ("True".into(), "Accepted".into(), 1)
+    );
 
     // Our own words come back as changes, and cause no other.
     sleep(Duration::from_secs(600)).await;
     assert_eq!((replica.written(), api.changes().len()), (2, 2));
 
-    replica.report(RouteReport { state: State::Ready, ready: 1, endpoints: 1, ..RouteReport::default() });
+    replica.report(RouteReport {
+        state: RouteState::Ready,
+        ready: 1,
+        endpoints: 1,
+        ..RouteReport::default()
+    });
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(condition(&api.object(OURS)["status"], "Ready").0, "True");
+    assert_eq!(condition(&api.object(TINY_ROUTE_PATH)["status"], "Ready").0, "True");
     assert_eq!(replica.written(), 3);
     replica.cluster.stop().await;
 }
@@ -89,16 +97,16 @@ async fn one_of_two_replicas_writes() {
     let api = StandIn::default();
     objects(&api);
     let (one, other) = (StatusReplica::new(&api), StatusReplica::new(&api));
-    one.report(RouteReport { state: State::Starting, held: 2, ..RouteReport::default() });
+    one.report(RouteReport { state: RouteState::Starting, held: 2, ..RouteReport::default() });
     sleep(Duration::from_secs(5)).await;
     other.report(RouteReport::default());
     sleep(Duration::from_secs(100)).await;
-    assert_eq!(api.object(OURS)["status"]["state"], "starting");
+    assert_eq!(api.object(TINY_ROUTE_PATH)["status"]["state"], "starting");
     // What both see at once, both may write: the Add-on's object, here.
     assert!(one.written() + other.written() <= 3, "{} and {}", one.written(), other.written());
     one.report(RouteReport::default());
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(api.object(OURS)["status"]["state"], "idle");
+    assert_eq!(api.object(TINY_ROUTE_PATH)["status"]["state"], "idle");
     let before = api.changes().len();
     sleep(Duration::from_secs(600)).await;
     assert_eq!(api.changes().len(), before);
@@ -108,10 +116,10 @@ async fn one_of_two_replicas_writes() {
 async fn malformed_object_gets_a_status() {
     let api = StandIn::default();
     let meta = json!({"name": "tiny", "namespace": "models", "generation": 1});
-    api.put(OURS, json!({"metadata": meta, "spec": {"target": 7}}));
+    api.put(TINY_ROUTE_PATH, json!({"metadata": meta, "spec": {"target": 7}}));
     let replica = StatusReplica::new(&api);
     sleep(Duration::from_secs(600)).await;
-    let status = &api.object(OURS)["status"];
+    let status = &api.object(TINY_ROUTE_PATH)["status"];
     assert_eq!(condition(status, "Accepted"), ("False".into(), "Invalid".into(), 1));
     assert_eq!((&status["state"], replica.written()), (&json!("refused"), 1));
 }
@@ -143,5 +151,5 @@ async fn conditions_of_the_add_on_are_left_alone() {
     sleep(Duration::from_secs(500)).await;
     assert_eq!(replica.counts.conflicts.load(Ordering::Relaxed), 1);
     assert_eq!(replica.written(), 1, "ours is written with force");
-    assert_eq!(api.object(THEIRS)["status"], Value::Null);
+    assert_eq!(api.object(INTERCEPTOR_ROUTE_PATH)["status"], Value::Null);
 }

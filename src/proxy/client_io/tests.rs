@@ -14,7 +14,7 @@ fn limits() -> Arc<Limits> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_head_has_30_s_and_the_next_request_120() {
+async fn first_head_has_30_s_next_request_120_s() {
     let (mut client, server) = duplex(64);
     let state = Arc::new(ConnectionState::default());
     let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));
@@ -36,7 +36,7 @@ async fn the_first_head_has_30_s_and_the_next_request_120() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_trickles_has_30_s_from_its_first_byte() {
+async fn trickling_head_times_out_after_30_s() {
     let (mut client, server) = duplex(64);
     let state = Arc::new(ConnectionState::default());
     let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));

@@ -92,7 +92,8 @@ fn ambiguous_framing_is_cut_off() {
         }
     }
     // Whitespace is limited only for lines that arrive in pieces.
-    let head = format!("POST / HTTP/1.1\r\nContent-Length: {}1\r\n\r\n", " ".repeat(2 * MAX_LINE_BYTES));
+    let head =
+        format!("POST / HTTP/1.1\r\nContent-Length: {}1\r\n\r\n", " ".repeat(2 * MAX_HEADER_LINE_BYTES));
     assert_eq!(passes(format!("{head}xx").as_bytes(), 100), (1, head.len()));
 }
 

@@ -9,7 +9,7 @@ use super::totals::{Memory, take};
 use crate::config::budget::{ANSWER_COST_BYTES, max_answer_bytes};
 
 /// A response of the proxy, counted until its bytes are sent.
-struct Counted {
+struct CountedBytes {
     bytes: Bytes,
     memory: Arc<Memory>,
     cost: usize,
@@ -37,7 +37,7 @@ impl Memory {
         if !take(&self.answers, cost, max) {
             return Err(AnswersFull);
         }
-        Ok(Bytes::from_owner(Counted { bytes, memory: self.clone(), cost }))
+        Ok(Bytes::from_owner(CountedBytes { bytes, memory: self.clone(), cost }))
     }
 
     /// Returns `true` if unread responses take more than half of their bound, so that they must end sooner.
@@ -50,15 +50,15 @@ impl Memory {
     }
 }
 
-// === impl Counted ===
+// === impl CountedBytes ===
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for CountedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
         self.memory.answers.fetch_sub(self.cost, Ordering::Relaxed);
     }

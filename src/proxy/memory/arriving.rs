@@ -28,11 +28,11 @@ pub struct Owner {
 /// Bodies whose readers wait for more.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
-    all: HashMap<usize, Arc<Arrival>>,
+    all: HashMap<usize, Arc<ArrivingBody>>,
     /// Shares of the sources that have a body in `all`.
     sources: HashMap<Source, SourceShare>,
     /// Last scan that found nothing to evict.
-    fruitless: Option<Scan>,
+    fruitless: Option<EvictionScan>,
 }
 
 /// Unfinished bodies of one source.
@@ -43,12 +43,12 @@ struct SourceShare {
     /// Number and bytes of the bodies, by route.
     routes: HashMap<usize, (usize, Arc<AtomicUsize>)>,
     /// Last scan for a route of this source that found nothing to evict.
-    fruitless: Option<Scan>,
+    fruitless: Option<EvictionScan>,
 }
 
 /// A scan for bodies to evict.
 #[derive(Debug)]
-struct Scan {
+struct EvictionScan {
     at: Instant,
     /// Bytes that a source had to hold at least for its slow bodies to be evicted, or bytes of the newcomer's route. A
     /// scan with a higher value would find nothing either.
@@ -57,8 +57,8 @@ struct Scan {
 
 /// A body whose reader waits for more.
 #[derive(Debug)]
-pub(super) struct Arrival {
-    state: Mutex<ArrivalState>,
+pub(super) struct ArrivingBody {
+    state: Mutex<ArrivingBodyState>,
     reader: AtomicWaker,
     /// Bytes of all unfinished bodies of its source.
     of_source: Arc<AtomicUsize>,
@@ -67,12 +67,12 @@ pub(super) struct Arrival {
 }
 
 #[derive(Debug)]
-struct ArrivalState {
+struct ArrivingBodyState {
     /// Bytes that have arrived; 0 after eviction.
     bytes: usize,
     /// Time at which the last [`PROGRESS_BYTES`] had arrived, and the size at that time.
     progressed: (Instant, usize),
-    /// The same for the last [`GROWTH_PART`] of its size.
+    /// The same for the last [`GROWTH_DIVISOR`] of its size.
     grown: (Instant, usize),
     is_evicted: bool,
 }
@@ -82,7 +82,7 @@ struct ArrivalState {
 pub(super) struct Newcomer<'a> {
     pub(super) owner: Owner,
     /// Its entry, if its reader waits for more.
-    pub(super) arrival: Option<&'a Arc<Arrival>>,
+    pub(super) arrival: Option<&'a Arc<ArrivingBody>>,
 }
 
 /// Bytes that must arrive within [`STALL_TIMEOUT`], or the body is stalled.
@@ -90,7 +90,7 @@ const PROGRESS_BYTES: usize = 16 << 10;
 
 /// Divisor of a body's size: a body that does not grow by this part within [`STALL_TIMEOUT`] is slow. At 1 MiB that is
 /// 26 KB/s. A body that is not slow doubles within 30 s, and reaches its end as its size is bounded.
-const GROWTH_PART: usize = 8;
+const GROWTH_DIVISOR: usize = 8;
 
 /// Time without progress after which a body may be evicted, if memory is short.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Arriving {
     /// Registers a body of `bytes` bytes whose reader waits for more.
-    pub(super) fn add(&mut self, owner: Owner, bytes: usize) -> Arc<Arrival> {
+    pub(super) fn add(&mut self, owner: Owner, bytes: usize) -> Arc<ArrivingBody> {
         let share = self.sources.entry(owner.source).or_default();
         share.count += 1;
         share.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -111,16 +111,20 @@ impl Arriving {
         of_route.fetch_add(bytes, Ordering::Relaxed);
         let of_route = of_route.clone();
         let begun = (Instant::now(), bytes);
-        let state = ArrivalState { bytes, progressed: begun, grown: begun, is_evicted: false };
+        let state = ArrivingBodyState { bytes, progressed: begun, grown: begun, is_evicted: false };
         let of_source = share.bytes.clone();
-        let arrival =
-            Arc::new(Arrival { state: Mutex::new(state), reader: AtomicWaker::new(), of_source, of_route });
+        let arrival = Arc::new(ArrivingBody {
+            state: Mutex::new(state),
+            reader: AtomicWaker::new(),
+            of_source,
+            of_route,
+        });
         self.all.insert(key(&arrival), arrival.clone());
         arrival
     }
 
     /// Removes a body, which is not evicted from here on.
-    pub(super) fn remove(&mut self, owner: Owner, arrival: &Arc<Arrival>) {
+    pub(super) fn remove(&mut self, owner: Owner, arrival: &Arc<ArrivingBody>) {
         self.all.remove(&key(arrival));
         arrival.of_source.fetch_sub(arrival.bytes(), Ordering::Relaxed);
         arrival.of_route.fetch_sub(arrival.bytes(), Ordering::Relaxed);
@@ -158,7 +162,7 @@ impl Arriving {
             (None, Some(_)) => 0,
             (None, None) => usize::MAX,
         };
-        let is_known = |scan: &Option<Scan>, least: usize| {
+        let is_known = |scan: &Option<EvictionScan>, least: usize| {
             scan.as_ref().is_some_and(|scan| now - scan.at < SCAN_INTERVAL && least >= scan.least)
         };
         let is_route_known = share.is_none_or(|share| is_known(&share.fruitless, of_own_route()));
@@ -193,10 +197,10 @@ impl Arriving {
             self.sources.values_mut().for_each(|share| share.fruitless = None);
             tracing::debug!(evicted, freed, "evicted slow bodies to free memory for others");
         } else if !is_slow {
-            self.fruitless = Some(Scan { at: now, least: least() });
+            self.fruitless = Some(EvictionScan { at: now, least: least() });
             let of_own_route = of_own_route();
             if let Some(share) = owner.and_then(|owner| self.sources.get_mut(&owner.source)) {
-                share.fruitless = Some(Scan { at: now, least: of_own_route });
+                share.fruitless = Some(EvictionScan { at: now, least: of_own_route });
             }
         }
         freed
@@ -208,9 +212,9 @@ impl Arriving {
     }
 }
 
-// === impl Arrival ===
+// === impl ArrivingBody ===
 
-impl Arrival {
+impl ArrivingBody {
     /// Returns the bytes that have arrived; 0 after eviction.
     pub(super) fn bytes(&self) -> usize {
         self.state.lock().bytes
@@ -231,7 +235,7 @@ impl Arrival {
         self.of_route.fetch_add(bytes, Ordering::Relaxed);
         if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
             state.progressed = (Instant::now(), state.bytes);
-            if state.bytes - state.grown.1 >= state.grown.1 / GROWTH_PART {
+            if state.bytes - state.grown.1 >= state.grown.1 / GROWTH_DIVISOR {
                 state.grown = state.progressed;
             }
         }
@@ -245,7 +249,7 @@ impl Arrival {
     }
 
     /// Marks the body as evicted, and returns the bytes it had.
-    fn evict(&self, state: &mut ArrivalState) -> usize {
+    fn evict(&self, state: &mut ArrivingBodyState) -> usize {
         let bytes = std::mem::take(&mut state.bytes);
         self.of_source.fetch_sub(bytes, Ordering::Relaxed);
         self.of_route.fetch_sub(bytes, Ordering::Relaxed);
@@ -255,9 +259,9 @@ impl Arrival {
     }
 }
 
-// === impl ArrivalState ===
+// === impl ArrivingBodyState ===
 
-impl ArrivalState {
+impl ArrivingBodyState {
     fn is_stalled(&self, now: Instant) -> bool {
         now.duration_since(self.progressed.0) >= STALL_TIMEOUT
     }
@@ -267,6 +271,6 @@ impl ArrivalState {
     }
 }
 
-fn key(arrival: &Arc<Arrival>) -> usize {
+fn key(arrival: &Arc<ArrivingBody>) -> usize {
     Arc::as_ptr(arrival).addr()
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    arriving::{Arrival, Newcomer, Owner},
+    arriving::{ArrivingBody, Newcomer, Owner},
     totals::Memory,
 };
 
@@ -25,7 +25,7 @@ enum ShareBytes {
     /// Parts of a streamed body, kept for a retry.
     Kept(usize),
     /// An unfinished body, which may be evicted.
-    Arriving(Arc<Arrival>),
+    Arriving(Arc<ArrivingBody>),
 }
 
 // === impl Memory ===

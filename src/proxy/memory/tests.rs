@@ -56,7 +56,7 @@ async fn finished_bodies_find_room_beside_unfinished_ones() {
 
 /// Eviction after 5 s without 16 KiB, and only when another body needs the memory.
 #[tokio::test(start_paused = true)]
-async fn stalled_body_gives_way_and_a_progressing_one_stays() {
+async fn stalled_body_is_evicted_progressing_one_kept() {
     let memory = Memory::new(400 * KIB);
     let [mut stalled, mut progressing] = [1, 2].map(|number| arriving(&memory, number, 100));
     advance(Duration::from_secs(4)).await;

@@ -130,7 +130,7 @@ mod tests {
 
     /// Incomplete heads and unfinished bodies may take 300 of 400 KiB.
     #[test]
-    fn oldest_head_gives_way_to_newer_heads_and_to_bodies() {
+    fn oldest_head_is_evicted_for_heads_and_bodies() {
         let memory = Memory::new(400 * KIB);
         let cx = Context::from_waker(Waker::noop());
         let wait = |bytes: usize| memory.wait(bytes * KIB, &cx);

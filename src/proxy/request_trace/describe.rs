@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{
     openai::Api,
     proxy::client::Client,
-    telemetry::traces::{Kind, Span, names},
+    telemetry::traces::{Span, SpanDirection, names},
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -29,7 +29,7 @@ pub(super) fn server<B>(client: &Client, request: &Request<B>, start: Instant) -
         Some(route) => format!("{} {route}", in_name(method)).into(),
         None => in_name(method),
     };
-    let mut span = Span::new(name, Kind::Server, 0, start);
+    let mut span = Span::new(name, SpanDirection::Server, 0, start);
     set_method(&mut span, method);
     span.set(names::URL_PATH, path.to_owned());
     span.set(names::URL_SCHEME, scheme(headers));
@@ -66,7 +66,7 @@ pub(super) fn server<B>(client: &Client, request: &Request<B>, start: Instant) -
 
 /// Creates the client span of an attempt.
 pub(super) fn attempt(address: &str, head: &request::Parts, parent: u64, start: Instant) -> Span {
-    let mut span = Span::new(in_name(&head.method), Kind::Client, parent, start);
+    let mut span = Span::new(in_name(&head.method), SpanDirection::Client, parent, start);
     set_method(&mut span, &head.method);
     if let Ok(address) = address.parse::<Authority>() {
         set_server(&mut span, &address);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::describe::fail;
 use crate::{
     coldstart::{ColdStart, ColdStartOutcome, Phase, Tracker},
-    telemetry::traces::{Kind, Span, names},
+    telemetry::traces::{Span, SpanDirection, names},
 };
 
 /// Returns spans of the phases that overlap with `hold`, and of their parts. Phases after the first dispatch belong to the
@@ -71,7 +71,7 @@ fn within(
     if to < start || from > end || (from < to && (to == start || from == end)) {
         return None;
     }
-    let mut span = Span::new(name.into(), Kind::Internal, parent, from.max(start));
+    let mut span = Span::new(name.into(), SpanDirection::Internal, parent, from.max(start));
     span.end = to.min(end);
     Some(span)
 }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::{
         coldstart::{ColdStarts, FirstAnswer, Part},
-        state::PartSeen,
+        state::PartObservation,
     };
 
     fn names(spans: &[Span]) -> Vec<String> {
@@ -102,7 +102,7 @@ mod tests {
         second(1).await;
         let start = Some(Instant::now());
         second(3).await;
-        tracker.record_part(PartSeen { part: Part::Weights, start, end: Instant::now() });
+        tracker.record_part(PartObservation { part: Part::Weights, start, end: Instant::now() });
         second(6).await;
         tracker.ready(None);
         tracker.dispatched();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn held(from: Instant, to: Instant) -> Span {
-        let mut hold = Span::new(names::HOLD.into(), Kind::Internal, 1, from);
+        let mut hold = Span::new(names::HOLD.into(), SpanDirection::Internal, 1, from);
         hold.end = to;
         hold
     }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A background job.
-pub(super) struct Background {
+pub(super) struct BackgroundResponse {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
     pool: Arc<Upstream<OutgoingBody>>,
@@ -42,7 +42,7 @@ const MAX_FAILURES: u32 = 3;
 /// Longest response that can be unfinished: those have no output yet.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-impl Background {
+impl BackgroundResponse {
     /// Creates the job of a request.
     pub(super) fn new(head: &request::Parts, lease: &Lease) -> Self {
         let path = head.uri.path().to_owned();

@@ -15,14 +15,14 @@ use crate::{admission::Gate, state::Endpoint};
 
 /// Endpoints by response id, sharded to reduce lock contention.
 pub(in crate::proxy) struct ResponseOwners {
-    shards: [Mutex<Shard>; SHARDS],
+    shards: [Mutex<OwnerShard>; RESPONSE_SHARDS],
     hasher: std::hash::RandomState,
     /// Bounds concurrent searches.
     pub(super) searches: Semaphore,
 }
 
 #[derive(Default)]
-struct Shard {
+struct OwnerShard {
     owners: HashMap<Arc<str>, ResponseOwner>,
     /// Oldest first.
     order: VecDeque<Arc<str>>,
@@ -34,7 +34,7 @@ struct ResponseOwner {
     since: Instant,
 }
 
-const SHARDS: usize = 16;
+const RESPONSE_SHARDS: usize = 16;
 
 /// Recorded responses, in 10 to 15 MB. The oldest are evicted.
 const MAX_RESPONSES: usize = 65_536;
@@ -79,16 +79,16 @@ impl ResponseOwners {
         self.shard(id).lock().owners.get(id)?.get()
     }
 
-    fn shard(&self, id: &str) -> &Mutex<Shard> {
-        &self.shards[self.hasher.hash_one(id) as usize % SHARDS]
+    fn shard(&self, id: &str) -> &Mutex<OwnerShard> {
+        &self.shards[self.hasher.hash_one(id) as usize % RESPONSE_SHARDS]
     }
 }
 
-impl Shard {
+impl OwnerShard {
     fn make_room(&mut self, now: Instant) {
         while let Some(oldest) = self.order.front() {
             let is_over = self.owners.get(oldest).is_none_or(|owner| now - owner.since >= MAX_AGE);
-            if self.order.len() < MAX_RESPONSES / SHARDS && !is_over {
+            if self.order.len() < MAX_RESPONSES / RESPONSE_SHARDS && !is_over {
                 return;
             }
             self.owners.remove(oldest);
@@ -133,7 +133,8 @@ mod tests {
         assert_eq!(owner("resp_1"), Some(other.id()));
         tokio::time::advance(MAX_AGE).await;
         // Expired records are evicted when their shard gets new ones.
-        (0..10 * SHARDS).for_each(|number| responses.record(&format!("resp_new{number}"), &gate, &other));
+        (0..10 * RESPONSE_SHARDS)
+            .for_each(|number| responses.record(&format!("resp_new{number}"), &gate, &other));
         assert_eq!(owner("resp_1"), None);
     }
 
@@ -144,7 +145,7 @@ mod tests {
         for number in 0..2 * MAX_RESPONSES {
             responses.record(&format!("resp_{number}"), &gate, &endpoint);
         }
-        let count = |of: fn(&Shard) -> usize| -> usize {
+        let count = |of: fn(&OwnerShard) -> usize| -> usize {
             responses.shards.iter().map(|shard| of(&shard.lock())).sum()
         };
         assert_eq!(count(|shard| shard.owners.len()), MAX_RESPONSES);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{StatusCode, request};
 
-use super::{affinity::ResponseAffinity, background::Background};
+use super::{affinity::ResponseAffinity, background::BackgroundResponse};
 use crate::{
     admission::Gate,
     openai,
@@ -18,7 +18,7 @@ pub(in crate::proxy) struct ResponseIdWatch {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
-    background: Option<Background>,
+    background: Option<BackgroundResponse>,
 }
 
 /// Length of the part of a body that is searched for the id.
@@ -39,7 +39,7 @@ impl ResponseIdWatch {
             return None;
         }
         let (gate, endpoint) = (lease.permit.gate().clone(), lease.permit.endpoint().clone());
-        let background = affinity.background.then(|| Background::new(head, lease));
+        let background = affinity.background.then(|| BackgroundResponse::new(head, lease));
         Some(Box::new(Self { seen: Vec::new(), shared: shared.clone(), gate, endpoint, background }))
     }
 

@@ -22,11 +22,11 @@ fn matcher(json: serde_json::Value) -> Matcher {
 
 fn find(table: &RouteTable, host: &str, path: &str, headers: &[(&str, &str)], model: Option<&str>) -> String {
     let headers = headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
-    match table.find(host, path, &headers, Model::Read(model)) {
-        Match::Route(gate) => gate.key().to_string(),
-        Match::Interceptor(found) => found.key().to_owned(),
-        Match::NeedsModel => "model?".into(),
-        Match::Nothing => "-".into(),
+    match table.find(host, path, &headers, RequestModel::Read(model)) {
+        RouteMatch::Route(gate) => gate.key().to_string(),
+        RouteMatch::Interceptor(found) => found.key().to_owned(),
+        RouteMatch::NeedsModel => "model?".into(),
+        RouteMatch::Nothing => "-".into(),
     }
 }
 
@@ -87,13 +87,19 @@ async fn unclaimed_hosts_get_no_local_answer() {
 #[tokio::test]
 async fn body_is_read_only_if_routing_needs_the_model() {
     let one = table(&[("all", Matcher::default())]);
-    assert!(matches!(one.find("", "/v1/completions", &HeaderMap::new(), Model::Unread), Match::Route(_)));
+    assert!(matches!(
+        one.find("", "/v1/completions", &HeaderMap::new(), RequestModel::Unread),
+        RouteMatch::Route(_)
+    ));
     let two =
         table(&[("tiny", matcher(serde_json::json!({"models": ["tiny"]}))), ("all", Matcher::default())]);
-    assert!(matches!(two.find("", "/v1/completions", &HeaderMap::new(), Model::Unread), Match::NeedsModel));
     assert!(matches!(
-        two.find("", "/v1/completions", &HeaderMap::new(), Model::Read(Some("x"))),
-        Match::Route(gate) if gate.key().as_str() == "all"
+        two.find("", "/v1/completions", &HeaderMap::new(), RequestModel::Unread),
+        RouteMatch::NeedsModel
+    ));
+    assert!(matches!(
+        two.find("", "/v1/completions", &HeaderMap::new(), RequestModel::Read(Some("x"))),
+        RouteMatch::Route(gate) if gate.key().as_str() == "all"
     ));
 }
 #[tokio::test]
@@ -161,17 +167,17 @@ async fn application_route_gets_unmatched_requests() {
     let chat = "/v1/chat/completions";
     assert!(matches!(table.api(&post, chat), Api::Work(_)));
     for (host, model, route) in [
-        ("app.example.com", Model::Unread, "app"),
-        ("llm.example.com", Model::Unread, "host"),
-        ("other", Model::Unread, "model?"),
-        ("other", Model::Read(Some("tiny")), "tiny"),
-        ("other", Model::Read(Some("foreign")), "all"),
+        ("app.example.com", RequestModel::Unread, "app"),
+        ("llm.example.com", RequestModel::Unread, "host"),
+        ("other", RequestModel::Unread, "model?"),
+        ("other", RequestModel::Read(Some("tiny")), "tiny"),
+        ("other", RequestModel::Read(Some("foreign")), "all"),
     ] {
         let found = match table.find(host, chat, &none, model) {
-            Match::Route(gate) => gate.key().as_str(),
-            Match::Interceptor(found) => found.key(),
-            Match::NeedsModel => "model?",
-            Match::Nothing => "-",
+            RouteMatch::Route(gate) => gate.key().as_str(),
+            RouteMatch::Interceptor(found) => found.key(),
+            RouteMatch::NeedsModel => "model?",
+            RouteMatch::Nothing => "-",
         };
         assert_eq!(found, route, "{host} {model:?}");
     }

@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     domain::Phase,
-    probe::Answer,
+    probe::ProbeResult,
     state::{Endpoint, Front},
 };
 
 /// Longest backoff. With ready pods, a gateway that rejects a request has usually not noticed them yet: a try is cheap, and
 /// the backoff adds to the cold start.
-const MAX_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_GATEWAY_BACKOFF: Duration = Duration::from_millis(250);
 
 /// Time in which other answers may clear a gateway that broke off a request.
 const DOUBT_GRACE: Duration = Duration::from_millis(50);
@@ -51,7 +51,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     let start = keeper.gate.policy().concurrency.ramp_start;
                     keeper.gate.target().set_servers(gateway, servers, start);
                 }
-                () = until_suspect(gateway, async || { sleep(DOUBT_GRACE).await; Answer::TimedOut(DOUBT_GRACE.into()) }) => {
+                () = until_suspect(gateway, async || { sleep(DOUBT_GRACE).await; ProbeResult::TimedOut(DOUBT_GRACE.into()) }) => {
                     keeper.gate.cold_starts().reopen(Phase::Propagate);
                     keeper.update_counts(|counts| (counts.open, counts.doubtful) = (0, 1));
                     let unresolved;
@@ -80,7 +80,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
 
 /// Waits for the backoff, or until no pod is left. Returns the number of pods.
 async fn back_off(gateway: &Endpoint, mut servers: u32, counts: &mut watch::Receiver<PodCounts>) -> u32 {
-    let until = Instant::now() + gateway.backoff().min(MAX_BACKOFF);
+    let until = Instant::now() + gateway.backoff().min(MAX_GATEWAY_BACKOFF);
     while servers > 0 {
         tokio::select! {
             biased; // as above
@@ -96,7 +96,7 @@ async fn back_off(gateway: &Endpoint, mut servers: u32, counts: &mut watch::Rece
 async fn until_resolved(
     keeper: &Keeper,
     gateway: &Endpoint,
-    mut answer: Answer,
+    mut answer: ProbeResult,
     mut servers: u32,
     counts: &mut watch::Receiver<PodCounts>,
 ) -> u32 {
@@ -104,7 +104,7 @@ async fn until_resolved(
     while servers > 0 {
         reporter.record(gateway.address(), &answer);
         let again = async {
-            sleep(MAX_BACKOFF).await;
+            sleep(MAX_GATEWAY_BACKOFF).await;
             keeper.resolve(gateway).await
         };
         tokio::select! {
@@ -130,7 +130,7 @@ async fn until_answered(
     let within = keeper.gate.policy().gateway.not_yet.within.get();
     let answered = async {
         while keeper.ask(gateway).await.is_without_server() {
-            sleep(MAX_BACKOFF).await;
+            sleep(MAX_GATEWAY_BACKOFF).await;
         }
     };
     let mut answered = pin!(timeout(within, answered));

@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     admission::Gate,
     domain::{Period, Readiness, Roles},
-    probe::{Answer, Speaks},
+    probe::{ProbeProtocol, ProbeResult},
     scaler::{activator::Activator, probe_reporter::advice},
     state::{Discovered, Endpoint, Protocol, TargetState},
 };
@@ -18,10 +18,10 @@ use crate::{
 pub(super) const MAX_PROBES: usize = 32;
 
 /// Probes an endpoint.
-pub(super) type Prober = Arc<dyn Fn(&Endpoint, &Readiness) -> BoxFuture<'static, Answer> + Send + Sync>;
+pub(super) type Prober = Arc<dyn Fn(&Endpoint, &Readiness) -> BoxFuture<'static, ProbeResult> + Send + Sync>;
 
 /// Resolves the host of an address. Returns the answer of a probe if that fails.
-pub(super) type Resolver = Arc<dyn Fn(&str, Period) -> BoxFuture<'static, Option<Answer>> + Send + Sync>;
+pub(super) type Resolver = Arc<dyn Fn(&str, Period) -> BoxFuture<'static, Option<ProbeResult>> + Send + Sync>;
 
 /// State shared by the pods, the gateway and the activation of one target.
 pub(super) struct Keeper {
@@ -36,9 +36,9 @@ pub(super) struct Keeper {
     pub(super) resolver: Resolver,
     pub(super) probes: Semaphore,
     /// Address and answer of the last probe.
-    pub(super) last_probe: Mutex<Option<(Box<str>, Answer)>>,
+    pub(super) last_probe: Mutex<Option<(Box<str>, ProbeResult)>>,
     /// The last answer that the pod's state in the cluster overruled.
-    pub(super) overruled: Mutex<Option<Answer>>,
+    pub(super) overruled: Mutex<Option<ProbeResult>>,
 }
 
 /// Numbers of endpoints and pods.
@@ -57,10 +57,10 @@ pub(super) struct PodCounts {
 }
 
 /// Returns the protocol of probes.
-pub(super) const fn speaks(protocol: Protocol) -> Speaks {
+pub(super) const fn speaks(protocol: Protocol) -> ProbeProtocol {
     match protocol {
-        Protocol::Http1 => Speaks::Http1,
-        Protocol::H2c => Speaks::Http2,
+        Protocol::Http1 => ProbeProtocol::Http1,
+        Protocol::H2c => ProbeProtocol::Http2,
     }
 }
 
@@ -100,37 +100,37 @@ impl Keeper {
     }
 
     /// Probes an endpoint, at most [`MAX_PROBES`] at once.
-    pub(super) async fn ask(&self, endpoint: &Endpoint) -> Answer {
+    pub(super) async fn ask(&self, endpoint: &Endpoint) -> ProbeResult {
         // Never closed; a failure would only allow more probes.
         let _turn = self.probes.acquire().await;
         let readiness = self.gate.policy().readiness.clone();
         let answer = (self.prober)(endpoint, &readiness).await;
-        self.gate.target().set_refusing(endpoint.address(), answer == Answer::Refused);
+        self.gate.target().set_refusing(endpoint.address(), answer == ProbeResult::Refused);
         *self.last_probe.lock() = Some((endpoint.address().into(), answer.clone()));
         answer
     }
 
     /// Resolves the host of an endpoint. Returns the answer of a probe if that fails.
-    pub(super) async fn resolve(&self, endpoint: &Endpoint) -> Option<Answer> {
+    pub(super) async fn resolve(&self, endpoint: &Endpoint) -> Option<ProbeResult> {
         let limit = self.gate.policy().readiness.timeout;
         (self.resolver)(endpoint.address(), limit).await
     }
 
     /// Probes an open endpoint; without permission to probe, an open endpoint counts as ready.
-    pub(super) async fn ask_if_allowed(&self, endpoint: &Endpoint) -> Answer {
-        if self.gate.policy().readiness.probe { self.ask(endpoint).await } else { Answer::Ready }
+    pub(super) async fn ask_if_allowed(&self, endpoint: &Endpoint) -> ProbeResult {
+        if self.gate.policy().readiness.probe { self.ask(endpoint).await } else { ProbeResult::Ready }
     }
 
     /// Probes all open pods. Returns the answer of one that is not alive, if any.
-    pub(super) async fn ask_pods(&self) -> Answer {
+    pub(super) async fn ask_pods(&self) -> ProbeResult {
         let pods = self.pods().endpoints().clone();
         let open = pods.iter().filter(|pod| pod.is_ready());
         let answers = join_all(open.map(|pod| self.ask_if_allowed(pod))).await;
-        answers.into_iter().find(|answer| !answer.is_alive()).unwrap_or(Answer::Ready)
+        answers.into_iter().find(|answer| !answer.is_alive()).unwrap_or(ProbeResult::Ready)
     }
 
     /// Logs, once per answer, that a pod is used because the cluster reports it ready although our probe fails.
-    pub(super) fn overruled(&self, endpoint: &Endpoint, answer: &Answer) {
+    pub(super) fn overruled(&self, endpoint: &Endpoint, answer: &ProbeResult) {
         if self.overruled.lock().replace(answer.clone()).as_ref() == Some(answer) {
             return;
         }

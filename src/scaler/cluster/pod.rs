@@ -30,7 +30,7 @@ use super::{
     keeper::Keeper,
     reported_state::ReportedState,
 };
-use crate::{domain::Role, probe::Answer, state::Endpoint};
+use crate::{domain::Role, probe::ProbeResult, state::Endpoint};
 
 /// Interval of probes of a suspect pod while no request waits.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ const DOUBT_GRACE: Duration = Duration::from_millis(50);
 const SEVER_GRACE: Duration = Duration::from_secs(30);
 
 /// Supervises one pod.
-pub(super) struct Pod {
+pub(super) struct PodSupervisor {
     keeper: Arc<Keeper>,
     activator: Activator,
     endpoint: Arc<Endpoint>,
@@ -64,7 +64,7 @@ pub(super) struct Pod {
     /// than ours; set again when the port refuses connections, as the next answer is from another run of the server.
     is_trusted: bool,
     /// The last rejection of our probe before it opened.
-    rejected: Option<Answer>,
+    rejected: Option<ProbeResult>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +76,9 @@ enum PodState {
     Suspect,
 }
 
-// === impl Pod ===
+// === impl PodSupervisor ===
 
-impl Pod {
+impl PodSupervisor {
     pub(super) fn new(
         keeper: Arc<Keeper>,
         endpoint: Arc<Endpoint>,
@@ -187,9 +187,9 @@ impl Pod {
                     let answer = keeper.ask(endpoint).await;
                     reporter.record(endpoint.address(), &answer);
                     match answer {
-                        Answer::Ready if *is_trusted => return,
-                        Answer::Refused => *is_trusted = true,
-                        answer => *rejected = Some(answer).filter(Answer::is_rejection),
+                        ProbeResult::Ready if *is_trusted => return,
+                        ProbeResult::Refused => *is_trusted = true,
+                        answer => *rejected = Some(answer).filter(ProbeResult::is_rejection),
                     }
                 }
                 sleep_until(asked + keeper.interval()).await;
@@ -227,7 +227,7 @@ impl Pod {
         let keeper = self.keeper.clone();
         let Self { activator, endpoint, reported, .. } = self;
         let is_reported_ready = *reported.borrow() == ReportedState::Ready;
-        let mut doubt = Some(Doubt::new(&keeper));
+        let mut doubt = Some(DoubtGuard::new(&keeper));
         let recovered = async {
             sleep(endpoint.backoff()).await;
             let failed = Instant::now();
@@ -240,7 +240,7 @@ impl Pod {
                 if answer.is_ready() {
                     return;
                 }
-                let has_another_cause = answer.is_rejection() || matches!(answer, Answer::TimedOut(_));
+                let has_another_cause = answer.is_rejection() || matches!(answer, ProbeResult::TimedOut(_));
                 if is_reported_ready && (has_another_cause || failed.elapsed() >= KUBELET_NOTICE) {
                     return keeper.overruled(endpoint, &answer);
                 }
@@ -343,25 +343,25 @@ async fn sever(endpoint: &Endpoint) {
 }
 
 /// Probes a pod that broke off a request. Without permission to probe, only its other answers can clear the doubt.
-async fn ask_doubted(keeper: &Keeper, endpoint: &Endpoint) -> Answer {
+async fn ask_doubted(keeper: &Keeper, endpoint: &Endpoint) -> ProbeResult {
     if keeper.gate.policy().readiness.probe {
         return keeper.ask(endpoint).await;
     }
     sleep(DOUBT_GRACE).await;
-    Answer::TimedOut(DOUBT_GRACE.into())
+    ProbeResult::TimedOut(DOUBT_GRACE.into())
 }
 
 /// Counts a pod as doubtful until dropped: it failed a request, and no probe yet.
-struct Doubt<'a>(&'a Keeper);
+struct DoubtGuard<'a>(&'a Keeper);
 
-impl<'a> Doubt<'a> {
+impl<'a> DoubtGuard<'a> {
     fn new(keeper: &'a Keeper) -> Self {
         keeper.update_counts(|counts| counts.doubtful += 1);
         Self(keeper)
     }
 }
 
-impl Drop for Doubt<'_> {
+impl Drop for DoubtGuard<'_> {
     fn drop(&mut self) {
         self.0.update_counts(|counts| counts.doubtful -= 1);
     }

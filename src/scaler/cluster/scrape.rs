@@ -114,7 +114,7 @@ fn sum(metric: &str, page: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{coldstart::ColdStarts, domain::Policy, hold::Released};
+    use crate::{coldstart::ColdStarts, domain::Policy, hold::ReleaseOutcome};
 
     #[tokio::test]
     async fn ramp_widens_if_all_requests_run() {
@@ -128,7 +128,7 @@ mod tests {
             widen_if_all_run(&gate, &pod, &format!("vllm:num_requests_running{{}} {running}.0"));
             assert_eq!((pod.in_flight(), gate.held()), (in_flight, 12 - in_flight as usize), "{running}");
             while permits.len() < in_flight as usize {
-                let Released::Dispatch(permit) = tickets.remove(0).released().await else {
+                let ReleaseOutcome::Dispatch(permit) = tickets.remove(0).released().await else {
                     panic!("refused")
                 };
                 permits.push(permit);

@@ -16,16 +16,16 @@ use crate::{
     admission::Permit,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Phase},
     domain::{Concurrency, EndpointSource, ObstacleKind, Period, Policy, Roles},
-    hold::{Place, Released, Ticket},
-    probe::Answer,
-    state::{Obstacle, Problem},
+    hold::{QueuePosition, ReleaseOutcome, Ticket},
+    probe::ProbeResult,
+    state::{DiscoveryProblem, Obstacle},
 };
 
 const A: &str = "10.0.0.1:8000";
 const B: &str = "10.0.0.2:8000";
 
 /// A keeper with a scripted cluster and scripted servers.
-struct Stage {
+struct KeeperTest {
     gate: Arc<Gate>,
     store: Arc<ColdStarts>,
     cluster: watch::Sender<Arc<Discovered>>,
@@ -38,14 +38,14 @@ struct Stage {
 /// Scripted servers by address; other addresses refuse connections.
 #[derive(Default)]
 struct Servers {
-    answers: Mutex<HashMap<String, (Answer, Duration)>>,
+    answers: Mutex<HashMap<String, (ProbeResult, Duration)>>,
     asked: Mutex<Vec<(u64, String)>>,
     now: Mutex<(usize, usize)>,
     /// Result of every lookup; `None` resolves.
-    unresolved: Mutex<Option<Answer>>,
+    unresolved: Mutex<Option<ProbeResult>>,
 }
 
-impl Stage {
+impl KeeperTest {
     async fn new(policy: Policy, gateway: Option<&str>, pods: &[(&str, ReportedState)]) -> Self {
         let stage = Self::unsynced(policy, gateway);
         stage.report(pods).await;
@@ -113,7 +113,7 @@ impl Stage {
     }
 
     fn enter(&self) -> Option<Permit> {
-        self.gate.enter().map(|(permit, _): (Permit, Place)| permit)
+        self.gate.enter().map(|(permit, _): (Permit, QueuePosition)| permit)
     }
 
     /// Advances the clock to `ms` from the start.
@@ -143,26 +143,26 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for KeeperTest {
     fn drop(&mut self) {
         self.keeping.abort();
     }
 }
 
 impl Servers {
-    fn answer(&self, address: &str, answer: Answer) {
+    fn answer(&self, address: &str, answer: ProbeResult) {
         self.answer_after(address, answer, 0);
     }
 
-    fn answer_after(&self, address: &str, answer: Answer, ms: u64) {
+    fn answer_after(&self, address: &str, answer: ProbeResult, ms: u64) {
         self.answers.lock().insert(address.into(), (answer, Duration::from_millis(ms)));
     }
 
-    async fn ask(self: Arc<Self>, address: String, began: Instant) -> Answer {
+    async fn ask(self: Arc<Self>, address: String, began: Instant) -> ProbeResult {
         let asked = u64::try_from(began.elapsed().as_millis()).unwrap();
         self.asked.lock().push((asked, address.clone()));
         let (answer, after) =
-            self.answers.lock().get(&address).cloned().unwrap_or((Answer::Refused, Duration::ZERO));
+            self.answers.lock().get(&address).cloned().unwrap_or((ProbeResult::Refused, Duration::ZERO));
         {
             let mut now = self.now.lock();
             *now = (now.0 + 1, now.1.max(now.0 + 1));
@@ -189,15 +189,15 @@ async fn settle() {
 
 async fn released(ticket: &mut Ticket<Permit>) -> Permit {
     match timeout(Duration::from_secs(3600), ticket.released()).await {
-        Ok(Released::Dispatch(permit)) => permit,
-        Ok(Released::Failed(reason, _)) => panic!("failed: {reason}"),
+        Ok(ReleaseOutcome::Dispatch(permit)) => permit,
+        Ok(ReleaseOutcome::Failed(reason, _)) => panic!("failed: {reason}"),
         other => panic!("{}", if other.is_err() { "not released" } else { "draining" }),
     }
 }
 
 async fn failed(ticket: &mut Ticket<Permit>) -> String {
     match timeout(Duration::from_secs(36000), ticket.released()).await {
-        Ok(Released::Failed(reason, _)) => reason.to_string(),
+        Ok(ReleaseOutcome::Failed(reason, _)) => reason.to_string(),
         _ => panic!("not failed"),
     }
 }
@@ -210,7 +210,7 @@ use ReportedState::{Gated, NotReady, Ready, Terminating};
 
 #[tokio::test(start_paused = true)]
 async fn pod_that_is_up_already_has_no_ramp() {
-    let stage = Stage::unsynced(Policy::default(), None);
+    let stage = KeeperTest::unsynced(Policy::default(), None);
     let mut held = stage.hold();
     stage.at(500).await;
     assert!(stage.gate.cold_starts().current().is_none(), "the cluster may have ready pods");
@@ -225,7 +225,7 @@ async fn pod_that_is_up_already_has_no_ramp() {
 
 #[tokio::test(start_paused = true)]
 async fn cold_start_begins_1_s_without_the_pods_list() {
-    let stage = Stage::unsynced(Policy::default(), None);
+    let stage = KeeperTest::unsynced(Policy::default(), None);
     let _held = stage.hold();
     stage.at(999).await;
     assert!(stage.gate.cold_starts().current().is_none());
@@ -235,14 +235,14 @@ async fn cold_start_begins_1_s_without_the_pods_list() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_is_probed_every_50_ms_and_opens_on_answer() {
-    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, NotReady)]).await;
     stage.at(10_000).await;
     assert_eq!((stage.servers.times(A), stage.status()), (vec![], "idle"), "no request waits");
     let mut held = stage.hold();
     stage.at(10_220).await;
     assert_eq!(stage.servers.times(A), [10_000, 10_050, 10_100, 10_150, 10_200]);
     assert_eq!(stage.status(), "starting");
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!(stage.ms(), 10_250, "30 ms after it began to answer, at the next probe");
     assert_eq!(stage.endpoint(A).unwrap().limit(), 4, "a cold pod has a ramp");
@@ -261,13 +261,13 @@ async fn pod_is_probed_every_50_ms_and_opens_on_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn new_pod_is_probed_at_once_beside_a_slow_one() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
     stage.at(1_003).await;
-    stage.servers.answer_after(A, Answer::TimedOut(Period::from_secs(1)), 1000);
+    stage.servers.answer_after(A, ProbeResult::TimedOut(Period::from_secs(1)), 1000);
     stage.report(&[(A, NotReady)]).await;
     stage.at(1_020).await;
-    stage.servers.answer_after(B, Answer::Ready, 7);
+    stage.servers.answer_after(B, ProbeResult::Ready, 7);
     stage.report(&[(A, NotReady), (B, NotReady)]).await;
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 1_027), "1020 + 7");
@@ -282,8 +282,8 @@ async fn new_pod_is_probed_at_once_beside_a_slow_one() {
 async fn report_of_ready_opens_a_pod_without_probes() {
     let mut policy = Policy::default();
     policy.readiness.probe = false;
-    let stage = Stage::new(policy, None, &[(A, NotReady)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(policy, None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let mut held = stage.hold();
     stage.at(5_000).await;
     assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
@@ -300,8 +300,8 @@ async fn report_of_ready_opens_a_pod_without_probes() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_reported_unready_stays_closed_until_restart() {
-    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let mut held = stage.hold();
     drop(released(&mut held).await);
     stage.at(30_000).await;
@@ -317,18 +317,18 @@ async fn pod_reported_unready_stays_closed_until_restart() {
     stage.at(61_000).await;
     assert!(!stage.is_open(A), "its answer does not suffice");
     assert_eq!(stage.servers.times(A).len(), 1 + 21, "probed nevertheless: at 60000, 60050, … 61000");
-    stage.servers.answer(A, Answer::Refused);
+    stage.servers.answer(A, ProbeResult::Refused);
     stage.at(62_000).await;
-    stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
+    stage.servers.answer(A, ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE));
     stage.at(62_010).await;
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     assert_eq!(released(&mut held).await.endpoint().limit(), 4, "restarted, so it has a ramp");
     assert_eq!(stage.ms(), 62_050);
 }
 
 #[tokio::test(start_paused = true)]
 async fn terminating_pod_is_removed_when_vacant() {
-    let stage = Stage::new(with(2, 2), None, &[(A, Ready), (B, Ready)]).await;
+    let stage = KeeperTest::new(with(2, 2), None, &[(A, Ready), (B, Ready)]).await;
     let permits: Vec<_> = (0..4).map(|_| stage.enter().unwrap()).collect();
     stage.report(&[(A, Terminating), (B, Ready)]).await;
     let (of_a, of_b): (Vec<_>, Vec<_>) =
@@ -358,7 +358,7 @@ async fn terminating_pod_is_removed_when_vacant() {
 /// Requests on a dead pod are broken off: those without an answer at once, the others after 30 s.
 #[tokio::test(start_paused = true)]
 async fn dead_pod_is_severed_and_answers_have_a_grace() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
     let permits = [stage.enter().unwrap(), stage.enter().unwrap()];
     let endpoint = stage.endpoint(A).unwrap();
     let (waiting, answering) = (endpoint.connection(), endpoint.connection());
@@ -385,15 +385,15 @@ async fn dead_pod_is_severed_and_answers_have_a_grace() {
 /// A doubted pod is probed at once and keeps its limit; one that may not be probed has 50 ms to answer another request.
 #[tokio::test(start_paused = true)]
 async fn doubted_pod_keeps_its_limit_if_it_answers() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let permit = stage.enter().unwrap();
     let limit = permit.endpoint().limit();
     permit.doubt();
     stage.at(1).await;
     assert!(stage.is_open(A) && !permit.endpoint().is_doubted());
     assert_eq!((stage.servers.times(A), permit.endpoint().limit()), (vec![0], limit));
-    stage.servers.answer(A, Answer::Refused);
+    stage.servers.answer(A, ProbeResult::Refused);
     permit.doubt();
     stage.at(49).await;
     assert!(stage.is_open(A), "probed again after 50 ms at the earliest");
@@ -402,7 +402,7 @@ async fn doubted_pod_keeps_its_limit_if_it_answers() {
 
     let mut policy = Policy::default();
     policy.readiness.probe = false;
-    let stage = Stage::new(policy, None, &[(A, Ready)]).await;
+    let stage = KeeperTest::new(policy, None, &[(A, Ready)]).await;
     let permits = [stage.enter().unwrap(), stage.enter().unwrap()];
     permits[0].doubt();
     stage.at(40).await;
@@ -417,8 +417,8 @@ async fn doubted_pod_keeps_its_limit_if_it_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn suspect_pod_is_probed_after_its_backoff() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let mut times = Vec::new();
     for _ in 0..6 {
         let permit = match stage.enter() {
@@ -440,7 +440,7 @@ async fn suspect_pod_is_probed_after_its_backoff() {
 
 #[tokio::test(start_paused = true)]
 async fn suspect_pod_without_an_answer_begins_a_cold_start() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
     stage.enter().unwrap().suspect();
     let mut held = stage.hold();
     stage.at(49).await;
@@ -449,27 +449,27 @@ async fn suspect_pod_without_an_answer_begins_a_cold_start() {
     assert!(stage.gate.cold_starts().current().is_some());
     stage.at(225).await;
     assert_eq!(stage.servers.times(A), [50, 100, 150, 200]);
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     released(&mut held).await.first_byte();
     assert_eq!((stage.ms(), stage.ended()[0].outcome), (250, Some(ColdStartOutcome::Completed)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn unneeded_suspect_pod_is_probed_every_second() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, Ready)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready), (B, Ready)]).await;
     let suspect =
         std::iter::repeat_with(|| stage.enter().unwrap()).find(|permit| permit.endpoint().address() == A);
     suspect.unwrap().suspect();
     stage.at(3_500).await;
     assert_eq!(stage.servers.times(A), [50, 1050, 2050, 3050]);
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     stage.at(4_050).await;
     assert!(stage.is_open(A));
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_pod_going_with_held_requests_restarts() {
-    let stage = Stage::new(with(1, 1), None, &[(A, Ready)]).await;
+    let stage = KeeperTest::new(with(1, 1), None, &[(A, Ready)]).await;
     let permit = stage.enter().unwrap();
     let mut held = stage.hold();
     assert!(!stage.gate.demand().is_leased(), "an endpoint is ready");
@@ -480,7 +480,7 @@ async fn last_pod_going_with_held_requests_restarts() {
     stage.at(2_000).await;
     drop(permit);
     stage.report(&[(B, NotReady)]).await;
-    stage.servers.answer(B, Answer::Ready);
+    stage.servers.answer(B, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!(permit.endpoint().address(), B);
     permit.first_byte();
@@ -496,14 +496,14 @@ async fn last_pod_going_with_held_requests_restarts() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_is_probed_while_others_are_full() {
-    let stage = Stage::new(with(1, 1), None, &[(A, Ready), (B, NotReady)]).await;
+    let stage = KeeperTest::new(with(1, 1), None, &[(A, Ready), (B, NotReady)]).await;
     let _permit = stage.enter().unwrap();
     stage.at(3_000).await;
     assert_eq!(stage.servers.times(B), [0; 0], "the open pod has room");
     let mut held = stage.hold();
     stage.at(3_120).await;
     assert_eq!(stage.servers.times(B), [3_000, 3_050, 3_100]);
-    stage.servers.answer(B, Answer::Ready);
+    stage.servers.answer(B, ProbeResult::Ready);
     assert_eq!(released(&mut held).await.endpoint().address(), B);
     assert!(
         stage.ended().is_empty() && stage.gate.cold_starts().current().is_none(),
@@ -515,7 +515,7 @@ async fn pod_is_probed_while_others_are_full() {
 async fn activation_timeout_names_the_last_probe() {
     let mut policy = Policy::default();
     policy.readiness.activation_timeout = Period::from_secs(60);
-    let stage = Stage::new(policy, None, &[]).await;
+    let stage = KeeperTest::new(policy, None, &[]).await;
     let mut held = stage.hold();
     assert_eq!(failed(&mut held).await, "the target was not ready within 1m: there is no pod");
     assert_eq!((stage.ms(), stage.status()), (60_000, "failed"));
@@ -524,7 +524,7 @@ async fn activation_timeout_names_the_last_probe() {
     assert_eq!(stage.status(), "idle");
 
     stage.report(&[(A, NotReady), (B, Terminating)]).await;
-    stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
+    stage.servers.answer(A, ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE));
     let mut held = stage.hold();
     assert_eq!(
         failed(&mut held).await,
@@ -536,7 +536,7 @@ async fn activation_timeout_names_the_last_probe() {
     let mut held = stage.hold();
     let problem = Discovered {
         is_synced: true,
-        problem: Some(Problem::passing("no such Service")),
+        problem: Some(DiscoveryProblem::passing("no such Service")),
         ..Discovered::default()
     };
     stage.cluster.send_replace(Arc::new(problem));
@@ -546,7 +546,7 @@ async fn activation_timeout_names_the_last_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn lasting_obstacle_fails_held_and_new_requests() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     let obstacle = |kind, message| stage.gate.target().set_obstacle(Some(Obstacle::new(kind, message)));
     stage.at(1_000).await;
     obstacle(ObstacleKind::CrashLoop, "exit code 1");
@@ -583,11 +583,11 @@ async fn lasting_obstacle_fails_held_and_new_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn cold_start_without_requests_is_abandoned() {
-    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, NotReady)]).await;
     drop(stage.hold());
     stage.at(3_000).await;
     assert_eq!(stage.servers.times(A).len(), 61, "the lease continues: at 0, 50, … 3000");
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     stage.at(3_050).await;
     assert_eq!((stage.is_open(A), stage.ended()[0].outcome), (true, Some(ColdStartOutcome::Abandoned)));
 
@@ -621,9 +621,9 @@ async fn cold_start_without_requests_is_abandoned() {
 async fn concurrent_probes_are_bounded() {
     let addresses: Vec<_> = (0..100).map(|at| format!("10.0.1.{at}:8000")).collect();
     let pods: Vec<_> = addresses.iter().map(|address| (&**address, NotReady)).collect();
-    let stage = Stage::new(Policy::default(), None, &pods).await;
+    let stage = KeeperTest::new(Policy::default(), None, &pods).await;
     for address in &addresses {
-        stage.servers.answer_after(address, Answer::Status(StatusCode::SERVICE_UNAVAILABLE), 100);
+        stage.servers.answer_after(address, ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE), 100);
     }
     let _held = stage.hold();
     stage.at(350).await;
@@ -633,24 +633,28 @@ async fn concurrent_probes_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn gateway_is_open_with_the_limit_of_its_pods() {
-    const GATEWAY: &str = "envoy:8080";
-    let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[(A, Ready), (B, NotReady)]).await;
-    let gateway = stage.endpoint(GATEWAY).unwrap();
-    assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 8), "one warm pod");
+    const GATEWAY_HOST: &str = "envoy:8080";
+    let stage = KeeperTest::new(with(8, 2), Some("http://envoy:8080"), &[(A, Ready), (B, NotReady)]).await;
+    let gateway = stage.endpoint(GATEWAY_HOST).unwrap();
+    assert_eq!((stage.is_open(GATEWAY_HOST), gateway.limit()), (true, 8), "one warm pod");
     assert_eq!(stage.gate.target().endpoints().len(), 1, "pods are not endpoints");
     let permits: Vec<_> = (0..8).map(|_| stage.enter().unwrap()).collect();
     let mut held = stage.hold();
-    stage.servers.answer(B, Answer::Ready);
+    stage.servers.answer(B, ProbeResult::Ready);
     let more = released(&mut held).await;
-    assert_eq!((more.endpoint().address(), gateway.limit()), (GATEWAY, 10), "8 + the ramp of the new one");
+    assert_eq!(
+        (more.endpoint().address(), gateway.limit()),
+        (GATEWAY_HOST, 10),
+        "8 + the ramp of the new one"
+    );
     permits.iter().for_each(Permit::first_byte);
     assert_eq!(gateway.limit(), 16, "2 × 8");
     stage.gate.set_policy(with(4, 2));
     assert_eq!(gateway.limit(), 8, "2 × 4");
     stage.report(&[(A, Terminating), (B, Ready)]).await;
-    assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 4));
+    assert_eq!((stage.is_open(GATEWAY_HOST), gateway.limit()), (true, 4));
     stage.report(&[(A, Terminating), (B, Terminating)]).await;
-    assert!(!stage.is_open(GATEWAY));
+    assert!(!stage.is_open(GATEWAY_HOST));
     assert_eq!(stage.gate.in_flight(), 9, "requests in flight finish");
     drop((permits, more));
     let mut held = stage.hold();
@@ -665,7 +669,7 @@ async fn gateway_is_open_with_the_limit_of_its_pods() {
 
 #[tokio::test(start_paused = true)]
 async fn gateway_unaware_of_its_pods_is_retried_soon() {
-    let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[]).await;
+    let stage = KeeperTest::new(with(8, 2), Some("http://envoy:8080"), &[]).await;
     let mut held = stage.hold();
     stage.at(2_000).await;
     stage.report(&[(A, Ready)]).await;
@@ -691,11 +695,11 @@ async fn gateway_unaware_of_its_pods_is_retried_soon() {
 
 #[tokio::test(start_paused = true)]
 async fn unresolved_gateway_is_reported_until_it_resolves() {
-    let stage = Stage::new(with(8, 2), Some("http://envoy.llm:8080"), &[(A, Ready)]).await;
-    let unresolved = Answer::Unresolved("envoy.llm".into(), "Name or service not known".into());
+    let stage = KeeperTest::new(with(8, 2), Some("http://envoy.llm:8080"), &[(A, Ready)]).await;
+    let unresolved = ProbeResult::Unresolved("envoy.llm".into(), "Name or service not known".into());
     *stage.servers.unresolved.lock() = Some(unresolved);
     let obstacle = || stage.gate.target().obstacle().map(|obstacle| obstacle.kind);
-    let (permit, place): (Permit, Place) = stage.gate.enter().unwrap();
+    let (permit, place): (Permit, QueuePosition) = stage.gate.enter().unwrap();
     // As after a failed lookup.
     permit.suspect();
     let mut held = stage.gate.readmit(place, 1);
@@ -712,7 +716,7 @@ async fn unresolved_gateway_is_reported_until_it_resolves() {
     assert_eq!(obstacle(), None);
 
     // Without pods, the gateway is not reported.
-    *stage.servers.unresolved.lock() = Some(Answer::Unresolved("envoy.llm".into(), "gone".into()));
+    *stage.servers.unresolved.lock() = Some(ProbeResult::Unresolved("envoy.llm".into(), "gone".into()));
     permit.suspect();
     stage.at(70_000).await;
     assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
@@ -722,14 +726,14 @@ async fn unresolved_gateway_is_reported_until_it_resolves() {
 
 #[tokio::test(start_paused = true)]
 async fn invalid_gateway_url_fails_requests() {
-    let stage = Stage::new(Policy::default(), Some("https://envoy"), &[]).await;
+    let stage = KeeperTest::new(Policy::default(), Some("https://envoy"), &[]).await;
     let reason = failed(&mut stage.hold()).await;
     assert_eq!(reason, "the target's gateway, `https://envoy`, is not http://host:port");
 }
 
 #[tokio::test(start_paused = true)]
 async fn drain_waits_for_requests_in_flight() {
-    let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
+    let mut stage = KeeperTest::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
     let permit = stage.enter().unwrap();
     stage.shutdown.drain();
     settle().await;
@@ -739,7 +743,7 @@ async fn drain_waits_for_requests_in_flight() {
     timeout(Duration::from_secs(1), &mut stage.keeping).await.unwrap().unwrap();
     assert!(stage.gate.target().endpoints().is_empty());
 
-    let mut stage = Stage::new(Policy::default(), Some("http://envoy:80"), &[(A, Ready)]).await;
+    let mut stage = KeeperTest::new(Policy::default(), Some("http://envoy:80"), &[(A, Ready)]).await;
     let _permit = stage.enter().unwrap();
     stage.shutdown.kill();
     timeout(Duration::from_secs(1), &mut stage.keeping).await.unwrap().unwrap();
@@ -747,12 +751,12 @@ async fn drain_waits_for_requests_in_flight() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_discovery_keeps_the_known_pods() {
-    let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
+    let mut stage = KeeperTest::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
     stage.cluster = watch::Sender::default();
     stage.at(1_000).await;
     assert!(stage.is_open(A));
     // A pod still fails and recovers.
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     stage.enter().unwrap().suspect();
     stage.at(1_100).await;
     assert!(stage.is_open(A));

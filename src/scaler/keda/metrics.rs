@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Metrics of a trigger.
-pub(super) struct Metrics {
+pub(super) struct TriggerMetrics {
     policy: Arc<Policy>,
     metrics: Vec<(String, MetricKind)>,
 }
@@ -24,9 +24,9 @@ enum MetricKind {
     RequestRate(RequestRate),
 }
 
-// === impl Metrics ===
+// === impl TriggerMetrics ===
 
-impl Metrics {
+impl TriggerMetrics {
     /// Derives the metrics from the current policy; without a route, from the default one of the trigger's kind. The first
     /// name never changes for a trigger, as the HPA refers to it.
     pub(super) fn of(trigger: &Trigger, gate: Option<&Gate>) -> Self {
@@ -89,7 +89,7 @@ impl Metrics {
 }
 
 /// Returns zero for a route that does not exist yet, whatever the metric.
-pub(super) fn no_values(name: &str, metrics: &Metrics) -> GetMetricsResponse {
+pub(super) fn no_values(name: &str, metrics: &TriggerMetrics) -> GetMetricsResponse {
     let names = if name.is_empty() { metrics.names() } else { vec![name] };
     let zero = |name: &str| MetricValue { metric_name: name.to_owned(), ..MetricValue::default() };
     GetMetricsResponse { metric_values: names.into_iter().map(zero).collect() }
@@ -129,7 +129,7 @@ mod tests {
             namespace: "ml".into(),
             scaler_metadata: [("route".into(), "Llama_3.1".into())].into(),
         });
-        let metrics = Metrics::of(&trigger.unwrap(), Some(&gate));
+        let metrics = TriggerMetrics::of(&trigger.unwrap(), Some(&gate));
         let (depth, rate) = ("llama-3-1-queue-depth", "llama-3-1-request-rate");
         assert_eq!(metrics.names(), [depth, rate]);
         let specs = metrics.specs().metric_specs;
@@ -167,7 +167,7 @@ mod tests {
                 namespace: "ml".into(),
                 scaler_metadata: [(key.into(), "new".into())].into(),
             });
-            let metrics = Metrics::of(&trigger.unwrap(), None);
+            let metrics = TriggerMetrics::of(&trigger.unwrap(), None);
             let [spec] = metrics.specs().metric_specs.try_into().unwrap();
             assert_eq!((&*spec.metric_name, spec.target_size), (name, target));
             // A metric that the route had, or will have.

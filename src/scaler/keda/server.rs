@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use super::{
-    Keda,
+    KedaScaler,
     proto::external_scaler_server::{ExternalScaler, ExternalScalerServer},
 };
 use crate::{
@@ -18,30 +18,30 @@ use crate::{
 };
 
 /// Maximum number of open streams: KEDA has two for each ScaledObject.
-pub const STREAMS: usize = SCALER_STREAMS;
+pub const MAX_SCALER_STREAMS: usize = SCALER_STREAMS;
 
 /// Maximum number of calls under way per connection. KEDA has one connection for all of its ScaledObjects, and silently
 /// delays calls above the limit; so there is room for all streams and for polls.
 const MAX_CALLS_PER_CONNECTION: u32 = 10_000;
 
 /// Time for connections to end gracefully.
-const GRACE: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Descriptors of the served protocols, for reflection.
 const PROTOCOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));
 
-type Service = ExternalScalerServer<Keda>;
+type ScalerService = ExternalScalerServer<KedaScaler>;
 
 /// Returns the service without a listener. Its streams end with `ending`.
 pub fn service(
     routes: Arc<Directory>,
     ending: CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler> {
-    bounded(Keda { routes, streams: Places::new(STREAMS, STREAMS), ending })
+    bounded(KedaScaler { routes, streams: Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS), ending })
 }
 
-fn bounded(keda: Keda) -> Service {
-    Service::new(keda).max_decoding_message_size(GRPC_MESSAGE_BYTES)
+fn bounded(keda: KedaScaler) -> ScalerService {
+    ScalerService::new(keda).max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
 /// Serves until `stopping`, which cancels `draining` too.
@@ -55,9 +55,9 @@ pub async fn serve(
     draining: CancellationToken,
     stopping: CancellationToken,
 ) {
-    let streams = Places::new(STREAMS, STREAMS);
+    let streams = Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS);
     let stage = |is_serving, ending: &CancellationToken| {
-        let keda = Keda { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
+        let keda = KedaScaler { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
         let (listener, ending) = (listener.clone(), ending.clone());
         async move { listener.serve(services(keda, is_serving).await, MAX_CALLS_PER_CONNECTION, ending).await }
     };
@@ -70,7 +70,7 @@ pub async fn serve(
     };
     let cut = async {
         stopping.cancelled().await;
-        sleep(GRACE).await;
+        sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
         // A graceful end takes precedence, if in time.
@@ -80,14 +80,14 @@ pub async fn serve(
     }
 }
 
-async fn services(keda: Keda, is_serving: bool) -> Routes {
+async fn services(keda: KedaScaler, is_serving: bool) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     let status = if is_serving {
         tonic_health::ServingStatus::Serving
     } else {
         tonic_health::ServingStatus::NotServing
     };
-    for service in ["", Service::NAME] {
+    for service in ["", ScalerService::NAME] {
         health.set_service_status(service, status).await;
     }
     let services = Routes::new(bounded(keda)).add_service(health_service);
@@ -95,7 +95,7 @@ async fn services(keda: Keda, is_serving: bool) -> Routes {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(PROTOCOLS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name(Service::NAME)
+            .with_service_name(ScalerService::NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     match (reflection().build_v1(), reflection().build_v1alpha()) {

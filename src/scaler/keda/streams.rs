@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    metrics::Metrics,
+    metrics::TriggerMetrics,
     proto::{GetMetricSpecResponse, IsActiveResponse},
     trigger::Trigger,
 };
@@ -253,7 +253,7 @@ impl Specs {
         loop {
             let now = Instant::now();
             let gate = self.route.current().cloned();
-            let specs = Metrics::of(&self.route.trigger, gate.as_deref()).specs();
+            let specs = TriggerMetrics::of(&self.route.trigger, gate.as_deref()).specs();
             let is_listed = self.route.receiver().is_none_or(|receiver| receiver.is_listed);
             let is_new = self.last_sent.as_ref() != Some(&specs);
             if is_listed {

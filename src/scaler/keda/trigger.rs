@@ -81,9 +81,11 @@ impl Trigger {
     pub(super) fn expected_scaling(&self) -> Scaling {
         match self.kind {
             TriggerKind::Route => Scaling::default(),
-            TriggerKind::InterceptorRoute => {
-                Scaling { target: Intercept::TARGET, counting: Counting::Concurrency, ..Scaling::default() }
-            }
+            TriggerKind::InterceptorRoute => Scaling {
+                target: Intercept::DEFAULT_TARGET,
+                counting: Counting::Concurrency,
+                ..Scaling::default()
+            },
         }
     }
 

@@ -4,17 +4,17 @@ use super::*;
 use crate::{
     coldstart::{ColdStarts, Phase},
     domain::{Period, Policy, Scaling as Policies},
-    state::{Endpoint, Replicas, Scaling},
+    state::{Endpoint, Replicas, ScaleFuture},
 };
 
 /// A workload that records its patches.
 #[derive(Default)]
-struct Fake {
-    state: Mutex<State>,
+struct FakeScale {
+    state: Mutex<FakeScaleState>,
 }
 
 #[derive(Default)]
-struct State {
+struct FakeScaleState {
     wanted: u32,
     version: u64,
     /// Patches, and their times.
@@ -26,8 +26,8 @@ struct State {
     rival: Option<u32>,
 }
 
-impl Scale for Fake {
-    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas> {
+impl Scale for FakeScale {
+    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> ScaleFuture<'a, Replicas> {
         assert_eq!((namespace, &*workload.name), ("team-a", "vllm"));
         let mut state = self.state.lock();
         state.reads += 1;
@@ -38,7 +38,13 @@ impl Scale for Fake {
         Box::pin(async { result })
     }
 
-    fn set<'a>(&'a self, _: &'a str, _: &'a Workload, seen: &'a Replicas, replicas: u32) -> Scaling<'a, ()> {
+    fn set<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a Workload,
+        seen: &'a Replicas,
+        replicas: u32,
+    ) -> ScaleFuture<'a, ()> {
         let mut state = self.state.lock();
         if let Some(rival) = state.rival.take() {
             state.wanted = rival;
@@ -56,13 +62,13 @@ impl Scale for Fake {
     }
 }
 
-struct Stage {
+struct KubernetesTest {
     gate: Arc<Gate>,
-    fake: Arc<Fake>,
+    fake: Arc<FakeScale>,
     running: tokio::task::JoinHandle<()>,
 }
 
-impl Stage {
+impl KubernetesTest {
     fn new(wanted: u32, scale_by: ScaleBy) -> Self {
         let policy = Policy {
             scale_by,
@@ -75,7 +81,7 @@ impl Stage {
             ..Policy::default()
         };
         let gate = Gate::new("team-a/chat".into(), policy, ColdStarts::new(|_| {}));
-        let fake = Arc::new(Fake::default());
+        let fake = Arc::new(FakeScale::default());
         fake.state.lock().wanted = wanted;
         let (theirs, scale) = (gate.clone(), fake.clone());
         let running = tokio::spawn(async move { run(theirs, "team-a", scale).await });
@@ -96,7 +102,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for KubernetesTest {
     fn drop(&mut self) {
         self.running.abort();
     }
@@ -107,8 +113,8 @@ async fn secs(seconds: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_request_scales_to_one_and_idle_time_to_zero() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+async fn first_request_scales_up_idle_timeout_to_zero() {
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     secs(3600).await;
     assert_eq!(stage.sets(), [0_u32; 0], "no request yet");
     let held = stage.gate.hold(1, true).unwrap();
@@ -133,7 +139,7 @@ async fn first_request_scales_to_one_and_idle_time_to_zero() {
 
 #[tokio::test(start_paused = true)]
 async fn request_does_not_change_replicas_above_zero() {
-    let stage = Stage::new(3, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(3, ScaleBy::Kubernetes);
     let _held = stage.gate.hold(1, true).unwrap();
     secs(10).await;
     assert_eq!(stage.sets(), [0_u32; 0]);
@@ -142,7 +148,7 @@ async fn request_does_not_change_replicas_above_zero() {
 
 #[tokio::test(start_paused = true)]
 async fn conflict_is_retried_after_reading_again() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     stage.fake.state.lock().rival = Some(2);
     let held = stage.gate.hold(1, true).unwrap();
     secs(1).await;
@@ -156,7 +162,7 @@ async fn conflict_is_retried_after_reading_again() {
 
 #[tokio::test(start_paused = true)]
 async fn loading_target_is_not_idle_without_clients() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     drop(stage.gate.hold(1, true).unwrap());
     secs(900).await;
     assert_eq!(stage.sets(), [1], "the lease holds for 30 minutes, thrice the idle time");
@@ -169,7 +175,7 @@ async fn loading_target_is_not_idle_without_clients() {
 
 #[tokio::test(start_paused = true)]
 async fn manual_scale_up_restarts_the_idle_timeout() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     secs(1000).await;
     stage.fake.state.lock().wanted = 1;
     secs(300).await;
@@ -180,7 +186,7 @@ async fn manual_scale_up_restarts_the_idle_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_are_retried_with_backoff() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     sleep(Duration::from_millis(1)).await;
     stage.fake.state.lock().errors = vec![ScaleError::Unavailable("refused".into()); 4];
     let _held = stage.gate.hold(1, true).unwrap();
@@ -192,7 +198,7 @@ async fn failures_are_retried_with_backoff() {
 
 #[tokio::test(start_paused = true)]
 async fn refusal_is_found_before_demand_and_rechecked() {
-    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
     stage.fake.state.lock().errors = vec![ScaleError::Refused("owned".into()); 12];
     sleep(Duration::from_millis(1)).await;
     assert_eq!(stage.fake.state.lock().reads, 1);
@@ -206,7 +212,7 @@ async fn refusal_is_found_before_demand_and_rechecked() {
 
 #[tokio::test(start_paused = true)]
 async fn routes_scaled_by_keda_are_left_alone() {
-    let stage = Stage::new(1, ScaleBy::Keda);
+    let stage = KubernetesTest::new(1, ScaleBy::Keda);
     let _held = stage.gate.hold(1, true).unwrap();
     secs(3600).await;
     assert_eq!((stage.sets(), stage.fake.state.lock().reads), (vec![], 0));

@@ -16,7 +16,7 @@ use crate::{
     coldstart::ColdStartKind,
     scaler::{
         activator::until_vacant,
-        server::{Server, ServerExit},
+        server::{ModelServer, ServerExit},
         sleep::{SleepError, fall_asleep, wake_up},
     },
     state::{Endpoint, Status},
@@ -29,7 +29,7 @@ impl Launcher {
     /// until it sleeps and is woken.
     pub(super) async fn sleep_until_wanted(
         &mut self,
-        server: &mut Server,
+        server: &mut ModelServer,
         endpoint: &Endpoint,
     ) -> SleepOutcome {
         let gate = self.gate().clone();
@@ -78,7 +78,7 @@ impl Launcher {
         }
     }
 
-    async fn wake_up(&self, server: &mut Server, endpoint: &Endpoint) -> SleepOutcome {
+    async fn wake_up(&self, server: &mut ModelServer, endpoint: &Endpoint) -> SleepOutcome {
         self.activator.begin_activation();
         self.gate().target().set_status(Status::Starting);
         tracing::info!(route = %self.gate().key(), address = endpoint.address(), "waking");
@@ -114,7 +114,7 @@ impl Launcher {
     }
 
     /// Stops what is left of a server that exited in its sleep or does not wake. Held requests wait for a start.
-    pub(super) async fn lost(&mut self, endpoint: Arc<Endpoint>, server: Server, exit: ServerExit) {
+    pub(super) async fn lost(&mut self, endpoint: Arc<Endpoint>, server: ModelServer, exit: ServerExit) {
         let ServerExit { reason, last_lines } = exit;
         let output = last_lines.join("\n");
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target was lost while it slept");
@@ -131,12 +131,12 @@ impl Launcher {
 }
 
 /// Returns the exit status of a server that did not answer, if its guardian reports one within a second.
-async fn exit_after_silence(server: &mut Server, error: &SleepError) -> Option<io::Result<ExitStatus>> {
+async fn exit_after_silence(server: &mut ModelServer, error: &SleepError) -> Option<io::Result<ExitStatus>> {
     const EXIT_GRACE: Duration = Duration::from_secs(1);
     let is_silent = matches!(error, SleepError::Silent(..));
     if is_silent { timeout(EXIT_GRACE, server.exited()).await.ok() } else { None }
 }
 
-async fn lost(server: &mut Server, status: io::Result<ExitStatus>, doing: &str) -> SleepOutcome {
+async fn lost(server: &mut ModelServer, status: io::Result<ExitStatus>, doing: &str) -> SleepOutcome {
     SleepOutcome::Lost(server.exit(status, doing).await)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::convert::Infallible;
 
-pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub(super) type SimResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// An error in vLLM's format, with the numeric status as `code`.
 #[derive(Debug)]
@@ -20,17 +20,17 @@ pub(super) struct ApiError {
 
 pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-pub(super) fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(super) fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> SimResponse {
     let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
-pub(super) fn text(body: impl Into<Bytes>) -> Answer {
+pub(super) fn text(body: impl Into<Bytes>) -> SimResponse {
     of_type(PLAIN_TEXT, body)
 }
 
-pub(super) fn json(body: &impl Serialize) -> Answer {
+pub(super) fn json(body: &impl Serialize) -> SimResponse {
     of_type("application/json", encode(body))
 }
 
@@ -68,7 +68,7 @@ impl ApiError {
         Self { param: Some("model"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }
 
-    pub(super) fn anthropic(self) -> Answer {
+    pub(super) fn anthropic(self) -> SimResponse {
         let body = json!({"type": "error", "error": {"type": self.kind, "message": self.message}});
         let mut answer = json(&body);
         *answer.status_mut() = self.status;
@@ -76,10 +76,10 @@ impl ApiError {
     }
 }
 
-impl From<ApiError> for Answer {
+impl From<ApiError> for SimResponse {
     fn from(error: ApiError) -> Self {
         #[derive(Serialize)]
-        struct Body<'a> {
+        struct ErrorEnvelope<'a> {
             error: Info<'a>,
         }
         #[derive(Serialize)]
@@ -90,8 +90,9 @@ impl From<ApiError> for Answer {
             code: u16,
         }
         let ApiError { status, kind, param, message } = &error;
-        let mut answer =
-            json(&Body { error: Info { message, r#type: kind, param: *param, code: status.as_u16() } });
+        let mut answer = json(&ErrorEnvelope {
+            error: Info { message, r#type: kind, param: *param, code: status.as_u16() },
+        });
         *answer.status_mut() = *status;
         answer
     }

@@ -1,6 +1,6 @@
 //! Inference requests and their complete responses.
 
-use super::answer::{Answer, ApiError, encode, of_type};
+use super::answer::{ApiError, SimResponse, encode, of_type};
 use crate::sim::{reset::ConnectionReset, server::SimServer};
 use bytes::Bytes;
 use futures_util::stream;
@@ -13,7 +13,7 @@ use std::{convert::Infallible, sync::Arc};
 use tokio::task::yield_now;
 
 /// Limit of request bodies, above any prompt or recording.
-const MAX_BODY_BYTES: usize = 256 << 20;
+const MAX_REQUEST_BODY_BYTES: usize = 256 << 20;
 
 /// A complete inference request.
 pub(super) struct InferenceCall {
@@ -29,7 +29,7 @@ pub(super) struct InferenceCall {
 }
 
 pub(super) async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
-    match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
+    match Limited::new(request.into_body(), MAX_REQUEST_BODY_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::http(StatusCode::PAYLOAD_TOO_LARGE)),
         Err(error) => Err(ApiError::bad_request(format!("The body cannot be read: {error}"))),
@@ -49,12 +49,12 @@ pub(super) fn created(sequence: u64) -> u64 {
 }
 
 /// Builds a JSON response, subject to an injected reset.
-pub(super) fn whole(call: &InferenceCall, body: &impl Serialize) -> Answer {
+pub(super) fn whole(call: &InferenceCall, body: &impl Serialize) -> SimResponse {
     whole_of_type(call, "application/json", encode(body).into())
 }
 
 /// Builds a response, truncated by a reset if the call has one injected.
-pub(super) fn whole_of_type(call: &InferenceCall, content_type: &'static str, body: Bytes) -> Answer {
+pub(super) fn whole_of_type(call: &InferenceCall, content_type: &'static str, body: Bytes) -> SimResponse {
     let Some(share) = call.cut else { return of_type(content_type, body) };
     let length = body.len();
     let part = body.slice(..(share * length as f64) as usize);

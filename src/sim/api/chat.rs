@@ -1,7 +1,7 @@
 //! `/v1/chat/completions` and `/v1/completions`, which differ only in `choices`.
 
 use super::{
-    answer::{Answer, ApiError},
+    answer::{ApiError, SimResponse},
     call::{InferenceCall, check_model, parse, whole},
     stream::{self, EventFormat},
 };
@@ -16,7 +16,7 @@ struct ChatRequest {
     messages: Vec<Value>,
     max_completion_tokens: Option<u64>,
     #[serde(flatten)]
-    common: Common,
+    common: CommonParams,
 }
 
 #[derive(Deserialize)]
@@ -24,11 +24,11 @@ struct CompletionRequest {
     model: String,
     prompt: Value,
     #[serde(flatten)]
-    common: Common,
+    common: CommonParams,
 }
 
 #[derive(Deserialize)]
-struct Common {
+struct CommonParams {
     max_tokens: Option<u64>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -49,7 +49,7 @@ struct Envelope<'a> {
     model: &'a str,
     choices: &'a [ChatChoice<'a>],
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
+    usage: Option<TokenUsage>,
 }
 
 #[derive(Serialize)]
@@ -64,20 +64,20 @@ struct ChatChoice<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Content<'a> {
-    Message(Message<'a>),
-    Delta(Message<'a>),
+    Message(ChatMessage<'a>),
+    Delta(ChatMessage<'a>),
     Text(&'a str),
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     content: &'a str,
 }
 
 #[derive(Serialize)]
-struct Usage {
+struct TokenUsage {
     prompt_tokens: u64,
     total_tokens: u64,
     completion_tokens: u64,
@@ -98,14 +98,14 @@ struct ChatWriter {
     include_usage: bool,
 }
 
-pub(super) async fn chat(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn chat(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let request: ChatRequest = parse(&call.body)?;
     let limit = request.max_completion_tokens.or(request.common.max_tokens);
     let prompt = Prompt::of(&request.messages);
     respond(call, ChatApi::Chat, request.model, prompt, limit, request.common).await
 }
 
-pub(super) async fn completions(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn completions(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let request: CompletionRequest = parse(&call.body)?;
     // Unlike vLLM, whose default for completions is 16 tokens, uses --tokens.
     let limit = request.common.max_tokens;
@@ -119,8 +119,8 @@ async fn respond(
     model: String,
     prompt: Prompt,
     limit: Option<u64>,
-    common: Common,
-) -> Result<Answer, ApiError> {
+    common: CommonParams,
+) -> Result<SimResponse, ApiError> {
     check_model(&call.server, &model)?;
     let id = call.id(if kind == ChatApi::Chat { "chatcmpl-" } else { "cmpl-" });
     let include_usage = common.stream_options.is_some_and(|options| options.include_usage);
@@ -132,12 +132,12 @@ async fn respond(
     let text = generation.text().await;
     let (object, content) = match kind {
         ChatApi::Chat => {
-            ("chat.completion", Content::Message(Message { role: Some("assistant"), content: &text }))
+            ("chat.completion", Content::Message(ChatMessage { role: Some("assistant"), content: &text }))
         }
         ChatApi::Completion => ("text_completion", Content::Text(&text)),
     };
     let choice = ChatChoice::new(content, Some(generation.finish.name()));
-    Ok(whole(&call, &writer.envelope(object, &[choice], Some(Usage::of(&generation)))))
+    Ok(whole(&call, &writer.envelope(object, &[choice], Some(TokenUsage::of(&generation)))))
 }
 
 // === impl ChatChoice ===
@@ -148,9 +148,9 @@ impl<'a> ChatChoice<'a> {
     }
 }
 
-// === impl Usage ===
+// === impl TokenUsage ===
 
-impl Usage {
+impl TokenUsage {
     fn of(generation: &Generation) -> Self {
         let (prompt_tokens, completion_tokens) = (generation.prompt_tokens, generation.tokens);
         Self { prompt_tokens, total_tokens: prompt_tokens + completion_tokens, completion_tokens }
@@ -164,12 +164,12 @@ impl ChatWriter {
         &'a self,
         object: &'static str,
         choices: &'a [ChatChoice<'a>],
-        usage: Option<Usage>,
+        usage: Option<TokenUsage>,
     ) -> Envelope<'a> {
         Envelope { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
     }
 
-    fn chunk(&self, choices: &[ChatChoice<'_>], usage: Option<Usage>) -> Bytes {
+    fn chunk(&self, choices: &[ChatChoice<'_>], usage: Option<TokenUsage>) -> Bytes {
         let object = match self.kind {
             ChatApi::Chat => "chat.completion.chunk",
             ChatApi::Completion => "text_completion",
@@ -179,7 +179,7 @@ impl ChatWriter {
 
     fn content<'a>(&self, content: &'a str) -> Content<'a> {
         match self.kind {
-            ChatApi::Chat => Content::Delta(Message { role: None, content }),
+            ChatApi::Chat => Content::Delta(ChatMessage { role: None, content }),
             ChatApi::Completion => Content::Text(content),
         }
     }
@@ -189,7 +189,7 @@ impl EventFormat for ChatWriter {
     fn opening(&mut self, _: &Generation) -> Vec<Bytes> {
         match self.kind {
             ChatApi::Chat => {
-                let role = Content::Delta(Message { role: Some("assistant"), content: "" });
+                let role = Content::Delta(ChatMessage { role: Some("assistant"), content: "" });
                 vec![self.chunk(&[ChatChoice::new(role, None)], None)]
             }
             ChatApi::Completion => Vec::new(),
@@ -204,7 +204,7 @@ impl EventFormat for ChatWriter {
         let last = ChatChoice::new(self.content(""), Some(generation.finish.name()));
         let mut chunks = vec![self.chunk(&[last], None)];
         if self.include_usage {
-            chunks.push(self.chunk(&[], Some(Usage::of(generation))));
+            chunks.push(self.chunk(&[], Some(TokenUsage::of(generation))));
         }
         chunks.push(Bytes::from_static(b"data: [DONE]\n\n"));
         chunks

@@ -1,7 +1,7 @@
 //! Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`.
 
 use super::{
-    answer::{Answer, ApiError, json},
+    answer::{ApiError, SimResponse, json},
     call::{InferenceCall, check_model, parse, whole},
     stream::{EventFormat, events, named},
 };
@@ -42,7 +42,7 @@ struct MessagesWriter {
     model: String,
 }
 
-pub(super) async fn messages(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn messages(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let request: MessagesRequest = parse(&call.body)?;
     check_model(&call.server, &request.model)?;
     let mut generation = call.server.engine.submit(request.prompt.read(), Some(request.max_tokens));
@@ -56,7 +56,7 @@ pub(super) async fn messages(call: InferenceCall) -> Result<Answer, ApiError> {
     Ok(whole(&call, &writer.message(&content, &reason, &generation)))
 }
 
-pub(super) fn count_tokens(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn count_tokens(server: &SimServer, body: &[u8]) -> Result<SimResponse, ApiError> {
     let count = || {
         let request: CountRequest = parse(body)?;
         check_model(server, &request.model)?;

@@ -16,7 +16,7 @@ use super::{
     reset::ConnectionReset,
     server::SimServer,
 };
-use answer::{Answer, ApiError, json, text};
+use answer::{ApiError, SimResponse, json, text};
 use call::{InferenceCall, read};
 use http::{Method, Request, StatusCode, header};
 use hyper::body::Incoming;
@@ -41,19 +41,19 @@ pub(super) async fn answer(
     server: Arc<SimServer>,
     reset: ConnectionReset,
     request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
+) -> Result<SimResponse, Infallible> {
     if !server.ready.load(Relaxed) {
         let loading = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "The model is still loading.");
         return Ok(loading.into());
     }
-    Ok(route(server, reset, request).await.unwrap_or_else(Answer::from))
+    Ok(route(server, reset, request).await.unwrap_or_else(SimResponse::from))
 }
 
 async fn route(
     server: Arc<SimServer>,
     reset: ConnectionReset,
     request: Request<Incoming>,
-) -> Result<Answer, ApiError> {
+) -> Result<SimResponse, ApiError> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     // hyper omits the body of a response to HEAD.
@@ -104,7 +104,7 @@ async fn infer(
     reset: ConnectionReset,
     request: Request<Incoming>,
     task: InferenceRoute,
-) -> Result<Answer, ApiError> {
+) -> Result<SimResponse, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
     let body = read(request).await?;
     let sequence = server.sequence.fetch_add(1, Relaxed);

@@ -1,7 +1,7 @@
 //! Models, tokens, embeddings and transcriptions.
 
 use super::{
-    answer::{Answer, ApiError, PLAIN_TEXT, json},
+    answer::{ApiError, PLAIN_TEXT, SimResponse, json},
     call::{InferenceCall, check_model, created, parse, whole, whole_of_type},
 };
 use crate::sim::{
@@ -41,14 +41,14 @@ struct DetokenizeRequest {
     tokens: Vec<u64>,
 }
 
-pub(super) fn models(server: &SimServer) -> Answer {
+pub(super) fn models(server: &SimServer) -> SimResponse {
     let names = &server.args.models;
     let listed: Vec<Value> =
         if names.is_empty() { vec![card("sim")] } else { names.iter().map(|name| card(name)).collect() };
     json(&json!({"object": "list", "data": listed}))
 }
 
-pub(super) fn model(server: &SimServer, name: &str) -> Result<Answer, ApiError> {
+pub(super) fn model(server: &SimServer, name: &str) -> Result<SimResponse, ApiError> {
     let name = name.replace("%2F", "/").replace("%2f", "/");
     check_model(server, &name)?;
     Ok(json(&card(&name)))
@@ -61,7 +61,7 @@ fn card(name: &str) -> Value {
     })
 }
 
-pub(super) fn tokenize(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn tokenize(server: &SimServer, body: &[u8]) -> Result<SimResponse, ApiError> {
     let request: TokenizeRequest = parse(body)?;
     check_model_if_named(server, request.model.as_deref())?;
     let texts = match (request.prompt, request.messages) {
@@ -75,7 +75,7 @@ pub(super) fn tokenize(server: &SimServer, body: &[u8]) -> Result<Answer, ApiErr
     Ok(json(&body))
 }
 
-pub(super) fn detokenize(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn detokenize(server: &SimServer, body: &[u8]) -> Result<SimResponse, ApiError> {
     let request: DetokenizeRequest = parse(body)?;
     check_model_if_named(server, request.model.as_deref())?;
     let prompt: String = request.tokens.into_iter().map(token_word).collect();
@@ -86,7 +86,7 @@ fn check_model_if_named(server: &SimServer, model: Option<&str>) -> Result<(), A
     model.map_or(Ok(()), |model| check_model(server, model))
 }
 
-pub(super) async fn embeddings(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn embeddings(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let request: EmbeddingRequest = parse(&call.body)?;
     check_model(&call.server, &request.model)?;
     let dimensions = request.dimensions.unwrap_or(DEFAULT_DIMENSIONS);
@@ -115,7 +115,7 @@ pub(super) async fn embeddings(call: InferenceCall) -> Result<Answer, ApiError> 
     Ok(whole(&call, &body))
 }
 
-pub(super) async fn transcriptions(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn transcriptions(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let boundary = multer::parse_boundary(call.content_type())
         .map_err(|error| ApiError::bad_request(format!("The body is not a form: {error}")))?;
     let body = stream::once(future::ready(Ok::<_, Infallible>(call.body.clone())));

@@ -1,7 +1,7 @@
 //! The Responses API.
 
 use super::{
-    answer::{Answer, ApiError},
+    answer::{ApiError, SimResponse},
     call::{InferenceCall, check_model, parse, whole},
     stream::{EventFormat, events, named},
 };
@@ -40,7 +40,7 @@ struct ResponsesWriter {
     sequence: u64,
 }
 
-pub(super) async fn responses(call: InferenceCall) -> Result<Answer, ApiError> {
+pub(super) async fn responses(call: InferenceCall) -> Result<SimResponse, ApiError> {
     let request: ResponsesRequest = parse(&call.body)?;
     check_model(&call.server, &request.model)?;
     let prompt = Prompt::of([&request.instructions, &request.input]);

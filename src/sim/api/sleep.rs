@@ -1,7 +1,7 @@
 //! Routes of sleep mode, which vLLM serves in development mode.
 
 use super::{
-    answer::{Answer, ApiError, json},
+    answer::{ApiError, SimResponse, json},
     call::{parse, read},
 };
 use crate::sim::server::SimServer;
@@ -17,7 +17,7 @@ struct Rpc {
     method: String,
 }
 
-pub(super) async fn answer(server: &SimServer, request: Request<Incoming>) -> Result<Answer, ApiError> {
+pub(super) async fn answer(server: &SimServer, request: Request<Incoming>) -> Result<SimResponse, ApiError> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/sleep") => fall_asleep(server, &query).await,
@@ -32,7 +32,7 @@ pub(super) async fn answer(server: &SimServer, request: Request<Incoming>) -> Re
 }
 
 /// Handles `POST /sleep?level=1&mode=abort`. Running requests finish, like in vLLM's mode `wait`.
-async fn fall_asleep(server: &SimServer, query: &str) -> Result<Answer, ApiError> {
+async fn fall_asleep(server: &SimServer, query: &str) -> Result<SimResponse, ApiError> {
     let level = match values(query, "level").next().unwrap_or("1") {
         "1" => 1,
         "2" => 2,
@@ -45,7 +45,7 @@ async fn fall_asleep(server: &SimServer, query: &str) -> Result<Answer, ApiError
 }
 
 /// Handles `POST /wake_up`, optionally with `?tags=weights` or `?tags=kv_cache`.
-async fn wake_up(server: &SimServer, query: &str) -> Answer {
+async fn wake_up(server: &SimServer, query: &str) -> SimResponse {
     let tags: Vec<_> = values(query, "tags").collect();
     let wants = |tag| tags.is_empty() || tags.contains(&tag);
     if wants("weights") {
@@ -57,12 +57,12 @@ async fn wake_up(server: &SimServer, query: &str) -> Answer {
     json(&json!({"status": if awake { "awake" } else { "sleeping" }, "tags": tags}))
 }
 
-fn is_sleeping(server: &SimServer) -> Answer {
+fn is_sleeping(server: &SimServer) -> SimResponse {
     json(&json!({"is_sleeping": server.engine.sleep.is_sleeping()}))
 }
 
 /// Handles `POST /collective_rpc`. Supports only `reload_weights`, which a wake from level 2 needs.
-fn collective_rpc(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
+fn collective_rpc(server: &SimServer, body: &[u8]) -> Result<SimResponse, ApiError> {
     let rpc: Rpc = parse(body)?;
     if rpc.method != "reload_weights" {
         return Err(ApiError::bad_request(format!("unknown method {}", rpc.method)));

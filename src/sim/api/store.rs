@@ -1,6 +1,6 @@
 //! Stored responses of the Responses API.
 
-use super::answer::{Answer, ApiError, json};
+use super::answer::{ApiError, SimResponse, json};
 use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -12,10 +12,10 @@ const MAX_STORED_RESPONSES: usize = 1024;
 
 /// Responses by id.
 #[derive(Default)]
-pub(in crate::sim) struct ResponseStore(Mutex<Entries>);
+pub(in crate::sim) struct ResponseStore(Mutex<StoredResponses>);
 
 #[derive(Default)]
-struct Entries {
+struct StoredResponses {
     by_id: HashMap<String, StoredResponse>,
     oldest_first: VecDeque<String>,
 }
@@ -29,12 +29,12 @@ struct StoredResponse {
 // === impl ResponseStore ===
 
 impl ResponseStore {
-    pub(super) fn get(&self, id: &str) -> Result<Answer, ApiError> {
+    pub(super) fn get(&self, id: &str) -> Result<SimResponse, ApiError> {
         let entries = self.0.lock();
         Ok(json(&entries.by_id.get(id).ok_or_else(|| not_found(id))?.body))
     }
 
-    pub(super) fn cancel(&self, id: &str) -> Result<Answer, ApiError> {
+    pub(super) fn cancel(&self, id: &str) -> Result<SimResponse, ApiError> {
         let mut entries = self.0.lock();
         let entry = entries.by_id.get_mut(id).ok_or_else(|| not_found(id))?;
         if entry.body["status"] != "queued" {

@@ -1,7 +1,7 @@
 //! Server-sent events: one loop for all APIs, with a format per API.
 
 use super::{
-    answer::{Answer, encode},
+    answer::{SimResponse, encode},
     call::InferenceCall,
 };
 use crate::sim::{engine::Generation, reset::ConnectionReset};
@@ -56,7 +56,11 @@ fn frame(start: &[u8], event: &impl Serialize) -> Bytes {
 }
 
 /// Builds a streamed response. Sends the head immediately and each event as its own chunk.
-pub(super) fn events<D: EventFormat>(call: &InferenceCall, mut dialect: D, generation: Generation) -> Answer {
+pub(super) fn events<D: EventFormat>(
+    call: &InferenceCall,
+    mut dialect: D,
+    generation: Generation,
+) -> SimResponse {
     // At least one event and never all: there are more events than tokens.
     let cut = call.cut.map(|share| 1 + (share * generation.budget as f64) as u64);
     let queue = VecDeque::from(dialect.prelude());

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_rustls::rustls::crypto::ring;
 use tokio_util::sync::CancellationToken;
 
-use super::{SpanCounts, Traces};
+use super::{SpanCounts, SpanQueue};
 use crate::config::{self, TracesProtocol};
 
 /// Error while setting up the export of traces.
@@ -62,9 +62,9 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Minimum interval between log lines about failures.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-// === impl Traces ===
+// === impl SpanQueue ===
 
-impl Traces {
+impl SpanQueue {
     /// Sets up the export to a collector, without connecting yet.
     ///
     /// # Errors
@@ -221,17 +221,17 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::telemetry::traces::{Clock, Context, Kind, Span};
+    use crate::telemetry::traces::{ClockAnchor, Context, Span, SpanDirection};
 
     /// Records the sizes of batches and takes a fixed time for each.
     #[derive(Clone, Debug, Default)]
-    struct Fake {
+    struct FakeExporter {
         batches: Arc<Mutex<Vec<usize>>>,
         takes: Duration,
         fails: bool,
     }
 
-    impl Exporter for Fake {
+    impl Exporter for FakeExporter {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             tokio::time::sleep(self.takes).await;
             self.batches.lock().push(batch.len());
@@ -239,22 +239,22 @@ mod tests {
         }
     }
 
-    fn exporting(fake: Fake) -> (Traces, CancellationToken, tokio::task::JoinHandle<()>) {
-        let (traces, spans) = Traces::new(1.0);
+    fn exporting(fake: FakeExporter) -> (SpanQueue, CancellationToken, tokio::task::JoinHandle<()>) {
+        let (traces, spans) = SpanQueue::new(1.0);
         let export = Export::new(fake, spans, traces.counts().clone(), "there".into());
         let stopping = CancellationToken::new();
         (traces, stopping.clone(), tokio::spawn(export.run(stopping)))
     }
 
-    fn submit(traces: &Traces, count: usize) {
-        let span = || Span::new("POST".into(), Kind::Server, 0, Instant::now());
+    fn submit(traces: &SpanQueue, count: usize) {
+        let span = || Span::new("POST".into(), SpanDirection::Server, 0, Instant::now());
         let spans = (0..count).map(|_| span()).collect();
-        traces.submit(&Context::new(), &Clock::now(), spans, 0);
+        traces.submit(&Context::new(), &ClockAnchor::now(), spans, 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn spans_are_sent_in_batches_or_after_a_second() {
-        let fake = Fake::default();
+        let fake = FakeExporter::default();
         let (traces, ..) = exporting(fake.clone());
         submit(&traces, 3);
         tokio::time::sleep(Duration::from_millis(900)).await;
@@ -276,7 +276,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn remaining_spans_are_exported_on_stop() {
-        let fake = Fake { takes: Duration::from_secs(2), ..Fake::default() };
+        let fake = FakeExporter { takes: Duration::from_secs(2), ..FakeExporter::default() };
         let (traces, stopping, running) = exporting(fake.clone());
         submit(&traces, 1);
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -292,12 +292,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silent_collector_costs_only_spans() {
-        let down = Fake { fails: true, ..Fake::default() };
+        let down = FakeExporter { fails: true, ..FakeExporter::default() };
         let (traces, ..) = exporting(down);
         submit(&traces, 4);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(traces.counts().all(), [("exported", 0), ("dropped", 0), ("failed", 4)]);
-        let silent = Fake { takes: Duration::from_secs(3600), ..Fake::default() };
+        let silent = FakeExporter { takes: Duration::from_secs(3600), ..FakeExporter::default() };
         let (traces, ..) = exporting(silent);
         submit(&traces, 4);
         tokio::time::sleep(Duration::from_millis(10_900)).await;

@@ -14,14 +14,14 @@ use super::context::{Context, new_span_id};
 /// Monotonic and wall-clock time of one moment. Spans are measured monotonically and exported in wall-clock time, so
 /// that clock adjustments do not distort them.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub struct ClockAnchor {
     at: Instant,
     wall: SystemTime,
 }
 
 /// Remote side of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SpanDirection {
     /// A client.
     Server,
     /// An endpoint.
@@ -40,7 +40,7 @@ pub struct Span {
     /// Name.
     pub name: Cow<'static, str>,
     /// Remote side.
-    pub kind: Kind,
+    pub kind: SpanDirection,
     /// Start.
     pub start: Instant,
     /// End; equals `start` until then.
@@ -50,9 +50,9 @@ pub struct Span {
     failed: bool,
 }
 
-// === impl Clock ===
+// === impl ClockAnchor ===
 
-impl Clock {
+impl ClockAnchor {
     /// Reads both clocks.
     pub fn now() -> Self {
         Self { at: Instant::now(), wall: SystemTime::now() }
@@ -71,7 +71,7 @@ impl Clock {
 
 impl Span {
     /// Starts a span.
-    pub fn new(name: Cow<'static, str>, kind: Kind, parent: u64, start: Instant) -> Self {
+    pub fn new(name: Cow<'static, str>, kind: SpanDirection, parent: u64, start: Instant) -> Self {
         Self {
             id: new_span_id(),
             parent,
@@ -109,7 +109,12 @@ impl Span {
         self.failed = true;
     }
 
-    pub(super) fn data(self, context: &Context, clock: &Clock, scope: &InstrumentationScope) -> SpanData {
+    pub(super) fn data(
+        self,
+        context: &Context,
+        clock: &ClockAnchor,
+        scope: &InstrumentationScope,
+    ) -> SpanData {
         let is_first = self.parent == 0;
         let mut events = SpanEvents::default();
         events.events = self
@@ -128,9 +133,9 @@ impl Span {
             parent_span_id: SpanId::from(if is_first { context.parent } else { self.parent }),
             parent_span_is_remote: is_first && context.parent != 0,
             span_kind: match self.kind {
-                Kind::Server => SpanKind::Server,
-                Kind::Client => SpanKind::Client,
-                Kind::Internal => SpanKind::Internal,
+                SpanDirection::Server => SpanKind::Server,
+                SpanDirection::Client => SpanKind::Client,
+                SpanDirection::Internal => SpanKind::Internal,
             },
             name: self.name,
             start_time: clock.wall(self.start),

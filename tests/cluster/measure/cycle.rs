@@ -12,12 +12,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{MODEL, Stage, machine};
-use crate::{node::history::What, record, wait};
+use super::{MODEL, MeasurementSetup, machine};
+use crate::{node::history::NodeEventKind, record, wait};
 
 /// Times of a cold start, in milliseconds since the client began to write its request, which it writes in one piece.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Sample {
+pub(crate) struct CycleTimes {
     pub(crate) round: usize,
     /// A stream beside KEDA's received `true`.
     pub(crate) pushed: Option<f64>,
@@ -38,22 +38,22 @@ pub(crate) struct Sample {
     /// The first byte of the response reached the client.
     pub(crate) first_byte: f64,
     /// Durations of the phases in Anteroom's record.
-    pub(crate) record: Record,
+    pub(crate) record: PhaseDurations,
     pub(crate) load_average: f64,
 }
 
 /// Durations of the phases of a cold-start record, in milliseconds.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Record {
+pub(crate) struct PhaseDurations {
     pub(crate) phases: BTreeMap<String, f64>,
     pub(crate) total: f64,
 }
 
-// === impl Stage ===
+// === impl MeasurementSetup ===
 
-impl Stage {
+impl MeasurementSetup {
     /// Sends a request and observes it to the end of its response.
-    pub(super) async fn cold_start(&self, round: usize) -> Sample {
+    pub(super) async fn cold_start(&self, round: usize) -> CycleTimes {
         let load_average = machine::load();
         let replica = &self.anteroom.replicas[self.asked()];
         let before = newest(&replica.cold_starts(&self.it, MODEL).await);
@@ -79,30 +79,30 @@ impl Stage {
         let birth = self.pods.born(asked).await;
         let history: Vec<_> =
             self.it.history().into_iter().filter(|moment| moment.pod == birth.pod).collect();
-        let if_it_did = |what: What| {
+        let if_it_did = |what: NodeEventKind| {
             let moment = history.iter().find(|moment| moment.what == what && moment.at <= first_byte);
             moment.map(|moment| since(moment.at))
         };
-        let happened = |what: What| {
+        let happened = |what: NodeEventKind| {
             if_it_did(what).unwrap_or_else(|| panic!("{what:?} of {} is not in {history:?}", birth.pod))
         };
-        let (bound, answers) = (happened(What::Bound), happened(What::Answers));
-        let records = wait::until("the record", wait::SOON, async || {
+        let (bound, answers) = (happened(NodeEventKind::Bound), happened(NodeEventKind::Answers));
+        let records = wait::until("the record", wait::WAIT_LIMIT, async || {
             let records = replica.cold_starts(&self.it, MODEL).await;
             // The API returns a limited number of records, so the number cannot be compared.
             if newest(&records) > before { Ok(records) } else { Err(format!("{records:?}")) }
         });
-        let record = Record::read(&records.await[0]);
-        Sample {
+        let record = PhaseDurations::read(&records.await[0]);
+        CycleTimes {
             round,
             pushed,
             patched: since(self.replicas.since(1, asked)),
             // By the watch that was first.
             created: since(birth.created).min(bound),
             scheduled: since(birth.scheduled.unwrap()).min(bound),
-            started: happened(What::Started),
+            started: happened(NodeEventKind::Started),
             answers,
-            ready: if_it_did(What::Ready),
+            ready: if_it_did(NodeEventKind::Ready),
             dispatched: rounded(since(first_byte) - record.phase("first_byte")),
             first_byte: since(first_byte),
             record,
@@ -142,9 +142,9 @@ pub(super) fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
 }
 
-// === impl Record ===
+// === impl PhaseDurations ===
 
-impl Record {
+impl PhaseDurations {
     fn read(record: &Value) -> Self {
         assert_eq!(record["outcome"], "completed", "{record}");
         let record = record::Record::read(record.clone());
@@ -158,9 +158,9 @@ impl Record {
     }
 }
 
-// === impl Sample ===
+// === impl CycleTimes ===
 
-impl Sample {
+impl CycleTimes {
     /// Returns the time from the start of the server's process until it listens, in milliseconds.
     pub(crate) fn load(&self) -> f64 {
         self.answers - self.started

@@ -4,10 +4,10 @@ use std::fmt::{self, Display};
 
 use serde_json::{Value, json};
 
-use super::{Sample, cycle::rounded};
+use super::{CycleTimes, cycle::rounded};
 
 /// Name of a figure, and its value in each sample.
-type Figure = (&'static str, fn(&Sample) -> Option<f64>);
+type Figure = (&'static str, fn(&CycleTimes) -> Option<f64>);
 
 /// In chronological order.
 const FIGURES: &[Figure] = &[
@@ -34,9 +34,9 @@ const FIGURES: &[Figure] = &[
 ];
 
 /// Figures of several samples.
-pub(super) struct Table(Vec<Row>);
+pub(super) struct FigureTable(Vec<FigureRow>);
 
-struct Row {
+struct FigureRow {
     name: &'static str,
     n: usize,
     median: f64,
@@ -45,19 +45,19 @@ struct Row {
     max: f64,
 }
 
-// === impl Table ===
+// === impl FigureTable ===
 
-impl Table {
-    pub(super) fn of(samples: &[Sample]) -> Self {
+impl FigureTable {
+    pub(super) fn of(samples: &[CycleTimes]) -> Self {
         let rows = FIGURES
             .iter()
-            .filter_map(|&(name, figure)| Row::of(name, samples.iter().filter_map(figure).collect()));
+            .filter_map(|&(name, figure)| FigureRow::of(name, samples.iter().filter_map(figure).collect()));
         Self(rows.collect())
     }
 
     pub(super) fn json(&self) -> Value {
-        let row = |row: &Row| {
-            let Row { name, n, median, p90, min, max } = row;
+        let row = |row: &FigureRow| {
+            let FigureRow { name, n, median, p90, min, max } = row;
             json!({ "figure": name, "n": n, "median": median, "p90": p90, "min": min, "max": max })
         };
         self.0.iter().map(row).collect()
@@ -65,19 +65,19 @@ impl Table {
 }
 
 /// Markdown, as in the documentation.
-impl Display for Table {
+impl Display for FigureTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| ms | n | median | p90 | min | max |\n| --- | ---: | ---: | ---: | ---: | ---: |")?;
-        for Row { name, n, median, p90, min, max } in &self.0 {
+        for FigureRow { name, n, median, p90, min, max } in &self.0 {
             writeln!(f, "| {name} | {n} | {median:.2} | {p90:.2} | {min:.2} | {max:.2} |")?;
         }
         Ok(())
     }
 }
 
-// === impl Row ===
+// === impl FigureRow ===
 
-impl Row {
+impl FigureRow {
     fn of(name: &'static str, mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);

@@ -4,7 +4,7 @@ use std::{fs, process::Command, thread};
 
 use serde_json::{Value, json};
 
-use crate::world::{HERE, World};
+use crate::world::{FIXTURES_DIR, TestCluster};
 
 /// Returns the load average of the last minute.
 pub(super) fn load() -> f64 {
@@ -13,7 +13,7 @@ pub(super) fn load() -> f64 {
 }
 
 /// Returns the machine, and the versions of everything that runs on it.
-pub(super) fn describe(world: &World) -> Value {
+pub(super) fn describe(world: &TestCluster) -> Value {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = processors.lines().find_map(|line| line.strip_prefix("model name\t: "));
     let cores = thread::available_parallelism().map_or(0, Into::into);
@@ -38,7 +38,7 @@ pub(super) fn describe(world: &World) -> Value {
 
 /// Returns the version of a module from which the programs of the cluster are built.
 fn version_of(folder: &str, module: &str) -> String {
-    let modules = fs::read_to_string(format!("{HERE}/{folder}/go.mod")).unwrap();
+    let modules = fs::read_to_string(format!("{FIXTURES_DIR}/{folder}/go.mod")).unwrap();
     let mut words = modules.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let found = words.find(|words| words.len() > 1 && words[0] == module);
     found.unwrap_or_else(|| panic!("{module} is not in {folder}/go.mod"))[1].to_owned()

@@ -28,15 +28,15 @@ pub(super) struct Tap {
 
 /// Time when a pod was first seen, and first seen with a node.
 #[derive(Clone)]
-pub(super) struct Birth {
+pub(super) struct PodTimes {
     pub(super) pod: String,
     pub(super) created: SystemTime,
     pub(super) scheduled: Option<SystemTime>,
 }
 
 /// Observed pods of a scenario.
-pub(super) struct Pods {
-    births: watch::Receiver<Vec<Birth>>,
+pub(super) struct ObservedPods {
+    births: watch::Receiver<Vec<PodTimes>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -78,24 +78,24 @@ impl Tap {
     }
 }
 
-// === impl Pods ===
+// === impl ObservedPods ===
 
-impl Pods {
+impl ObservedPods {
     pub(super) fn watch(it: &Scenario) -> Self {
         let (note, births) = watch::channel(Vec::new());
         let pods = it.api::<Pod>();
         let task = tokio::spawn(async move {
-            let events = watcher(pods, watcher::Config::default()).backoff(wait::Quick::default());
+            let events = watcher(pods, watcher::Config::default()).backoff(wait::ShortBackoff::default());
             let mut pods = std::pin::pin!(events.applied_objects());
             while let Some(event) = pods.next().await {
                 let Ok(pod) = event else { continue };
                 let now = SystemTime::now();
                 let is_bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-                note.send_modify(|births: &mut Vec<Birth>| {
+                note.send_modify(|births: &mut Vec<PodTimes>| {
                     let name = pod.name_any();
                     let known = births.iter().position(|birth| birth.pod == name);
                     let index = known.unwrap_or_else(|| {
-                        births.push(Birth { pod: name, created: now, scheduled: None });
+                        births.push(PodTimes { pod: name, created: now, scheduled: None });
                         births.len() - 1
                     });
                     if is_bound {
@@ -108,9 +108,9 @@ impl Pods {
     }
 
     /// Waits for a pod that was created at or after `since` and has a node.
-    pub(super) async fn born(&self, since: SystemTime) -> Birth {
+    pub(super) async fn born(&self, since: SystemTime) -> PodTimes {
         let mut births = self.births.clone();
-        let first = |births: &[Birth]| {
+        let first = |births: &[PodTimes]| {
             births.iter().find(|birth| birth.created >= since && birth.scheduled.is_some()).cloned()
         };
         let births = births.wait_for(|births| first(births).is_some()).await.unwrap();

@@ -4,16 +4,16 @@ use std::time::{Duration, SystemTime};
 
 /// Offset of a node's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Clock {
+pub(crate) enum NodeClock {
     #[default]
     Right,
     Ahead(Duration),
     Behind(Duration),
 }
 
-// === impl Clock ===
+// === impl NodeClock ===
 
-impl Clock {
+impl NodeClock {
     pub(crate) fn now(self) -> SystemTime {
         self.reads(SystemTime::now())
     }

@@ -24,18 +24,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Agent,
-    fate::{self, Fate},
-    history::What,
-    logs::Log,
-    probe::{self, Finding},
-    program::{self, Place},
+    fate::{self, PodFailure},
+    history::NodeEventKind,
+    logs::RunLog,
+    probe::{self, ProbeFinding},
+    program::{self, ContainerContext},
     status,
     volumes::Files,
 };
 use crate::{client, plane::daemon};
 
 /// Longest restart back-off, same as the kubelet's.
-const LONGEST: Duration = Duration::from_secs(300);
+const MAX_RESTART_BACKOFF: Duration = Duration::from_secs(300);
 /// Grace after a preStop hook that used up the whole grace period, same as the kubelet's.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
@@ -113,14 +113,14 @@ impl Task {
     }
 
     /// Returns the pod's current fate.
-    pub(super) fn fate(&self) -> Option<Fate> {
-        self.pods.borrow().as_ref().and_then(Fate::of)
+    pub(super) fn fate(&self) -> Option<PodFailure> {
+        self.pods.borrow().as_ref().and_then(PodFailure::of)
     }
 
     /// Returns the back-off after this number of failures.
     pub(super) fn delay(&self, failures: u32) -> Duration {
-        let first = fate::duration(&self.pod, fate::BACK_OFF, Duration::from_secs(10));
-        first.saturating_mul(1 << failures.min(10)).min(LONGEST)
+        let first = fate::duration(&self.pod, fate::BACKOFF_ANNOTATION, Duration::from_secs(10));
+        first.saturating_mul(1 << failures.min(10)).min(MAX_RESTART_BACKOFF)
     }
 
     /// Runs the process once. Returns `None` if the process could not be started, or its exit was not observed.
@@ -135,7 +135,7 @@ impl Task {
                 return None;
             }
         };
-        let began = self.agent.note(&self.pod, What::Started);
+        let began = self.agent.note(&self.pod, NodeEventKind::Started);
         let log = self.agent.logs.begin(self.key());
         let output = self.follow(&mut child, &log);
         self.event_at(began, "Normal", "Started", "Container started");
@@ -147,7 +147,7 @@ impl Task {
         tokio::select! {
             biased;
             () = told(&mut end) => {}
-            () = sleep(self.given(fate::LAG).unwrap_or_default()) => {}
+            () = sleep(self.given(fate::REPORT_DELAY_ANNOTATION).unwrap_or_default()) => {}
         }
         self.report();
 
@@ -156,7 +156,7 @@ impl Task {
         drop(output);
         log.end();
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-        self.agent.note(&self.pod, What::Exited(code));
+        self.agent.note(&self.pod, NodeEventKind::Exited(code));
         let reason = reason.unwrap_or(if code == 0 { "Completed" } else { "Error" });
         self.status.state = Some(state(
             "terminated",
@@ -174,13 +174,13 @@ impl Task {
     }
 
     fn spawn(&self) -> Result<Child, String> {
-        let mut command = if self.fate() == Some(Fate::CrashLoop) {
+        let mut command = if self.fate() == Some(PodFailure::CrashLoop) {
             let mut command = Command::new("sh");
             command.args(["-c", "echo 'it cannot work like this' >&2; exit 1"]).process_group(0);
             command
         } else {
             let node = (self.agent.name.as_str(), self.agent.address);
-            let place = Place { pod: &self.pod, address: self.address, node, files: &self.files };
+            let place = ContainerContext { pod: &self.pod, address: self.address, node, files: &self.files };
             program::command(&self.agent.ground.programs, &self.container, &place)?
         };
         if let Some(wire) = &self.agent.wire {
@@ -191,7 +191,7 @@ impl Task {
     }
 
     /// Copies the output into the container's log, and notes when the server logs that it is listening.
-    fn follow(&self, child: &mut Child, log: &Arc<Log>) -> [AbortOnDropHandle<()>; 2] {
+    fn follow(&self, child: &mut Child, log: &Arc<RunLog>) -> [AbortOnDropHandle<()>; 2] {
         let (namespace, name) = (self.pod.namespace().unwrap_or_default(), self.pod.name_any());
         let file = format!("{namespace}.{name}.{}.log", self.container.name);
         let file = daemon::append(&self.agent.ground.logs.join(file));
@@ -201,7 +201,7 @@ impl Task {
                 log.push(agent.clock.now(), line);
                 // vLLM's message, which the simulator uses as well.
                 if line.contains("Application startup complete") {
-                    agent.note(&pod, What::Answers);
+                    agent.note(&pod, NodeEventKind::Answers);
                 }
             }
         };
@@ -218,7 +218,7 @@ impl Task {
         let probes = probe::watch(self.container.clone(), self.address, sender);
         let _probes = AbortOnDropHandle::new(tokio::spawn(probes));
         let fate = self.fate();
-        let after = fate::duration(&self.pod, fate::OOM_AFTER, Duration::from_millis(200));
+        let after = fate::duration(&self.pod, fate::OOM_DELAY_ANNOTATION, Duration::from_millis(200));
         let mut oom = std::pin::pin!(sleep(after));
         let mut end = self.end.clone();
         loop {
@@ -226,7 +226,7 @@ impl Task {
                 // An exit takes precedence over other events.
                 biased;
                 _ = child.wait() => return None,
-                () = &mut oom, if fate == Some(Fate::Oom) => {
+                () = &mut oom, if fate == Some(PodFailure::Oom) => {
                     signal(child, Signal::KILL);
                     return Some("OOMKilled");
                 }
@@ -235,13 +235,13 @@ impl Task {
                     return None;
                 }
                 Some(finding) = findings.recv() => match finding {
-                    Finding::Started => self.status.started = Some(true),
-                    Finding::Ready(ready) => self.status.ready = ready,
-                    Finding::Unready(message) => {
+                    ProbeFinding::Started => self.status.started = Some(true),
+                    ProbeFinding::Ready(ready) => self.status.ready = ready,
+                    ProbeFinding::Unready(message) => {
                         self.event("Warning", "Unhealthy", &message);
                         continue;
                     }
-                    Finding::Dead(message) => {
+                    ProbeFinding::Dead(message) => {
                         self.event("Warning", "Unhealthy", &message);
                         let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                         let grace = Duration::from_secs(grace.unwrap_or(30).unsigned_abs());
@@ -270,7 +270,7 @@ impl Task {
         let now = self.pods.borrow().is_none();
         if !now {
             signal(child, Signal::TERM);
-            self.agent.note(&self.pod, What::Signalled);
+            self.agent.note(&self.pod, NodeEventKind::Signalled);
             tokio::select! {
                 biased;
                 _ = child.wait() => return,
@@ -278,7 +278,7 @@ impl Task {
                 () = sleep_until(least.unwrap_or_else(Instant::now)), if least.is_some() => {}
             }
         }
-        self.agent.note(&self.pod, What::Killed);
+        self.agent.note(&self.pod, NodeEventKind::Killed);
         signal(child, Signal::KILL);
     }
 

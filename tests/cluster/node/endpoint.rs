@@ -19,22 +19,22 @@ use tokio_rustls::{
 
 use super::{
     Agent,
-    logs::{Kept, Line, Log},
+    logs::{ContainerLogLine, ContainerLogs, RunLog},
 };
-use crate::plane::pki::Authority;
+use crate::plane::pki::CertificateAuthority;
 
 pub(super) const PORT: u16 = 10250;
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type KubeletBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Listener of the endpoint; bound before the node is registered with its address.
-pub(super) struct Endpoint {
+pub(super) struct KubeletListener {
     listener: TcpListener,
     tls: TlsAcceptor,
 }
 
 /// Options of a log request, as in `PodLogOptions`.
-struct Wanted {
+struct LogOptions {
     follow: bool,
     previous: bool,
     timestamps: bool,
@@ -43,12 +43,12 @@ struct Wanted {
     limit: Option<usize>,
 }
 
-// === impl Endpoint ===
+// === impl KubeletListener ===
 
-impl Endpoint {
+impl KubeletListener {
     /// Binds with a self-made certificate, which the apiserver does not verify by default.
     pub(super) async fn bind(name: &str, address: Ipv4Addr) -> Self {
-        let identity = Authority::new(name).server(name, &[address.into()], &[]);
+        let identity = CertificateAuthority::new(name).server(name, &[address.into()], &[]);
         let certificate = CertificateDer::from_pem_slice(identity.cert.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(
@@ -81,7 +81,7 @@ impl Endpoint {
     }
 }
 
-fn answer<B>(agent: &Agent, request: &Request<B>) -> Response<Body> {
+fn answer<B>(agent: &Agent, request: &Request<B>) -> Response<KubeletBody> {
     let path: Vec<_> = request.uri().path().split('/').skip(1).collect();
     let ["containerLogs", namespace, pod, container] = path.as_slice() else {
         return says(StatusCode::NOT_FOUND, "404 page not found");
@@ -90,7 +90,7 @@ fn answer<B>(agent: &Agent, request: &Request<B>) -> Response<Body> {
     let Some(kept) = agent.logs.find(&key) else {
         return says(StatusCode::NOT_FOUND, &format!("pod {pod:?} does not exist"));
     };
-    let wanted = match Wanted::read(request.uri().query().unwrap_or_default(), agent.clock.now()) {
+    let wanted = match LogOptions::read(request.uri().query().unwrap_or_default(), agent.clock.now()) {
         Ok(wanted) => wanted,
         Err(message) => return says(StatusCode::BAD_REQUEST, &message),
     };
@@ -103,16 +103,16 @@ fn answer<B>(agent: &Agent, request: &Request<B>) -> Response<Body> {
     }
 }
 
-fn says(status: StatusCode, words: &str) -> Response<Body> {
+fn says(status: StatusCode, words: &str) -> Response<KubeletBody> {
     let body = Full::from(words.to_owned()).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
 }
 
-// === impl Wanted ===
+// === impl LogOptions ===
 
-impl Wanted {
+impl LogOptions {
     fn read(query: &str, now: SystemTime) -> Result<Self, String> {
         let pairs: HashMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         let is = |name: &str| pairs.get(name) == Some(&"true");
@@ -143,7 +143,7 @@ impl Wanted {
 
     /// Returns the log of the requested run of the container. Errors use the kubelet's words, with `{}` for the
     /// container.
-    fn of(&self, kept: &Kept) -> Result<Arc<Log>, String> {
+    fn of(&self, kept: &ContainerLogs) -> Result<Arc<RunLog>, String> {
         if self.previous {
             return kept.previous.clone().ok_or_else(|| "previous terminated {} not found".into());
         }
@@ -158,7 +158,7 @@ impl Wanted {
     }
 
     /// Streams the lines of a log; with `follow`, until the log ends.
-    fn text(self, log: Arc<Log>) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
+    fn text(self, log: Arc<RunLog>) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
         let (progress, mut left) = (log.progress(), self.limit.unwrap_or(usize::MAX));
         let first = self.tail.map_or(0, |tail| progress.borrow().lines.saturating_sub(tail));
         let (since, timestamps, follow) = (self.since, self.timestamps, self.follow);
@@ -187,9 +187,9 @@ impl Wanted {
     }
 }
 
-// === impl Line ===
+// === impl ContainerLogLine ===
 
-impl Line {
+impl ContainerLogLine {
     fn text(&self, timestamps: bool) -> String {
         let text = &self.text;
         if timestamps {

@@ -6,24 +6,24 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 /// Duration of the image pull, such as `2s`. By default the image is present.
-pub(crate) const PULL: &str = "test.anteroom.dev/pull";
+pub(crate) const PULL_DELAY_ANNOTATION: &str = "test.anteroom.dev/pull";
 /// Duration from the pulled image to the start of the process; 0 by default.
-pub(crate) const START: &str = "test.anteroom.dev/start";
+pub(crate) const START_DELAY_ANNOTATION: &str = "test.anteroom.dev/start";
 /// Delay before the node reports a running container: 0 by default; up to 1 s with the kubelet, which checks that
 /// often.
-pub(crate) const LAG: &str = "test.anteroom.dev/lag";
-/// Failure of the pod: one of [`Fate`], such as `image-pull-back-off`.
-pub(crate) const FATE: &str = "test.anteroom.dev/fate";
+pub(crate) const REPORT_DELAY_ANNOTATION: &str = "test.anteroom.dev/lag";
+/// Failure of the pod: one of [`PodFailure`], such as `image-pull-back-off`.
+pub(crate) const FAILURE_ANNOTATION: &str = "test.anteroom.dev/fate";
 /// First back-off, which then doubles; 10 s by default, like the kubelet's.
-pub(crate) const BACK_OFF: &str = "test.anteroom.dev/back-off";
+pub(crate) const BACKOFF_ANNOTATION: &str = "test.anteroom.dev/back-off";
 /// Time until the process runs out of memory; 200 ms by default.
-pub(crate) const OOM_AFTER: &str = "test.anteroom.dev/oom-after";
+pub(crate) const OOM_DELAY_ANNOTATION: &str = "test.anteroom.dev/oom-after";
 /// Further arguments for the simulator that runs instead of a model server.
-pub(crate) const SIM: &str = "test.anteroom.dev/sim";
+pub(crate) const SIM_ARGS_ANNOTATION: &str = "test.anteroom.dev/sim";
 
 /// Failure of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum PodFailure {
     /// The image cannot be pulled.
     ImagePullBackOff,
     /// The process exits with 1 at once.
@@ -32,15 +32,15 @@ pub(crate) enum Fate {
     Oom,
 }
 
-impl Fate {
+impl PodFailure {
     /// Returns the fate in the pod's current annotations, which can change.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
-        match pod.annotations().get(FATE)?.as_str() {
+        match pod.annotations().get(FAILURE_ANNOTATION)?.as_str() {
             "image-pull-back-off" => Some(Self::ImagePullBackOff),
             "crash-loop" => Some(Self::CrashLoop),
             "oom" => Some(Self::Oom),
             "" => None,
-            other => panic!("{FATE}: {other} is none"),
+            other => panic!("{FAILURE_ANNOTATION}: {other} is none"),
         }
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 /// Event of a pod on its node, or of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum NodeEventKind {
     /// The node received the pod.
     Bound,
     /// The pull of the image began.
@@ -45,42 +45,42 @@ pub(crate) enum What {
 
 /// Event with its time.
 #[derive(Clone, Debug)]
-pub(crate) struct Moment {
+pub(crate) struct NodeEvent {
     pub(crate) at: SystemTime,
     pub(crate) namespace: String,
     /// Name of the pod or node.
     pub(crate) pod: String,
-    pub(crate) what: What,
+    pub(crate) what: NodeEventKind,
 }
 
 /// All events of all nodes, in order.
 #[derive(Clone, Default)]
-pub(crate) struct History(Arc<Mutex<Vec<Moment>>>);
+pub(crate) struct NodeHistory(Arc<Mutex<Vec<NodeEvent>>>);
 
-// === impl History ===
+// === impl NodeHistory ===
 
-impl History {
+impl NodeHistory {
     /// Records an event that happens now. Returns its time.
-    pub(crate) fn note(&self, namespace: &str, pod: &str, what: What) -> SystemTime {
+    pub(crate) fn note(&self, namespace: &str, pod: &str, what: NodeEventKind) -> SystemTime {
         let mut moments = self.0.lock();
         // Within the lock, so that times are in order.
         let at = SystemTime::now();
-        moments.push(Moment { at, namespace: namespace.into(), pod: pod.into(), what });
+        moments.push(NodeEvent { at, namespace: namespace.into(), pod: pod.into(), what });
         at
     }
 
     /// Returns the events of a namespace.
-    pub(crate) fn of(&self, namespace: &str) -> Vec<Moment> {
+    pub(crate) fn of(&self, namespace: &str) -> Vec<NodeEvent> {
         self.0.lock().iter().filter(|moment| moment.namespace == namespace).cloned().collect()
     }
 
     /// Returns the time of the first such event of any pod of the namespace.
-    pub(crate) fn first(&self, namespace: &str, what: What) -> Option<SystemTime> {
+    pub(crate) fn first(&self, namespace: &str, what: NodeEventKind) -> Option<SystemTime> {
         self.of(namespace).into_iter().find(|moment| moment.what == what).map(|moment| moment.at)
     }
 }
 
-impl Display for Moment {
+impl Display for NodeEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {:?}", humantime::format_rfc3339_millis(self.at), self.pod, self.what)
     }

@@ -13,33 +13,33 @@ use tokio::sync::watch;
 use super::container::Task;
 
 /// Maximum number of lines kept for one run of a container; more than the simulator prints.
-const KEPT: usize = 10_000;
+const MAX_RUN_LOG_LINES: usize = 10_000;
 
 /// Namespace, pod, container.
-pub(super) type Key = (String, String, String);
+pub(super) type ContainerKey = (String, String, String);
 
 /// Output of all containers of a node.
 #[derive(Default)]
-pub(super) struct Logs(Mutex<HashMap<Key, Kept>>);
+pub(super) struct NodeLogs(Mutex<HashMap<ContainerKey, ContainerLogs>>);
 
 /// Logs of a container.
 #[derive(Clone, Default)]
-pub(super) struct Kept {
+pub(super) struct ContainerLogs {
     /// Last reason for waiting.
     pub(super) waits: String,
     /// Log of the last run; `previous` is the one before.
-    pub(super) last: Option<Arc<Log>>,
-    pub(super) previous: Option<Arc<Log>>,
+    pub(super) last: Option<Arc<RunLog>>,
+    pub(super) previous: Option<Arc<RunLog>>,
 }
 
 /// Output of one run of a container.
-pub(super) struct Log {
-    lines: Mutex<VecDeque<Line>>,
-    progress: watch::Sender<Progress>,
+pub(super) struct RunLog {
+    lines: Mutex<VecDeque<ContainerLogLine>>,
+    progress: watch::Sender<LogProgress>,
 }
 
 #[derive(Clone)]
-pub(super) struct Line {
+pub(super) struct ContainerLogLine {
     /// Time by the node's clock.
     pub(super) at: SystemTime,
     pub(super) text: String,
@@ -47,31 +47,31 @@ pub(super) struct Line {
 
 /// Progress of a log.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Progress {
+pub(super) struct LogProgress {
     /// Number of lines so far.
     pub(super) lines: usize,
     /// The log is complete.
     pub(super) ended: bool,
 }
 
-// === impl Logs ===
+// === impl NodeLogs ===
 
-impl Logs {
+impl NodeLogs {
     /// Records the reason why a container waits.
-    pub(super) fn waits(&self, key: Key, reason: &str) {
+    pub(super) fn waits(&self, key: ContainerKey, reason: &str) {
         reason.clone_into(&mut self.0.lock().entry(key).or_default().waits);
     }
 
     /// Starts the log of a new run.
-    pub(super) fn begin(&self, key: Key) -> Arc<Log> {
-        let log = Arc::new(Log { lines: Mutex::default(), progress: watch::Sender::default() });
+    pub(super) fn begin(&self, key: ContainerKey) -> Arc<RunLog> {
+        let log = Arc::new(RunLog { lines: Mutex::default(), progress: watch::Sender::default() });
         let mut logs = self.0.lock();
         let kept = logs.entry(key).or_default();
         kept.previous = kept.last.replace(log.clone());
         log
     }
 
-    pub(super) fn find(&self, key: &Key) -> Option<Kept> {
+    pub(super) fn find(&self, key: &ContainerKey) -> Option<ContainerLogs> {
         self.0.lock().get(key).cloned()
     }
 
@@ -81,15 +81,15 @@ impl Logs {
     }
 }
 
-// === impl Log ===
+// === impl RunLog ===
 
-impl Log {
+impl RunLog {
     pub(super) fn push(&self, at: SystemTime, text: &str) {
         let mut lines = self.lines.lock();
-        if lines.len() == KEPT {
+        if lines.len() == MAX_RUN_LOG_LINES {
             lines.pop_front();
         }
-        lines.push_back(Line { at, text: text.to_owned() });
+        lines.push_back(ContainerLogLine { at, text: text.to_owned() });
         self.progress.send_modify(|progress| progress.lines += 1);
     }
 
@@ -97,12 +97,12 @@ impl Log {
         self.progress.send_modify(|progress| progress.ended = true);
     }
 
-    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+    pub(super) fn progress(&self) -> watch::Receiver<LogProgress> {
         self.progress.subscribe()
     }
 
     /// Returns the lines from number `first` on, counted from the first line ever, and the number of lines so far.
-    pub(super) fn from(&self, first: usize) -> (Vec<Line>, usize) {
+    pub(super) fn from(&self, first: usize) -> (Vec<ContainerLogLine>, usize) {
         let lines = self.lines.lock();
         let count = self.progress.borrow().lines;
         let gone = count - lines.len();
@@ -113,7 +113,7 @@ impl Log {
 // === impl Task ===
 
 impl Task {
-    pub(super) fn key(&self) -> Key {
+    pub(super) fn key(&self) -> ContainerKey {
         (self.pod.namespace().unwrap_or_default(), self.pod.name_any(), self.container.name.clone())
     }
 }

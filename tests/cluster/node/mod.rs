@@ -48,11 +48,11 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{api::Kube, wait};
-use clock::Clock;
-use endpoint::Endpoint;
-use history::{History, What};
-use logs::Logs;
-use wire::Wire;
+use clock::NodeClock;
+use endpoint::KubeletListener;
+use history::{NodeEventKind, NodeHistory};
+use logs::NodeLogs;
+use wire::NodeLink;
 
 /// Same as the kubelet's: the node controller considers a node lost after 40 s without a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -61,11 +61,11 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub(crate) const RESERVED: &str = "test.anteroom.dev/reserved";
 
 /// Last byte of the address of a namespace's first pod.
-const FIRST: u8 = 50;
+const FIRST_POD_HOST_NUMBER: u8 = 50;
 
 /// State shared by all nodes.
-pub(crate) struct Ground {
-    pub(crate) history: History,
+pub(crate) struct SharedNodeState {
+    pub(crate) history: NodeHistory,
     pub(crate) addresses: Addresses,
     /// Folder for the output of pods.
     pub(crate) logs: PathBuf,
@@ -79,9 +79,9 @@ pub(crate) struct Ground {
 
 /// Addresses of pods: each namespace has its own range.
 #[derive(Default)]
-pub(crate) struct Addresses(Mutex<HashMap<String, Range>>);
+pub(crate) struct Addresses(Mutex<HashMap<String, AddressRange>>);
 
-struct Range {
+struct AddressRange {
     subnet: u8,
     last: u8,
 }
@@ -96,7 +96,7 @@ pub(crate) struct Spec {
     pub(crate) gpus: u32,
     /// Time from registration to readiness.
     pub(crate) boot: Duration,
-    pub(crate) clock: Clock,
+    pub(crate) clock: NodeClock,
     /// The machine has its own network, which can be cut off.
     pub(crate) wired: bool,
 }
@@ -105,7 +105,7 @@ pub(crate) struct Spec {
 pub(crate) struct Node {
     pub(crate) name: String,
     kube: Kube,
-    wire: Option<Arc<Wire>>,
+    wire: Option<Arc<NodeLink>>,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -114,11 +114,11 @@ struct Agent {
     name: String,
     address: Ipv4Addr,
     kube: Kube,
-    ground: Arc<Ground>,
-    clock: Clock,
-    logs: Logs,
+    ground: Arc<SharedNodeState>,
+    clock: NodeClock,
+    logs: NodeLogs,
     events: mpsc::UnboundedSender<Event>,
-    wire: Option<Arc<Wire>>,
+    wire: Option<Arc<NodeLink>>,
     /// Namespace of the scenario that the node belongs to; empty for none.
     owner: String,
 }
@@ -128,14 +128,16 @@ struct Agent {
 impl Addresses {
     /// Sets the range of a namespace to 10.77.`subnet`.50 and above.
     pub(crate) fn set(&self, namespace: &str, subnet: u8) {
-        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: FIRST - 1 });
+        self.0.lock().insert(namespace.to_owned(), AddressRange { subnet, last: FIRST_POD_HOST_NUMBER - 1 });
     }
 
     /// Returns the next address; addresses are reused after about 200 others.
     fn next(&self, namespace: &str) -> Ipv4Addr {
         let mut ranges = self.0.lock();
-        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: FIRST - 1 });
-        range.last = if range.last < 250 { range.last + 1 } else { FIRST };
+        let range = ranges
+            .entry(namespace.to_owned())
+            .or_insert(AddressRange { subnet: 2, last: FIRST_POD_HOST_NUMBER - 1 });
+        range.last = if range.last < 250 { range.last + 1 } else { FIRST_POD_HOST_NUMBER };
         Ipv4Addr::new(10, 77, range.subnet, range.last)
     }
 }
@@ -144,25 +146,25 @@ impl Addresses {
 
 impl Node {
     /// Registers the node, with a node's rights, and serves it from then on.
-    pub(crate) async fn join(kube: Kube, ground: Arc<Ground>, spec: Spec) -> Self {
-        let endpoint = Endpoint::bind(&spec.name, spec.address).await;
+    pub(crate) async fn join(kube: Kube, ground: Arc<SharedNodeState>, spec: Spec) -> Self {
+        let endpoint = KubeletListener::bind(&spec.name, spec.address).await;
         let (events, written) = mpsc::unbounded_channel();
         let [.., number] = spec.address.octets();
-        let wire = if spec.wired { Some(Arc::new(Wire::lay(number).await)) } else { None };
+        let wire = if spec.wired { Some(Arc::new(NodeLink::lay(number).await)) } else { None };
         let agent = Arc::new(Agent {
             name: spec.name.clone(),
             address: spec.address,
             kube: kube.clone(),
             ground,
             clock: spec.clock,
-            logs: Logs::default(),
+            logs: NodeLogs::default(),
             events,
             wire: wire.clone(),
             owner: spec.reserved.clone().unwrap_or_default(),
         });
-        agent.note_node(What::Registers);
+        agent.note_node(NodeEventKind::Registers);
         kube.all::<v1::Node>().create(&PostParams::default(), &object(&spec)).await.unwrap();
-        agent.note_node(What::Registered);
+        agent.note_node(NodeEventKind::Registered);
         agent.renew().await.unwrap();
         if spec.boot.is_zero() {
             agent.beat().await.unwrap();
@@ -186,7 +188,7 @@ impl Node {
     /// Waits until the scheduler may use the node.
     pub(crate) async fn ready(&self) {
         let nodes = self.kube.all::<v1::Node>();
-        wait::object(&nodes, &self.name, "not tainted as not ready", wait::SOON, |node| {
+        wait::object(&nodes, &self.name, "not tainted as not ready", wait::WAIT_LIMIT, |node| {
             let mut taints = node?.spec.as_ref()?.taints.iter().flatten();
             (!taints.any(|taint| taint.key.starts_with("node.kubernetes.io/"))).then_some(())
         })
@@ -268,7 +270,7 @@ impl Agent {
         let status = nodes.get(&self.name).await?.status.unwrap_or_default();
         let ready = |condition: &v1::NodeCondition| condition.type_ == "Ready" && condition.status == "True";
         if !status.conditions.iter().flatten().any(ready) {
-            let now = self.clock.reads(self.note_node(What::NodeReady));
+            let now = self.clock.reads(self.note_node(NodeEventKind::NodeReady));
             let patch = json!({ "status": { "conditions": conditions(now, true) } });
             nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         }
@@ -296,7 +298,7 @@ impl Agent {
     async fn serve(self: Arc<Self>) {
         let pods = self.kube.all::<Pod>();
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.name));
-        let mut events = std::pin::pin!(watcher(pods, config).backoff(wait::Quick::default()));
+        let mut events = std::pin::pin!(watcher(pods, config).backoff(wait::ShortBackoff::default()));
         let mut known: HashMap<String, watch::Sender<Option<Pod>>> = HashMap::new();
         let mut listed: Vec<String> = Vec::new();
         let mut tasks = JoinSet::new();
@@ -325,11 +327,11 @@ impl Agent {
         }
     }
 
-    fn note(&self, pod: &Pod, what: What) -> SystemTime {
+    fn note(&self, pod: &Pod, what: NodeEventKind) -> SystemTime {
         self.ground.history.note(&pod.namespace().unwrap_or_default(), &pod.name_any(), what)
     }
 
-    fn note_node(&self, what: What) -> SystemTime {
+    fn note_node(&self, what: NodeEventKind) -> SystemTime {
         self.ground.history.note(&self.owner, &self.name, what)
     }
 }

@@ -16,25 +16,25 @@ use tokio::{
 use super::{
     Agent,
     container::{self, Task},
-    history::What,
-    status::Status,
+    history::NodeEventKind,
+    status::PodConditions,
     volumes::Files,
 };
 
 /// Delay before a status that the apiserver did not accept is sent again.
-const AGAIN: Duration = Duration::from_millis(200);
+const STATUS_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Runs a pod until it is gone from the node and from the apiserver.
 pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
     let Some(pod) = pods.borrow().clone() else { return };
-    agent.note(&pod, What::Bound);
+    agent.note(&pod, NodeEventKind::Bound);
     let address = match &agent.wire {
         Some(wire) => wire.next(),
         None => agent.ground.addresses.next(&pod.namespace().unwrap_or_default()),
     };
     let containers = pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
     let mut worker = Worker {
-        status: Status::new(agent.clock),
+        status: PodConditions::new(agent.clock),
         statuses: containers.iter().map(container::waiting).collect(),
         ready: false,
         deadline: watch::channel(None).0,
@@ -53,7 +53,7 @@ struct Worker {
     /// Current state of the pod; `None` once it is deleted.
     pods: watch::Receiver<Option<Pod>>,
     address: Ipv4Addr,
-    status: Status,
+    status: PodConditions,
     statuses: Vec<ContainerStatus>,
     ready: bool,
     /// Deadline for the exit of the containers; `None` while they may run.
@@ -99,15 +99,15 @@ impl Worker {
                     self.look();
                     said &= !self.is_contradicted();
                 }
-                () = sleep(AGAIN), if !said => said = self.say(false).await,
+                () = sleep(STATUS_RETRY_DELAY), if !said => said = self.say(false).await,
             }
         }
         while !self.say(true).await {
-            sleep(AGAIN).await;
+            sleep(STATUS_RETRY_DELAY).await;
         }
         self.delete().await;
         self.agent.logs.forget(&self.pod.namespace().unwrap_or_default(), &self.pod.name_any());
-        self.agent.note(&self.pod, What::Gone);
+        self.agent.note(&self.pod, NodeEventKind::Gone);
     }
 
     /// Sets the deadline if the pod is being deleted.
@@ -124,7 +124,7 @@ impl Worker {
         let end = Instant::now() + grace;
         self.deadline.send_if_modified(|deadline| {
             if deadline.is_none() {
-                self.agent.note(&self.pod, What::Terminating);
+                self.agent.note(&self.pod, NodeEventKind::Terminating);
             }
             // A second deletion can shorten the grace period; an update of the pod must not prolong it.
             let earlier = deadline.is_none_or(|deadline| end < deadline);
@@ -149,7 +149,7 @@ impl Worker {
         let ready = !ended && self.statuses.iter().all(|status| status.ready);
         if ready != self.ready {
             self.ready = ready;
-            self.agent.note(&self.pod, if ready { What::Ready } else { What::Unready });
+            self.agent.note(&self.pod, if ready { NodeEventKind::Ready } else { NodeEventKind::Unready });
         }
         let address = (self.agent.address, self.address);
         let patch = self.status.patch(&self.pod, address, &self.statuses, ended);
@@ -177,7 +177,7 @@ impl Worker {
         while self.pods.borrow_and_update().is_some() {
             match pods.delete(&self.pod.name_any(), &now).await {
                 Ok(_) | Err(kube::Error::Api(_)) => return,
-                Err(_) => sleep(AGAIN).await,
+                Err(_) => sleep(STATUS_RETRY_DELAY).await,
             }
         }
     }

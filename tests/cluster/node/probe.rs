@@ -20,7 +20,7 @@ use crate::client;
 
 /// Result of the probes of a container.
 #[derive(Debug)]
-pub(super) enum Finding {
+pub(super) enum ProbeFinding {
     /// The container has started: the other probes begin.
     Started,
     Ready(bool),
@@ -31,23 +31,23 @@ pub(super) enum Finding {
 }
 
 /// Runs all probes of a newly started container until the receiver is gone.
-pub(super) async fn watch(container: Container, address: Ipv4Addr, findings: mpsc::Sender<Finding>) {
+pub(super) async fn watch(container: Container, address: Ipv4Addr, findings: mpsc::Sender<ProbeFinding>) {
     if let Some(probe) = &container.startup_probe {
         // A container that does not start in time is restarted, like one that fails its liveness probe.
         if let Err(reason) = first_success(probe, &container, address).await {
-            let _ = findings.send(Finding::Dead(format!("Startup probe failed: {reason}"))).await;
+            let _ = findings.send(ProbeFinding::Dead(format!("Startup probe failed: {reason}"))).await;
             return;
         }
     }
-    if findings.send(Finding::Started).await.is_err() {
+    if findings.send(ProbeFinding::Started).await.is_err() {
         return;
     }
     tokio::join!(ready(&container, address, &findings), alive(&container, address, &findings));
 }
 
-async fn ready(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender<Finding>) {
+async fn ready(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender<ProbeFinding>) {
     let Some(probe) = &container.readiness_probe else {
-        let _ = findings.send(Finding::Ready(true)).await;
+        let _ = findings.send(ProbeFinding::Ready(true)).await;
         return;
     };
     let (success, failure) = (threshold(probe.success_threshold, 1), threshold(probe.failure_threshold, 3));
@@ -60,24 +60,27 @@ async fn ready(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender
         let answer = ask(probe, container, address).await;
         let found = answer.is_ok();
         if let Err(reason) = answer
-            && findings.send(Finding::Unready(format!("Readiness probe failed: {reason}"))).await.is_err()
+            && findings
+                .send(ProbeFinding::Unready(format!("Readiness probe failed: {reason}")))
+                .await
+                .is_err()
         {
             return;
         }
         row = if found == ready { 0 } else { row + 1 };
         if row >= if found { success } else { failure } {
             (ready, row) = (found, 0);
-            if findings.send(Finding::Ready(ready)).await.is_err() {
+            if findings.send(ProbeFinding::Ready(ready)).await.is_err() {
                 return;
             }
         }
     }
 }
 
-async fn alive(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender<Finding>) {
+async fn alive(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender<ProbeFinding>) {
     let Some(probe) = &container.liveness_probe else { return };
     let reason = first_failure(probe, container, address).await;
-    let _ = findings.send(Finding::Dead(format!("Liveness probe failed: {reason}"))).await;
+    let _ = findings.send(ProbeFinding::Dead(format!("Liveness probe failed: {reason}"))).await;
 }
 
 /// Waits for the first success; returns an error once the failure threshold is reached.

@@ -16,7 +16,7 @@ use super::{fate, volumes::Files};
 const MODEL_SERVERS: [&str; 2] = ["vllm-openai", "vllm"];
 
 /// Pod, addresses and files of a container.
-pub(super) struct Place<'a> {
+pub(super) struct ContainerContext<'a> {
     pub(super) pod: &'a Pod,
     pub(super) address: Ipv4Addr,
     pub(super) node: (&'a str, Ipv4Addr),
@@ -27,7 +27,7 @@ pub(super) struct Place<'a> {
 pub(super) fn command(
     programs: &BTreeMap<String, PathBuf>,
     container: &Container,
-    place: &Place<'_>,
+    place: &ContainerContext<'_>,
 ) -> Result<Command, String> {
     let env = environment(container, place);
     let expand = |words: &Option<Vec<String>>| -> Vec<String> {
@@ -68,16 +68,16 @@ fn image_name(image: &str) -> &str {
 }
 
 /// Returns the simulator's arguments for the container of a model server.
-fn stand_in(container: &Container, place: &Place<'_>) -> Vec<String> {
+fn stand_in(container: &Container, place: &ContainerContext<'_>) -> Vec<String> {
     let port = container.ports.iter().flatten().next().map_or(8000, |port| port.container_port);
     let mut words = vec!["sim".into(), "--port".into(), port.to_string()];
-    if let Some(more) = place.pod.annotations().get(fate::SIM) {
+    if let Some(more) = place.pod.annotations().get(fate::SIM_ARGS_ANNOTATION) {
         words.extend(more.split_whitespace().map(str::to_owned));
     }
     words
 }
 
-fn environment(container: &Container, place: &Place<'_>) -> BTreeMap<String, String> {
+fn environment(container: &Container, place: &ContainerContext<'_>) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     for EnvVar { name, value, value_from } in container.env.iter().flatten() {
         let field = value_from.as_ref().and_then(|from| from.field_ref.as_ref());
@@ -91,7 +91,7 @@ fn environment(container: &Container, place: &Place<'_>) -> BTreeMap<String, Str
 }
 
 /// Returns a field of the downward API.
-fn field(path: &str, place: &Place<'_>) -> String {
+fn field(path: &str, place: &ContainerContext<'_>) -> String {
     match path {
         "metadata.name" => place.pod.name_any(),
         "metadata.namespace" => place.pod.namespace().unwrap_or_default(),

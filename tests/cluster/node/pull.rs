@@ -9,10 +9,10 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
-    FIRST,
+    FIRST_POD_HOST_NUMBER,
     container::{Task, state},
-    fate::{self, Fate},
-    history::What,
+    fate::{self, PodFailure},
+    history::NodeEventKind,
     volumes::Files,
 };
 
@@ -26,20 +26,20 @@ impl Task {
     pub(super) async fn prepare(&mut self) {
         self.files = Files::mount(&self.agent, &self.pod, &self.container, self.address).await;
         self.pull().await;
-        sleep(self.given(fate::START).unwrap_or_default()).await;
+        sleep(self.given(fate::START_DELAY_ANNOTATION).unwrap_or_default()).await;
         self.event("Normal", "Created", "Container created");
     }
 
     /// Returns a duration of the pod's annotations.
     pub(super) fn given(&self, annotation: &str) -> Option<Duration> {
         let [.., last] = self.address.octets();
-        fate::given(&self.pod, annotation, usize::from(last - FIRST))
+        fate::given(&self.pod, annotation, usize::from(last - FIRST_POD_HOST_NUMBER))
     }
 
     async fn pull(&mut self) {
         let image = self.status.image.clone();
         let mut failures = 0;
-        while self.fate() == Some(Fate::ImagePullBackOff) {
+        while self.fate() == Some(PodFailure::ImagePullBackOff) {
             let failed = format!("failed to pull and unpack image \"{image}\": not found");
             self.event("Normal", "Pulling", &format!("Pulling image \"{image}\""));
             self.status.state =
@@ -59,14 +59,14 @@ impl Task {
             sleep(delay).await;
             failures += 1;
         }
-        let takes = self.given(fate::PULL);
+        let takes = self.given(fate::PULL_DELAY_ANNOTATION);
         if let Some(takes) = takes {
-            let began = self.agent.note(&self.pod, What::Pulling);
+            let began = self.agent.note(&self.pod, NodeEventKind::Pulling);
             self.status.state = Some(state("waiting", json!({ "reason": "ContainerCreating" })));
             self.report();
             self.event_at(began, "Normal", "Pulling", &format!("Pulling image \"{image}\""));
             sleep(takes).await;
-            let ended = self.agent.note(&self.pod, What::Pulled);
+            let ended = self.agent.note(&self.pod, NodeEventKind::Pulled);
             let took = took(began, ended);
             let message = format!(
                 "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {IMAGE_SIZE} \
@@ -74,7 +74,7 @@ impl Task {
             );
             self.event_at(ended, "Normal", "Pulled", &message);
         } else {
-            let at = self.agent.note(&self.pod, What::Pulled);
+            let at = self.agent.note(&self.pod, NodeEventKind::Pulled);
             let message = format!(
                 "Container image \"{image}\" already present on machine and can be accessed by the pod"
             );

@@ -5,19 +5,19 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde_json::{Value, json};
 
-use super::clock::Clock;
+use super::clock::NodeClock;
 
 /// Conditions of a pod with their transition times.
-pub(super) struct Status {
-    clock: Clock,
+pub(super) struct PodConditions {
+    clock: NodeClock,
     started: SystemTime,
     since: BTreeMap<&'static str, (&'static str, SystemTime)>,
 }
 
-// === impl Status ===
+// === impl PodConditions ===
 
-impl Status {
-    pub(super) fn new(clock: Clock) -> Self {
+impl PodConditions {
+    pub(super) fn new(clock: NodeClock) -> Self {
         Self { clock, started: clock.now(), since: BTreeMap::new() }
     }
 

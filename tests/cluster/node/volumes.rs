@@ -10,7 +10,7 @@ use kube::{ResourceExt as _, api::PostParams};
 use tokio::time::sleep;
 
 use super::Agent;
-use crate::in_cluster::InCluster;
+use crate::in_cluster::ServiceAccountFolder;
 
 /// Files of a container.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(super) struct Files {
     /// Mount path of each folder, and its actual path.
     pub(super) folders: Vec<(String, PathBuf)>,
     /// The service account, only for pods that explicitly request it; the others do not need one.
-    pub(super) account: Option<InCluster>,
+    pub(super) account: Option<ServiceAccountFolder>,
 }
 
 // === impl Files ===
@@ -75,7 +75,8 @@ impl Files {
             let answer = accounts.create_token_request(&account, &PostParams::default(), &request).await;
             let token = answer.map_err(|error| error.to_string())?.status.ok_or("no token")?.token;
             let ground = &agent.ground;
-            let account = InCluster::with_token(&ground.run, &ground.authority, &namespace, &name, &token);
+            let account =
+                ServiceAccountFolder::with_token(&ground.run, &ground.authority, &namespace, &name, &token);
             files.account = Some(account);
         }
         Ok(files)

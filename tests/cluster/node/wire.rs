@@ -13,25 +13,26 @@ use tokio::{
     time::sleep,
 };
 
-use super::FIRST;
+use super::FIRST_POD_HOST_NUMBER;
 use crate::wait;
 
 /// Link to one machine. Dropping it removes the machine's network, which peers notice.
-pub(super) struct Wire {
+pub(super) struct NodeLink {
     /// Idle process that keeps the network namespace alive.
     holder: Child,
     number: u8,
     last: AtomicU8,
 }
 
-// === impl Wire ===
+// === impl NodeLink ===
 
-impl Wire {
+impl NodeLink {
     /// Creates the link to machine `number`, whose pods are at 10.78.`number`.50 and above.
     pub(super) async fn lay(number: u8) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sleep", "infinity"]).stdin(Stdio::null()).kill_on_drop(true);
-        let wire = Self { holder: command.spawn().unwrap(), number, last: AtomicU8::new(FIRST) };
+        let wire =
+            Self { holder: command.spawn().unwrap(), number, last: AtomicU8::new(FIRST_POD_HOST_NUMBER) };
         let process = wire.process();
         let inside = format!("/proc/{process}/ns/net");
         let apart = async {
@@ -40,7 +41,7 @@ impl Wire {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        wait::within("a network of its own", wait::SOON, apart).await;
+        wait::within("a network of its own", wait::WAIT_LIMIT, apart).await;
         ip(&format!("link add wire{number} type veth peer name eth0 netns {process}")).await;
         ip(&format!("address add 10.79.{number}.1/24 dev wire{number}")).await;
         ip(&format!("link set wire{number} up")).await;

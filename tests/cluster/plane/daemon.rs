@@ -55,13 +55,13 @@ impl Daemon {
     /// Waits for the exit, which the caller has caused.
     pub(crate) async fn end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it has been started");
-        wait::within(&format!("the end of {}", self.name), wait::SOON, child.wait()).await.unwrap()
+        wait::within(&format!("the end of {}", self.name), wait::WAIT_LIMIT, child.wait()).await.unwrap()
     }
 
     /// Waits until `ready` returns `Ok`. Panics at once if the process exits.
     pub(crate) async fn ready(&mut self, mut ready: impl AsyncFnMut() -> Result<(), String>) {
         let name = self.name.clone();
-        wait::until(&format!("{name} to be ready"), wait::SOON, async || {
+        wait::until(&format!("{name} to be ready"), wait::WAIT_LIMIT, async || {
             if let Some(status) = self.ended() {
                 panic!("{name} has ended ({status}), and its last lines are:\n{}", tail(&self.log, 30));
             }

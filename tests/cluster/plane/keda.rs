@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::{process::Command, sync::Mutex};
 
 use super::{ControlPlane, answers, daemon::Daemon};
-use crate::{api, client, in_cluster::InCluster, wait};
+use crate::{api, client, in_cluster::ServiceAccountFolder, wait};
 
 const NAMESPACE: &str = "keda";
 const ADAPTER: &str = "10.77.0.2";
@@ -28,9 +28,11 @@ impl Keda {
         let (kube, folders) = (&plane.admin, &plane.folders);
         apply_manifests(plane).await;
         let accounts = kube.namespaced::<ServiceAccount>(NAMESPACE);
-        wait::object(&accounts, "keda-operator", "there", wait::SOON, |account| account.map(drop)).await;
+        wait::object(&accounts, "keda-operator", "there", wait::WAIT_LIMIT, |account| account.map(drop))
+            .await;
         let account =
-            InCluster::new(kube, &folders.run, &plane.authority.pem, NAMESPACE, "keda-operator").await;
+            ServiceAccountFolder::new(kube, &folders.run, &plane.authority.pem, NAMESPACE, "keda-operator")
+                .await;
 
         // The first run creates the certificates and then exits by design: in a pod they are mounted as files
         // afterwards.
@@ -41,7 +43,7 @@ impl Keda {
         operator.start();
         operator.end().await;
         let secrets = kube.namespaced::<Secret>(NAMESPACE);
-        let data = wait::object(&secrets, "kedaorg-certs", "its certificates", wait::SOON, |secret| {
+        let data = wait::object(&secrets, "kedaorg-certs", "its certificates", wait::WAIT_LIMIT, |secret| {
             secret?.data.clone().filter(|data| data.contains_key("tls.crt"))
         });
         for (name, content) in data.await {
@@ -108,7 +110,7 @@ async fn apply_manifests(plane: &ControlPlane) {
 }
 
 fn operator(
-    account: &InCluster,
+    account: &ServiceAccountFolder,
     program: &Path,
     certs: &Path,
 ) -> impl Fn() -> Command + Send + Sync + 'static {
@@ -131,7 +133,7 @@ fn operator(
 }
 
 fn adapter(
-    account: &InCluster,
+    account: &ServiceAccountFolder,
     program: &Path,
     certs: &Path,
 ) -> impl Fn() -> Command + Send + Sync + 'static {
@@ -155,6 +157,10 @@ fn adapter(
     }
 }
 
-fn owned(account: &InCluster, program: &Path, certs: &Path) -> (InCluster, PathBuf, PathBuf) {
+fn owned(
+    account: &ServiceAccountFolder,
+    program: &Path,
+    certs: &Path,
+) -> (ServiceAccountFolder, PathBuf, PathBuf) {
     (account.clone(), program.to_owned(), certs.to_owned())
 }

@@ -12,7 +12,7 @@ use tokio::{process::Command, sync::Mutex};
 
 use crate::{api::Kube, wait};
 use daemon::Daemon;
-use pki::Authority;
+use pki::CertificateAuthority;
 
 /// Address of the control plane. Endpoints in the loopback range are rejected.
 pub(crate) const ADDRESS: &str = "10.77.0.1";
@@ -20,7 +20,7 @@ pub(crate) const PORT: u16 = 6443;
 
 /// Folders of a run: inputs and output of each program.
 #[derive(Clone)]
-pub(crate) struct Folders {
+pub(crate) struct RunFolders {
     /// Executables.
     pub(crate) bin: PathBuf,
     /// Certificates, data, configuration.
@@ -30,8 +30,8 @@ pub(crate) struct Folders {
 
 /// Running control plane.
 pub(crate) struct ControlPlane {
-    pub(crate) folders: Folders,
-    pub(crate) authority: Authority,
+    pub(crate) folders: RunFolders,
+    pub(crate) authority: CertificateAuthority,
     /// Client with all rights.
     pub(crate) admin: Kube,
     pub(crate) apiserver: Mutex<Daemon>,
@@ -42,7 +42,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// Starts everything, and waits until namespaces get their service accounts.
-    pub(crate) async fn start(folders: &Folders) -> Self {
+    pub(crate) async fn start(folders: &RunFolders) -> Self {
         let pki = folders.run.join("pki");
         std::fs::create_dir_all(&pki).unwrap();
         let authority = write_pki(&pki);
@@ -68,8 +68,10 @@ impl ControlPlane {
         );
         let scheduler = component(folders, &authority, "kube-scheduler", &[]);
         let accounts = admin.namespaced::<ServiceAccount>("default");
-        wait::object(&accounts, "default", "a service account", wait::SOON, |account| account.map(drop))
-            .await;
+        wait::object(&accounts, "default", "a service account", wait::WAIT_LIMIT, |account| {
+            account.map(drop)
+        })
+        .await;
         Self {
             folders: folders.clone(),
             authority,
@@ -106,7 +108,7 @@ fn server() -> String {
     format!("https://{ADDRESS}:{PORT}")
 }
 
-fn kubeconfig(authority: &Authority, user: &str, group: Option<&str>) -> String {
+fn kubeconfig(authority: &CertificateAuthority, user: &str, group: Option<&str>) -> String {
     authority.kubeconfig(&server(), user, group)
 }
 
@@ -116,23 +118,23 @@ pub(crate) async fn answers(kube: &Kube, path: &str) -> Result<(), String> {
     kube.client.request_text(request).await.map(drop).map_err(|error| error.to_string())
 }
 
-fn write_pki(folder: &Path) -> Authority {
+fn write_pki(folder: &Path) -> CertificateAuthority {
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
-    let authority = Authority::new("cluster");
+    let authority = CertificateAuthority::new("cluster");
     write("ca.crt", &authority.pem);
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "*.relay.test"];
     let addresses = [ADDRESS, "127.0.0.1", "10.96.0.1"].map(|address| address.parse().unwrap());
     authority.server("kube-apiserver", &addresses, &names).write(folder, "apiserver");
     // Client certificate of the apiserver for aggregated APIs (KEDA's metrics adapter).
-    let front_proxy = Authority::new("front-proxy");
+    let front_proxy = CertificateAuthority::new("front-proxy");
     write("front-proxy-ca.crt", &front_proxy.pem);
     front_proxy.client("front-proxy-client", None).write(folder, "front-proxy-client");
     pki::write_token_keys(folder);
     authority
 }
 
-fn etcd(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static {
-    let Folders { bin, run, .. } = folders.clone();
+fn etcd(folders: &RunFolders) -> impl Fn() -> Command + Send + Sync + 'static {
+    let RunFolders { bin, run, .. } = folders.clone();
     move || {
         let mut command = Command::new(bin.join("etcd"));
         command
@@ -151,8 +153,8 @@ fn etcd(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static {
     }
 }
 
-fn apiserver(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static {
-    let Folders { bin, run, .. } = folders.clone();
+fn apiserver(folders: &RunFolders) -> impl Fn() -> Command + Send + Sync + 'static {
+    let RunFolders { bin, run, .. } = folders.clone();
     move || {
         let mut command = Command::new(bin.join("kube-apiserver"));
         command.current_dir(run.join("pki")).args([
@@ -187,7 +189,12 @@ fn apiserver(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static 
 }
 
 /// Starts a component that is a client of the apiserver, with its own user.
-fn component(folders: &Folders, authority: &Authority, name: &str, arguments: &[String]) -> Daemon {
+fn component(
+    folders: &RunFolders,
+    authority: &CertificateAuthority,
+    name: &str,
+    arguments: &[String],
+) -> Daemon {
     let file = folders.run.join(format!("{name}.kubeconfig"));
     std::fs::write(&file, kubeconfig(authority, &format!("system:{name}"), None)).unwrap();
     let (program, arguments) = (folders.bin.join(name), arguments.to_vec());

@@ -9,7 +9,7 @@ use rcgen::{
 use serde_json::{Value, json};
 
 /// Certificate authority.
-pub(crate) struct Authority {
+pub(crate) struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
     /// Certificate of the authority.
     pub(crate) pem: String,
@@ -21,9 +21,9 @@ pub(crate) struct Identity {
     pub(crate) key: String,
 }
 
-// === impl Authority ===
+// === impl CertificateAuthority ===
 
-impl Authority {
+impl CertificateAuthority {
     pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    anteroom::{Anteroom, Replica},
+    anteroom::{Anteroom, AnteroomReplica},
     client,
-    model::{Model, Scaled},
+    model::{ModelDeployment, ScaledObjectManifest},
     routes::interceptor_route,
     scenario::Scenario,
     wait,
@@ -19,47 +19,47 @@ use crate::{
 
 /// Paths of the simulator with the app's name in the response. Anteroom itself lists models without a route, but does
 /// not serve such metrics.
-const MODELS: &str = "/v1/models";
+const MODELS_PATH: &str = "/v1/models";
 const METRICS: &str = "/metrics";
 
 /// Time from the last request to zero replicas: an InterceptorRoute's linger is a minute.
 const TO_ZERO: Duration = Duration::from_secs(180);
 
 /// Host, path, header, and the app that serves such a request; `None`: 404, from no app.
-const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
+const REQUEST_CASES: &[(&str, &str, &str, Option<&str>)] = &[
     // One host, several hosts, and unknown hosts.
-    ("one.test", MODELS, "", Some("app-a")),
-    ("both-1.test", MODELS, "", Some("app-a")),
-    ("both-2.test", MODELS, "", Some("app-a")),
+    ("one.test", MODELS_PATH, "", Some("app-a")),
+    ("both-1.test", MODELS_PATH, "", Some("app-a")),
+    ("both-2.test", MODELS_PATH, "", Some("app-a")),
     ("both-3.test", METRICS, "", None),
     ("unknown.test", METRICS, "", None),
     ("unknown.test", "/", "", None),
     // A wildcard, and a more specific rule.
-    ("exact.wild.test", MODELS, "", Some("app-a")),
-    ("any.wild.test", MODELS, "", Some("app-b")),
+    ("exact.wild.test", MODELS_PATH, "", Some("app-a")),
+    ("any.wild.test", MODELS_PATH, "", Some("app-b")),
     ("wild.other.test", "/", "", None),
     // Paths of one host.
-    ("paths.test", MODELS, "", Some("app-a")),
+    ("paths.test", MODELS_PATH, "", Some("app-a")),
     ("paths.test", METRICS, "", Some("app-b")),
     ("paths.test", "/unknown", "", None),
     ("paths.test", "/", "", None),
     // The same path of two hosts.
-    ("svc-a.test", MODELS, "", Some("app-a")),
-    ("svc-b.test", MODELS, "", Some("app-b")),
+    ("svc-a.test", MODELS_PATH, "", Some("app-a")),
+    ("svc-b.test", MODELS_PATH, "", Some("app-b")),
     ("svc-c.test", METRICS, "", None),
     // Headers, by value and by presence.
-    ("headers.test", MODELS, "x-route: foo", Some("app-a")),
-    ("headers.test", MODELS, "x-route: bar", Some("app-b")),
+    ("headers.test", MODELS_PATH, "x-route: foo", Some("app-a")),
+    ("headers.test", MODELS_PATH, "x-route: bar", Some("app-b")),
     ("headers.test", METRICS, "", None),
     ("headers.test", "/", "", None),
-    ("debug.test", MODELS, "x-debug: verbose", Some("app-a")),
-    ("debug.test", MODELS, "x-debug: minimal", Some("app-b")),
+    ("debug.test", MODELS_PATH, "x-debug: verbose", Some("app-a")),
+    ("debug.test", MODELS_PATH, "x-debug: minimal", Some("app-b")),
     // Two rules of one route.
     ("host-only.test", "/v1/models?x=1", "", Some("app-a")),
-    ("with-path.test", MODELS, "", Some("app-a")),
+    ("with-path.test", MODELS_PATH, "", Some("app-a")),
     ("with-path.test", "/other", "", None),
     // A named port.
-    ("named.test", MODELS, "", Some("app-b")),
+    ("named.test", MODELS_PATH, "", Some("app-b")),
 ];
 
 pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
@@ -99,7 +99,7 @@ pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
     named["target"] = json!({ "service": "app-b", "portName": "http" });
     it.apply(&interceptor_route("named", named)).await;
     it.their_route_says("named", "Accepted").await;
-    for &(host, path, header, app) in ASKED {
+    for &(host, path, header, app) in REQUEST_CASES {
         assert_eq!(who(replica, host, path, header).await.as_deref(), app, "{host}{path} {header}");
     }
 }
@@ -111,21 +111,21 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
         it.up(name).await;
         it.apply(&interceptor_route(name, to(name, json!([{ "hosts": [format!("{name}.test")] }])))).await;
         it.their_route_says(name, "Accepted").await;
-        assert_eq!(who(replica, &format!("{name}.test"), MODELS, "").await.as_deref(), Some(name));
+        assert_eq!(who(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(), Some(name));
     }
     // Another target for the same host.
     let patch = json!({ "spec": { "target": { "service": "app-b" } } });
     it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app-a", &patch).await;
-    becomes(replica, "app-a.test", MODELS, Some("app-b")).await;
+    becomes(replica, "app-a.test", MODELS_PATH, Some("app-b")).await;
     // Requests for a deleted route are rejected; the other route stays.
     let routes = it.dynamic("http.keda.sh/v1beta1", "InterceptorRoute");
     routes.delete("app-a", &kube::api::DeleteParams::default()).await.unwrap();
     becomes(replica, "app-a.test", METRICS, None).await;
     assert_eq!(who(replica, "app-a.test", "/", "").await, None);
-    assert_eq!(who(replica, "app-b.test", MODELS, "").await.as_deref(), Some("app-b"));
+    assert_eq!(who(replica, "app-b.test", MODELS_PATH, "").await.as_deref(), Some("app-b"));
 }
 
-pub(super) async fn load_scales_its_own_app_and_its_end_scales_to_zero(it: Scenario) {
+pub(super) async fn load_scales_only_its_app_and_back_to_zero(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let metrics = [
@@ -156,13 +156,14 @@ pub(super) async fn load_scales_its_own_app_and_its_end_scales_to_zero(it: Scena
         loop {
             tick.tick().await;
             tokio::spawn(async move {
-                let request = Request::get(MODELS).header("host", "rate.test").body(Full::<Bytes>::default());
+                let request =
+                    Request::get(MODELS_PATH).header("host", "rate.test").body(Full::<Bytes>::default());
                 let _ = client::send(address, request.unwrap()).await;
             });
         }
     }));
     for (name, replicas) in [("busy", &busy), ("rate", &rate)] {
-        wait::until(&format!("two replicas of {name}"), wait::SOON, async || match replicas.course() {
+        wait::until(&format!("two replicas of {name}"), wait::WAIT_LIMIT, async || match replicas.course() {
             course if course.iter().any(|replicas| *replicas >= 2) => Ok(()),
             course => Err(format!("{course:?}")),
         })
@@ -189,8 +190,9 @@ pub(super) async fn another_target_value_reaches_the_hpa(it: Scenario) {
 pub(super) async fn scaled_object_before_its_route_starts_it(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    it.deploy(&Model::new("app").sim("--model app")).await;
-    let mut scaled = Scaled::new("app", &anteroom.scaler(), json!({ "interceptorRoute": "app" }));
+    it.deploy(&ModelDeployment::new("app").sim("--model app")).await;
+    let mut scaled =
+        ScaledObjectManifest::new("app", &anteroom.scaler(), json!({ "interceptorRoute": "app" }));
     // Polls are too infrequent to affect this test.
     scaled.polling = 300;
     it.scale(&scaled).await;
@@ -199,12 +201,12 @@ pub(super) async fn scaled_object_before_its_route_starts_it(it: Scenario) {
     it.apply(&interceptor_route("app", scaled_by("app", metric))).await;
     it.their_route_says("app", "Accepted").await;
     it.hpa_has("app", "7").await;
-    assert_eq!(who(replica, "app.test", MODELS, "").await.as_deref(), Some("app"));
+    assert_eq!(who(replica, "app.test", MODELS_PATH, "").await.as_deref(), Some("app"));
 }
 
 pub(super) async fn what_is_in_flight_outlives_a_restart(it: Scenario) {
     let mut anteroom = it.anteroom(1, json!({})).await;
-    let mut app = Model::new("app").sim("--model app --tokens 1000 --inter-token-time 20ms");
+    let mut app = ModelDeployment::new("app").sim("--model app --tokens 1000 --inter-token-time 20ms");
     (app.replicas, app.probe_period) = (1, 1);
     it.deploy(&app).await;
     it.endpoints("app", 1).await;
@@ -216,7 +218,7 @@ pub(super) async fn what_is_in_flight_outlives_a_restart(it: Scenario) {
     let (text, ()) = tokio::join!(answer.text(), replica.stop());
     assert!(text.unwrap().ends_with("data: [DONE]\n\n"));
     replica.start().await;
-    becomes(replica, "app.test", MODELS, Some("app")).await;
+    becomes(replica, "app.test", MODELS_PATH, Some("app")).await;
 }
 
 /// Builds a route to an app, without scaling it.
@@ -236,14 +238,14 @@ fn scaled_by(app: &str, metric: Value) -> Value {
 }
 
 /// Returns the app that responds; `None`: 404, from Anteroom.
-async fn who(replica: &Replica, host: &str, path: &str, header: &str) -> Option<String> {
+async fn who(replica: &AnteroomReplica, host: &str, path: &str, header: &str) -> Option<String> {
     let mut request = Request::get(path).header("host", host);
     if let Some((name, value)) = header.split_once(": ") {
         request = request.header(name, value);
     }
     let request = request.body(Full::<Bytes>::default()).unwrap();
     let answer = client::send(replica.proxy(), request);
-    let answer = wait::within(&format!("{host}{path}"), wait::SOON, answer).await.unwrap();
+    let answer = wait::within(&format!("{host}{path}"), wait::WAIT_LIMIT, answer).await.unwrap();
     let status = answer.status.as_u16();
     let text = answer.text().await.unwrap();
     if status == 404 {
@@ -256,8 +258,8 @@ async fn who(replica: &Replica, host: &str, path: &str, header: &str) -> Option<
 }
 
 /// Waits until this app responds.
-async fn becomes(replica: &Replica, host: &str, path: &str, app: Option<&str>) {
-    wait::until(&format!("{host} to be {app:?}'s"), wait::SOON, async || {
+async fn becomes(replica: &AnteroomReplica, host: &str, path: &str, app: Option<&str>) {
+    wait::until(&format!("{host} to be {app:?}'s"), wait::WAIT_LIMIT, async || {
         let found = who(replica, host, path, "").await;
         if found.as_deref() == app { Ok(()) } else { Err(format!("{found:?}")) }
     })
@@ -269,7 +271,7 @@ async fn becomes(replica: &Replica, host: &str, path: &str, app: Option<&str>) {
 impl Scenario {
     /// Starts an app that reports its own name.
     async fn up(&self, name: &str) {
-        let mut app = Model::new(name).sim(&format!("--model {name}"));
+        let mut app = ModelDeployment::new(name).sim(&format!("--model {name}"));
         (app.replicas, app.probe_period) = (1, 1);
         self.deploy(&app).await;
         self.endpoints(name, 1).await;
@@ -277,21 +279,21 @@ impl Scenario {
 
     /// Deploys an app at zero, its route and its ScaledObject.
     async fn behind(&self, anteroom: &Anteroom, name: &str, metric: Value) {
-        let mut app =
-            Model::new(name).sim(&format!("--model {name} --tokens 100000 --inter-token-time 50ms"));
+        let mut app = ModelDeployment::new(name)
+            .sim(&format!("--model {name} --tokens 100000 --inter-token-time 50ms"));
         app.probe_period = 1;
         self.deploy(&app).await;
         self.apply(&interceptor_route(name, scaled_by(name, metric))).await;
         self.their_route_says(name, "Accepted").await;
-        let scaled = Scaled::new(name, &anteroom.scaler(), json!({ "interceptorRoute": name }));
-        self.scale(&Scaled { cooldown: 1, ..scaled }).await;
+        let scaled = ScaledObjectManifest::new(name, &anteroom.scaler(), json!({ "interceptorRoute": name }));
+        self.scale(&ScaledObjectManifest { cooldown: 1, ..scaled }).await;
     }
 
     /// Waits until the first metric of a KEDA HPA has this target.
     async fn hpa_has(&self, scaled: &str, target: &str) {
         let api = self.dynamic("autoscaling/v2", "HorizontalPodAutoscaler");
         let what = format!("a target of {target}");
-        wait::object(&api, &format!("keda-hpa-{scaled}"), &what, wait::SOON, |hpa| {
+        wait::object(&api, &format!("keda-hpa-{scaled}"), &what, wait::WAIT_LIMIT, |hpa| {
             let found = hpa?.data.pointer("/spec/metrics/0/external/target/averageValue")?.as_str()?;
             (found == target).then_some(())
         })

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::{
     measure,
-    model::{Model, Scaled},
-    node::history::What,
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::history::NodeEventKind,
     scenario::Scenario,
     serving, wait,
 };
@@ -15,14 +15,14 @@ use crate::{
 pub(super) async fn request_starts_and_idleness_stops_a_model(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({})).await;
+    it.serve(&anteroom, &ModelDeployment::new("tiny").sim("--load-time 300ms"), json!({})).await;
     let replicas = it.replicas("tiny").await;
 
-    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+    let answer = wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
     serving::finish(answer).await.unwrap();
 
     replicas.reach(0).await;
-    it.happened(What::Gone, 1).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     assert_eq!(replicas.course(), [0, 1, 0]);
     let [cold_start] = replica.cold_starts(&it, "tiny").await.try_into().unwrap();
     println!("  {cold_start}");
@@ -34,26 +34,26 @@ pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // The first probe is at once, before the server listens, and the next one half a minute later.
-    let mut model = Model::new("tiny").sim("--load-time 1s");
+    let mut model = ModelDeployment::new("tiny").sim("--load-time 1s");
     model.probe_period = 30;
     it.serve(&anteroom, &model, json!({})).await;
 
-    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", false)).await.unwrap();
+    let answer = wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", false)).await.unwrap();
     assert_eq!(answer.status, 200);
     answer.json().await;
     it.endpoints("tiny", 0).await;
     let history = it.history();
-    assert!(history.iter().all(|moment| moment.what != What::Ready), "{history:?}");
-    it.wanted("tiny", 0, wait::SOON).await;
+    assert!(history.iter().all(|moment| moment.what != NodeEventKind::Ready), "{history:?}");
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     for name in ["stays", "leaves"] {
-        let mut model = Model::new(name).sim("--load-time 8s");
+        let mut model = ModelDeployment::new(name).sim("--load-time 8s");
         model.probe_period = 1;
-        let mut scaled = Scaled::of(&model, &anteroom);
+        let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
         scaled.cooldown = 1;
         it.serve_scaled(&anteroom, &model, json!({ "scaling": { "linger": "0s" } }), &scaled).await;
     }
@@ -64,9 +64,9 @@ pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
     replica.holds(&it, "leaves", 1).await;
     drop(leaves);
     replica.holds(&it, "leaves", 0).await;
-    wait::within("the answer", wait::SOON, stays).await.unwrap().unwrap();
+    wait::within("the answer", wait::WAIT_LIMIT, stays).await.unwrap().unwrap();
     // No client waits for the model any more, but it still became ready.
-    it.happened(What::Answers, 2).await;
+    it.happened(NodeEventKind::Answers, 2).await;
     for (name, outcome, replicas) in
         [("stays", "completed", &replicas[0]), ("leaves", "abandoned", &replicas[1])]
     {
@@ -80,7 +80,7 @@ pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
 pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
     let anteroom = it.anteroom(1, json!({ "workers": 1 })).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let mut model = Model::new("tiny").sim("--tokens 100000 --inter-token-time 50ms");
+    let mut model = ModelDeployment::new("tiny").sim("--tokens 100000 --inter-token-time 50ms");
     // Avoids further connections by probes.
     model.probe_period = 60;
     model.port = json!({ "appProtocol": "kubernetes.io/h2c" });
@@ -98,12 +98,12 @@ pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
     let address = route["endpoints"][0]["address"].as_str().unwrap();
     assert_eq!(connections(address), 1, "in HTTP/1.1 it takes 8");
     drop(flows);
-    it.wanted("tiny", 0, wait::SOON).await;
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 /// Checks that `tests/cluster/run --measure` works and measures actual events.
 pub(super) async fn what_is_measured_is_what_happens(it: Scenario) {
-    for sample in measure::take(&it, measure::WAYS[0], 3).await {
+    for sample in measure::take(&it, measure::WAKE_PATHS[0], 3).await {
         let record = &sample.record;
         let rounded = 0.001 * record.phases.len() as f64;
         assert!((record.phases.values().sum::<f64>() - record.total).abs() < rounded, "{sample:?}");

@@ -2,7 +2,7 @@
 //! ended it.
 //!
 //! Checks follow causality: a phase cannot be observed before it ended, so it must not be recorded too early, and if
-//! the record states that the end may have been earlier, it must not have been earlier than that. [`LAG`] is the
+//! the record states that the end may have been earlier, it must not have been earlier than that. [`MAX_WATCH_DELAY`] is the
 //! maximum delay: watches deliver within milliseconds on an otherwise idle machine.
 
 use std::time::{Duration, SystemTime};
@@ -12,27 +12,27 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::{
-    anteroom::Replica,
-    cloud::Machine,
+    anteroom::AnteroomReplica,
+    cloud::NodeTemplate,
     envoy::Envoy,
-    model::{Model, Scaled},
-    node::{clock::Clock, fate, history::What},
-    record::{Record, Truth},
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::{clock::NodeClock, fate, history::NodeEventKind},
+    record::{Record, TimeRange},
     routes::model_route,
     scenario::Scenario,
-    serving::Replicas,
+    serving::ReplicaChanges,
     wait,
 };
 
 /// Maximum delay of an event seen by a watch. Polling would be several seconds late.
-const LAG: Duration = Duration::from_secs(3);
+const MAX_WATCH_DELAY: Duration = Duration::from_secs(3);
 /// Maximum delay with which the agent notes that a server listens: it reads the server's output.
-const READING: Duration = Duration::from_secs(1);
+const MAX_OUTPUT_DELAY: Duration = Duration::from_secs(1);
 /// Time for which this module's node does not report a running container.
-const SILENT: Duration = Duration::from_millis(700);
+const RUNNING_REPORT_DELAY: Duration = Duration::from_millis(700);
 
 /// A client's observations of its cold start.
-struct Client {
+struct ClientObservations {
     asked: SystemTime,
     first_token: SystemTime,
     server_timing: String,
@@ -46,7 +46,7 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &model(), json!({})).await;
     let replicas = it.replicas("tiny").await;
-    let client = Client::ask(&it, replica).await;
+    let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     is_true(&it, &record, &client, &replicas).await;
 
@@ -59,7 +59,7 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     }
     assert!(note.contains(record.value["pod"].as_str().unwrap()), "{note}");
     let routes = it.dynamic("anteroom.dev/v1alpha1", "ModelRoute");
-    let status = wait::object(&routes, "tiny", "its last cold start", wait::SOON, |route| {
+    let status = wait::object(&routes, "tiny", "its last cold start", wait::WAIT_LIMIT, |route| {
         route?.data.pointer("/status/lastColdStart").cloned()
     })
     .await;
@@ -103,19 +103,19 @@ pub(super) async fn it_is_true_without_keda(it: Scenario) {
     it.apply(&model_route("tiny", spec)).await;
     it.says("tiny", "Scalable", "Direct").await;
     let replicas = it.replicas("tiny").await;
-    let client = Client::ask(&it, replica).await;
+    let client = ClientObservations::ask(&it, replica).await;
     is_true(&it, &record(&it, replica).await, &client, &replicas).await;
 }
 
 pub(super) async fn fast_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
-    waits_for_a_node(it, Clock::Ahead(Duration::from_secs(3))).await;
+    waits_for_a_node(it, NodeClock::Ahead(Duration::from_secs(3))).await;
 }
 
 pub(super) async fn slow_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
-    waits_for_a_node(it, Clock::Behind(Duration::from_secs(3))).await;
+    waits_for_a_node(it, NodeClock::Behind(Duration::from_secs(3))).await;
 }
 
-async fn waits_for_a_node(it: Scenario, clock: Clock) {
+async fn waits_for_a_node(it: Scenario, clock: NodeClock) {
     // Nodes are visible only with rights for the whole cluster.
     let anteroom = it.anteroom_with(1, json!({}), &["kubernetes.namespaces=null"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
@@ -124,19 +124,20 @@ async fn waits_for_a_node(it: Scenario, clock: Clock) {
     it.serve(&anteroom, &model, json!({})).await;
     let replicas = it.replicas("tiny").await;
     let boot = Duration::from_millis(1500);
-    let cloud = it.cloud(Duration::from_secs(1), Machine { boot, clock, ..it.machine() });
-    let client = Client::ask(&it, replica).await;
+    let cloud = it.cloud(Duration::from_secs(1), NodeTemplate { boot, clock, ..it.machine() });
+    let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     let node = cloud.node().await;
     println!("  {}", record.value);
     is_true(&it, &record, &client, &replicas).await;
     assert_eq!(record.value["node"], node.name);
-    let [registers, registered, ready] = [What::Registers, What::Registered, What::NodeReady]
-        .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
-    record.tells_part("schedule", "node_create", Truth(registers, registered), LAG);
-    record.tells_part("schedule", "node_ready", ready, LAG);
-    it.wanted("tiny", 0, wait::SOON).await;
-    it.happened(What::Gone, 1).await;
+    let [registers, registered, ready] =
+        [NodeEventKind::Registers, NodeEventKind::Registered, NodeEventKind::NodeReady]
+            .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
+    record.tells_part("schedule", "node_create", TimeRange(registers, registered), MAX_WATCH_DELAY);
+    record.tells_part("schedule", "node_ready", ready, MAX_WATCH_DELAY);
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
@@ -155,12 +156,12 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
     model.probe_period = 5;
     it.serve(&anteroom, &model, json!({ "target": target })).await;
     let replicas = it.replicas("tiny").await;
-    let client = Client::ask(&it, replica).await;
+    let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
     is_true(&it, &record, &client, &replicas).await;
     // The gateway uses addresses that the kubelet found ready; Anteroom's probe is faster.
-    let ready = it.happened(What::Ready, 1).await[0].at;
+    let ready = it.happened(NodeEventKind::Ready, 1).await[0].at;
     assert!(record.end("load") < ready, "{} {ready:?}", record.value);
     assert!(record.end("propagate") > ready, "{} {ready:?}", record.value);
 }
@@ -168,13 +169,14 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
 pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let model = model().play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "200ms");
+    let model =
+        model().play(fate::FAILURE_ANNOTATION, "image-pull-back-off").play(fate::BACKOFF_ANNOTATION, "200ms");
     // The pod must still exist afterwards.
     let spec = json!({ "failureGrace": { "imagePull": "1s" }, "scaling": { "linger": "60s" } });
     it.serve(&anteroom, &model, spec).await;
     let replicas = it.replicas("tiny").await;
     let asked = SystemTime::now();
-    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+    let answer = wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
     assert_eq!(answer.status, 503);
     let answered = SystemTime::now();
     let record = record(&it, replica).await;
@@ -188,28 +190,30 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     assert_eq!((last.name.as_str(), last.unfinished), ("pull", true), "{}", record.value);
     // The last phase lasts until the failure that the client received.
     let given_up = record.began + Duration::from_secs_f64(record.total() / 1e3);
-    assert!(given_up <= answered && answered <= given_up + LAG, "{}", record.value);
+    assert!(given_up <= answered && answered <= given_up + MAX_WATCH_DELAY, "{}", record.value);
     for missing in ["t_actuation_ms", "t_first_token_ms", "t_e2e_ms"] {
         assert!(record.value.get(missing).is_none_or(Value::is_null), "{missing}: {}", record.value);
     }
 }
 
-pub(super) async fn of_two_pods_it_tells_of_the_one_that_answers_first(it: Scenario) {
+pub(super) async fn record_of_two_pods_is_of_the_first_to_respond(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // The first pod is the last to run.
-    let model = model().play(fate::PULL, "300ms,600ms").play(fate::START, "4s,400ms");
-    let mut scaled = Scaled::of(&model, &anteroom);
+    let model = model()
+        .play(fate::PULL_DELAY_ANNOTATION, "300ms,600ms")
+        .play(fate::START_DELAY_ANNOTATION, "4s,400ms");
+    let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
     scaled.min = 2;
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let replicas = it.replicas("tiny").await;
-    let client = Client::ask(&it, replica).await;
+    let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
     assert_eq!(replicas.course()[..2], [0, 2]);
     is_true(&it, &record, &client, &replicas).await;
-    it.happened(What::Started, 2).await;
-    let started = it.history().into_iter().filter(|moment| moment.what == What::Started);
+    it.happened(NodeEventKind::Started, 2).await;
+    let started = it.history().into_iter().filter(|moment| moment.what == NodeEventKind::Started);
     assert_eq!(started.count(), 2, "the other one comes later: {:?}", it.history());
 }
 
@@ -220,7 +224,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     // The pod's log is read afterwards.
     it.serve(&anteroom, &model(), json!({ "scaling": { "linger": "60s" } })).await;
     let replicas = it.replicas("tiny").await;
-    let client = Client::ask(&it, replica).await;
+    let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
     is_true(&it, &record, &client, &replicas).await;
@@ -236,7 +240,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     };
     for (part, words) in [("weights", "Loading weights took "), ("compile", "torch.compile took ")] {
         let (at, seconds) = line(words);
-        record.tells_part("load", part, at, LAG);
+        record.tells_part("load", part, at, MAX_WATCH_DELAY);
         let took = record.span("load").part(part).duration / 1e3;
         // The log has two decimal digits and is a few milliseconds late.
         assert!(
@@ -248,15 +252,18 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
 }
 
 /// Model with a noticeable duration of every phase.
-fn model() -> Model {
-    let model = Model::new("tiny").sim("--load-time 2s --time-to-first-token 300ms");
-    let silent = humantime::format_duration(SILENT).to_string();
-    model.play(fate::PULL, "1200ms").play(fate::START, "400ms").play(fate::LAG, &silent)
+fn model() -> ModelDeployment {
+    let model = ModelDeployment::new("tiny").sim("--load-time 2s --time-to-first-token 300ms");
+    let silent = humantime::format_duration(RUNNING_REPORT_DELAY).to_string();
+    model
+        .play(fate::PULL_DELAY_ANNOTATION, "1200ms")
+        .play(fate::START_DELAY_ANNOTATION, "400ms")
+        .play(fate::REPORT_DELAY_ANNOTATION, &silent)
 }
 
 /// Returns the only record of the route, checked for consistency.
-async fn record(it: &Scenario, replica: &Replica) -> Record {
-    let records = wait::until("the record", wait::SOON, async || {
+async fn record(it: &Scenario, replica: &AnteroomReplica) -> Record {
+    let records = wait::until("the record", wait::WAIT_LIMIT, async || {
         let records = replica.cold_starts(it, "tiny").await;
         if records.len() == 1 { Ok(records) } else { Err(format!("{records:?}")) }
     });
@@ -264,7 +271,7 @@ async fn record(it: &Scenario, replica: &Replica) -> Record {
 }
 
 /// Asserts that a record of a cold start with all phases matches the actual events.
-async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Replicas) {
+async fn is_true(it: &Scenario, record: &Record, client: &ClientObservations, replicas: &ReplicaChanges) {
     let name = comes_to_a_node(it, record, replicas, client.asked, &client.pods).await;
     let value = &record.value;
     assert_eq!(value["outcome"], "completed", "{value}");
@@ -275,14 +282,14 @@ async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Rep
     assert_eq!(over, [activation.as_slice(), &answer].concat(), "{value}");
 
     let history = it.history();
-    let moment = |what: What| {
+    let moment = |what: NodeEventKind| {
         let found = history.iter().find(|moment| moment.what == what && moment.pod == name);
         found.unwrap_or_else(|| panic!("no {what:?} of {name} in {history:?}")).at
     };
-    record.tells("pull", moment(What::Pulled), LAG);
-    record.tells("start", moment(What::Started), SILENT + LAG);
-    let answers = moment(What::Answers);
-    record.tells("load", Truth(answers - READING, answers), LAG);
+    record.tells("pull", moment(NodeEventKind::Pulled), MAX_WATCH_DELAY);
+    record.tells("start", moment(NodeEventKind::Started), RUNNING_REPORT_DELAY + MAX_WATCH_DELAY);
+    let answers = moment(NodeEventKind::Answers);
+    record.tells("load", TimeRange(answers - MAX_OUTPUT_DELAY, answers), MAX_WATCH_DELAY);
     // The simulated duration is a lower bound for the recorded one, within the record's uncertainty.
     let sure = |from: &str, to: &str, least: u64| {
         let (from, to) = (record.span(from), record.span(to));
@@ -294,7 +301,7 @@ async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Rep
     assert!(record.span("first_token").end() - record.span("dispatch").end() >= 300.0 - 2.0, "{value}");
     let told = record.end("first_token");
     assert!(told <= client.first_token + Duration::from_millis(2), "{value}");
-    assert!(client.first_token <= told + LAG, "{value}");
+    assert!(client.first_token <= told + MAX_WATCH_DELAY, "{value}");
 
     let number = |key: &str| value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"));
     let ready = over_at(record, if record.over().contains(&"propagate") { "propagate" } else { "load" });
@@ -314,36 +321,40 @@ fn over_at(record: &Record, phase: &str) -> f64 {
 async fn comes_to_a_node(
     it: &Scenario,
     record: &Record,
-    replicas: &Replicas,
+    replicas: &ReplicaChanges,
     asked: SystemTime,
     pods: &[Pod],
 ) -> String {
     let value = &record.value;
     let began = record.began;
-    assert!(asked <= began + Duration::from_millis(2) && began <= asked + LAG, "{asked:?}: {value}");
+    assert!(
+        asked <= began + Duration::from_millis(2) && began <= asked + MAX_WATCH_DELAY,
+        "{asked:?}: {value}"
+    );
     let name = value["pod"].as_str().unwrap_or_else(|| panic!("no pod in {value}"));
     let (namespace, name) = name.split_once('/').unwrap();
     assert_eq!(namespace, it.namespace);
     let pod = pods.iter().find(|pod| pod.name_any() == name).unwrap();
     assert_eq!(value["node"].as_str(), pod.spec.as_ref().unwrap().node_name.as_deref(), "{value}");
-    let bound = it.history().into_iter().find(|moment| moment.what == What::Bound && moment.pod == name);
+    let bound =
+        it.history().into_iter().find(|moment| moment.what == NodeEventKind::Bound && moment.pod == name);
     let bound = bound.unwrap().at;
 
     // The push was the cause, and the watch of this test shows the result later.
     let seen = replicas.after_zero(asked).await;
-    record.tells("scale", Truth(record.end("signal"), seen), LAG);
+    record.tells("scale", TimeRange(record.end("signal"), seen), MAX_WATCH_DELAY);
     let created = SystemTime::from(pod.creation_timestamp().unwrap().0);
-    record.tells("create", Truth::written(created, bound), LAG);
+    record.tells("create", TimeRange::written(created, bound), MAX_WATCH_DELAY);
     let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
     let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled").unwrap();
     let stamp = SystemTime::from(scheduled.last_transition_time.as_ref().unwrap().0);
-    record.tells("schedule", Truth::written(stamp, bound), LAG);
+    record.tells("schedule", TimeRange::written(stamp, bound), MAX_WATCH_DELAY);
     name.to_owned()
 }
 
-// === impl Client ===
+// === impl ClientObservations ===
 
-impl Client {
+impl ClientObservations {
     /// Returns the duration of a phase in the response's `server-timing`.
     fn timing(&self, phase: &str) -> Option<f64> {
         let mut entries = self.server_timing.split(", ").filter_map(|entry| entry.split_once(";dur="));
@@ -351,9 +362,10 @@ impl Client {
     }
 
     /// Requests a stream, and reads it to its end.
-    async fn ask(it: &Scenario, replica: &Replica) -> Self {
+    async fn ask(it: &Scenario, replica: &AnteroomReplica) -> Self {
         let asked = SystemTime::now();
-        let mut answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+        let mut answer =
+            wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
         assert_eq!(answer.status, 200);
         let header = |name: &str| {
             let values = answer.headers.get_all(name).iter();
@@ -364,12 +376,12 @@ impl Client {
         // The first part only has the role, without content.
         let speaks = |text: &str| text.split("\"content\":\"").skip(1).any(|words| !words.starts_with('"'));
         while !speaks(&text) {
-            let part = wait::within("a part", wait::SOON, answer.next()).await.unwrap();
+            let part = wait::within("a part", wait::WAIT_LIMIT, answer.next()).await.unwrap();
             text += &String::from_utf8_lossy(&part.unwrap_or_else(|| panic!("it ended: {text}")));
         }
         let first_token = SystemTime::now();
         let pods = it.pods().await;
-        text += &wait::within("the rest", wait::SOON, answer.text()).await.unwrap();
+        text += &wait::within("the rest", wait::WAIT_LIMIT, answer.text()).await.unwrap();
         assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
         Self { asked, first_token, server_timing, request_id, pods }
     }

@@ -5,10 +5,10 @@ use kube::api::{DeleteParams, DynamicObject, PostParams};
 use serde_json::{Value, json};
 
 use crate::{
-    anteroom::Replica,
+    anteroom::AnteroomReplica,
     client,
-    model::Model,
-    routes::{OURS, interceptor_route, model_route},
+    model::ModelDeployment,
+    routes::{ANTEROOM_API_VERSION, interceptor_route, model_route},
     scenario::Scenario,
     wait,
 };
@@ -18,7 +18,7 @@ pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
     // The names are in reverse order, so that they do not decide.
     let same = json!({ "match": { "models": ["shared"] }, "target": { "service": { "name": "tiny" } } });
     it.apply(&model_route("z-older", same.clone())).await;
-    it.younger_than((OURS, "ModelRoute"), "z-older").await;
+    it.younger_than((ANTEROOM_API_VERSION, "ModelRoute"), "z-older").await;
     it.apply(&model_route("a-younger", same)).await;
     let partly =
         json!({ "match": { "models": ["shared", "own"] }, "target": { "service": { "name": "tiny" } } });
@@ -42,14 +42,14 @@ pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
         it.serves(replica, "own", "partly").await;
     }
 
-    it.dynamic(OURS, "ModelRoute").delete("z-older", &DeleteParams::default()).await.unwrap();
+    it.dynamic(ANTEROOM_API_VERSION, "ModelRoute").delete("z-older", &DeleteParams::default()).await.unwrap();
     it.says("a-younger", "Accepted", "Accepted").await;
     for replica in &anteroom.replicas {
         it.serves(replica, "shared", "a-younger").await;
     }
 }
 
-pub(super) async fn the_file_goes_first_and_names_are_given_once(it: Scenario) {
+pub(super) async fn file_takes_precedence_and_names_are_unique(it: Scenario) {
     let address = up(&it).await;
     it.apply(&model_route("mine", json!({ "match": { "models": ["from-file"] } }))).await;
     it.apply(&model_route("twin", json!({ "target": { "service": { "name": "tiny" } } }))).await;
@@ -151,7 +151,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     it.apply(&newer).await;
     // The apiserver takes a moment to apply it.
     let novel = model_route("novel", json!({ "novelty": "of next year" }));
-    wait::until("the newer definition", wait::SOON, async || {
+    wait::until("the newer definition", wait::WAIT_LIMIT, async || {
         it.kube.try_apply(&novel, &it.namespace).await.map_err(|error| error.to_string())
     })
     .await;
@@ -162,7 +162,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     it.serves(replica, "good", "good").await;
     let refused = it.says("novel", "Accepted", "Invalid").await;
     let status = it.shell().anteroom("status").await.well();
-    it.dynamic(OURS, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
+    it.dynamic(ANTEROOM_API_VERSION, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
     // Before any assertion, as other scenarios need it.
     it.apply(&definition).await;
     let why = refused["message"].as_str().unwrap();
@@ -173,7 +173,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
 
 /// Deploys the running model that all routes target, and returns its address.
 async fn up(it: &Scenario) -> String {
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
     it.endpoints("tiny", 1).await.remove(0)
@@ -183,9 +183,9 @@ async fn up(it: &Scenario) -> String {
 
 impl Scenario {
     /// Waits until a replica serves a model by the route of this name in the namespace.
-    async fn serves(&self, replica: &Replica, model: &str, route: &str) {
+    async fn serves(&self, replica: &AnteroomReplica, model: &str, route: &str) {
         let series = format!("anteroom_requests_total{{route=\"{}/{route}\"", self.namespace);
-        wait::until(&format!("{model} to be served by {route}"), wait::SOON, async || {
+        wait::until(&format!("{model} to be served by {route}"), wait::WAIT_LIMIT, async || {
             let before = replica.metric(&series).await.unwrap_or(0.0);
             let status = replica.ask(model, false).await?.status;
             let after = replica.metric(&series).await.unwrap_or(0.0);
@@ -207,7 +207,7 @@ impl Scenario {
         }))
         .unwrap();
         let dry = PostParams { dry_run: true, ..PostParams::default() };
-        wait::until("the next second", wait::SOON, async || {
+        wait::until("the next second", wait::WAIT_LIMIT, async || {
             let age = api.create(&dry, &next).await.map_err(|error| error.to_string())?;
             let (age, older) = (age.metadata.creation_timestamp, older.metadata.creation_timestamp.clone());
             if age > older { Ok(()) } else { Err(format!("{age:?}")) }

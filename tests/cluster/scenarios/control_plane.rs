@@ -5,43 +5,43 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::{model::Model, node::history::What, scenario::Scenario, wait};
+use crate::{model::ModelDeployment, node::history::NodeEventKind, scenario::Scenario, wait};
 
 /// Duration of the apiserver's outage, as in a rolling restart of a control plane. Its clients reconnect with
 /// increasing delays.
-const AWAY: Duration = Duration::from_secs(60);
+const APISERVER_OUTAGE: Duration = Duration::from_secs(60);
 
 pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let pool = it.pool();
-    let mut model = Model::new("starting");
+    let mut model = ModelDeployment::new("starting");
     model.node_selector = pool.clone();
     it.serve(&anteroom, &model, json!({})).await;
-    it.serve(&anteroom, &Model::new("resting"), json!({})).await;
+    it.serve(&anteroom, &ModelDeployment::new("resting"), json!({})).await;
 
     let starting = replica.read("starting", 4);
-    it.wanted("starting", 1, wait::SOON).await;
+    it.wanted("starting", 1, wait::WAIT_LIMIT).await;
     it.world.keda.kill_operator().await;
     // Scaling that KEDA has begun continues without it.
     let node = it.world.add_node(pool).await;
-    wait::within("who asked before", wait::SOON, starting).await.unwrap().unwrap();
+    wait::within("who asked before", wait::WAIT_LIMIT, starting).await.unwrap().unwrap();
     let resting = replica.read("resting", 4);
     replica.holds(&it, "resting", 1).await;
     it.world.keda.restart_operator().await;
     // KEDA queries the demand again, and there is some.
-    wait::within("who asked meanwhile", wait::SOON, resting).await.unwrap().unwrap();
+    wait::within("who asked meanwhile", wait::WAIT_LIMIT, resting).await.unwrap().unwrap();
     for model in ["starting", "resting"] {
-        it.wanted(model, 0, wait::SOON).await;
+        it.wanted(model, 0, wait::WAIT_LIMIT).await;
     }
-    it.happened(What::Gone, 2).await;
+    it.happened(NodeEventKind::Gone, 2).await;
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenario) {
+pub(super) async fn apiserver_outage_does_not_affect_traffic(it: Scenario) {
     let anteroom = it.anteroom(2, json!({})).await;
     let [replica, other] = anteroom.replicas.as_slice() else { panic!("there are two") };
-    let model = |name| Model::new(name).sim("--tokens 100000 --inter-token-time 20ms");
+    let model = |name| ModelDeployment::new(name).sim("--tokens 100000 --inter-token-time 20ms");
     it.serve(&anteroom, &model("warm"), json!({ "scaling": { "linger": "60s" } })).await;
     it.serve(&anteroom, &model("cold"), json!({})).await;
     let stream = replica.flow("warm").await;
@@ -50,11 +50,11 @@ pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenar
     it.world.plane.kill_apiserver().await;
     let held = replica.read("cold", 4);
     replica.holds(&it, "cold", 1).await;
-    let end = Instant::now() + AWAY;
+    let end = Instant::now() + APISERVER_OUTAGE;
     let mut asked = 0;
     while Instant::now() < end {
         for replica in [replica, other] {
-            wait::within("a stream", wait::SOON, replica.read("warm", 4)).await.unwrap().unwrap();
+            wait::within("a stream", wait::WAIT_LIMIT, replica.read("warm", 4)).await.unwrap().unwrap();
             asked += 1;
         }
         stream.flows().await;
@@ -63,10 +63,10 @@ pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenar
     replica.holds(&it, "cold", 1).await;
     it.world.plane.restart_apiserver().await;
     // The controllers of Kubernetes take longer to recover the longer the outage was.
-    wait::within("who waited for it", 3 * wait::SOON, held).await.unwrap().unwrap();
-    wait::within("a stream", wait::SOON, other.read("warm", 4)).await.unwrap().unwrap();
+    wait::within("who waited for it", 3 * wait::WAIT_LIMIT, held).await.unwrap().unwrap();
+    wait::within("a stream", wait::WAIT_LIMIT, other.read("warm", 4)).await.unwrap().unwrap();
     stream.flows().await;
     assert_eq!(replicas.course(), [1]);
-    it.wanted("cold", 0, wait::SOON).await;
+    it.wanted("cold", 0, wait::WAIT_LIMIT).await;
     drop(stream);
 }

@@ -8,13 +8,13 @@ use serde_json::json;
 use crate::{
     api,
     chart::CHART,
-    model::Model,
+    model::ModelDeployment,
     routes::{interceptor_route, model_route},
     scenario::Scenario,
 };
 
 /// Specs that violate rules beyond the types, and the error messages.
-const REFUSED: &[(&str, &str)] = &[
+const INVALID_SPECS: &[(&str, &str)] = &[
     (r#"{"target": {"service": null}}"#, "give exactly one of service, inferencePool and url"),
     (r#"{"target": {"url": "http://a:1"}}"#, "give exactly one of service, inferencePool and url"),
     (r#"{"target": {"service": {"portName": "http"}}}"#, "give exactly one of port, a number, and portName"),
@@ -72,8 +72,8 @@ pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) 
     assert!(explained.contains("Default: 15m"), "{explained}");
 }
 
-pub(super) async fn what_cannot_be_a_route_is_refused_with_the_way_out(it: Scenario) {
-    for (spec, why) in REFUSED {
+pub(super) async fn invalid_routes_are_rejected_with_remedy(it: Scenario) {
+    for (spec, why) in INVALID_SPECS {
         let route = model_route("refused", serde_json::from_str(spec).unwrap());
         let error = it.kube.try_apply(&route, &it.namespace).await.expect_err(spec).to_string();
         assert!(error.contains(why), "{spec}: {error}");
@@ -94,7 +94,7 @@ pub(super) async fn what_cannot_be_a_route_is_refused_with_the_way_out(it: Scena
 }
 
 pub(super) async fn users_see_how_routes_are(it: Scenario) {
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
     it.apply(&model_route("tiny", json!({ "match": { "models": ["tiny", "tiny-sql"] } }))).await;

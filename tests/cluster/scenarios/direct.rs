@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::{
-    anteroom::Replica,
-    client::Answer,
-    model::{Model, Scaled},
+    anteroom::AnteroomReplica,
+    client::StreamingResponse,
+    model::{ModelDeployment, ScaledObjectManifest},
     routes::model_route,
     scenario::Scenario,
-    serving::Replicas,
+    serving::ReplicaChanges,
     wait,
 };
 
@@ -17,7 +17,8 @@ const ENABLED: &[&str] = &["directScaling.enabled=true"];
 pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     let anteroom = it.anteroom_with(2, json!({}), ENABLED).await;
     let [one, other] = anteroom.replicas.as_slice() else { panic!("there are two") };
-    let mut model = Model::new("tiny").sim("--load-time 300ms --tokens 60 --inter-token-time 100ms");
+    let mut model =
+        ModelDeployment::new("tiny").sim("--load-time 300ms --tokens 60 --inter-token-time 100ms");
     model.probe_period = 1;
     it.deploy(&model).await;
     it.apply(&route(json!({ "idleTimeout": "3s", "linger": "1s" }))).await;
@@ -33,7 +34,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     it.says("tiny", "Ready", "EndpointsReady").await;
     // A response through one replica that takes longer than the idle timeout, while the other replica is idle.
     let long = one.read("tiny", 60);
-    wait::within("a long answer", wait::SOON, long).await.unwrap().unwrap();
+    wait::within("a long answer", wait::WAIT_LIMIT, long).await.unwrap().unwrap();
     assert_eq!(replicas.course(), [0, 1]);
     course(&replicas, &[0, 1, 0]).await;
     it.says("tiny", "Ready", "Idle").await;
@@ -46,8 +47,8 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
 pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     let anteroom = it.anteroom_with(1, json!({}), ENABLED).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    it.deploy(&Model::new("tiny")).await;
-    let mut scaled = Scaled::of(&Model::new("tiny"), &anteroom);
+    it.deploy(&ModelDeployment::new("tiny")).await;
+    let mut scaled = ScaledObjectManifest::of(&ModelDeployment::new("tiny"), &anteroom);
     scaled.annotations.insert("autoscaling.keda.sh/paused".into(), "true".into());
     it.apply(&scaled.object()).await;
     it.apply(&route(json!({}))).await;
@@ -58,7 +59,7 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     // Without the ScaledObject the proxy is in charge; waiting requests are served.
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     objects.delete("tiny", &Default::default()).await.unwrap();
-    assert!(wait::within("the rest", wait::SOON, waits.rest()).await.ends_with("data: [DONE]\n\n"));
+    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
     course(&replicas, &[0, 1]).await;
 
     // A hand-made autoscaler counts as well.
@@ -83,14 +84,14 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
 pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    it.deploy(&Model::new("tiny")).await;
+    it.deploy(&ModelDeployment::new("tiny")).await;
     it.apply(&route(json!({}))).await;
     let mut waits = it.refused(replica, "`directScaling.enabled=true`").await;
     // The switch is turned on; waiting requests are served.
     for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
         it.apply(&object).await;
     }
-    assert!(wait::within("the rest", wait::SOON, waits.rest()).await.ends_with("data: [DONE]\n\n"));
+    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
 }
 
 fn route(scaling: Value) -> Value {
@@ -106,8 +107,8 @@ fn route(scaling: Value) -> Value {
 }
 
 /// Waits until the numbers of replicas were exactly these.
-async fn course(replicas: &Replicas, expected: &[i32]) {
-    wait::until(&format!("the numbers {expected:?}"), wait::SOON, async || {
+async fn course(replicas: &ReplicaChanges, expected: &[i32]) {
+    wait::until(&format!("the numbers {expected:?}"), wait::WAIT_LIMIT, async || {
         let course = replicas.course();
         assert!(expected.starts_with(&course), "{course:?} is no beginning of {expected:?}");
         if course == expected { Ok(()) } else { Err(format!("{course:?}")) }
@@ -115,8 +116,8 @@ async fn course(replicas: &Replicas, expected: &[i32]) {
     .await;
 }
 
-async fn asks(replica: &Replica) -> Answer {
-    wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap()
+async fn asks(replica: &AnteroomReplica) -> StreamingResponse {
+    wait::within("an answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap()
 }
 
 // === impl Scenario ===
@@ -124,7 +125,7 @@ async fn asks(replica: &Replica) -> Answer {
 impl Scenario {
     /// Requests the model, and waits until heartbeats and status report that the proxy may not scale it, and the
     /// reason.
-    async fn refused(&self, replica: &Replica, why: &str) -> Answer {
+    async fn refused(&self, replica: &AnteroomReplica, why: &str) -> StreamingResponse {
         self.says("tiny", "Accepted", "Accepted").await;
         let mut answer = asks(replica).await;
         let reading = async {
@@ -133,7 +134,7 @@ impl Scenario {
                 text += &String::from_utf8_lossy(&answer.next().await.unwrap().unwrap());
             }
         };
-        wait::within(why, wait::SOON, reading).await;
+        wait::within(why, wait::WAIT_LIMIT, reading).await;
         let obstacle = self.obstacle(replica, "tiny", Some("scale_refused")).await;
         assert!(obstacle["message"].as_str().unwrap().contains(why), "{obstacle}");
         let said = self.says("tiny", "Scalable", "ScaleRefused").await;
@@ -143,9 +144,9 @@ impl Scenario {
     }
 }
 
-// === impl Answer ===
+// === impl StreamingResponse ===
 
-impl Answer {
+impl StreamingResponse {
     /// Reads the rest of the body.
     async fn rest(&mut self) -> String {
         let mut text = String::new();

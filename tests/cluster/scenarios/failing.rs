@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use crate::{
-    anteroom::Replica,
-    client::Answer,
-    model::{Model, Scaled},
+    anteroom::AnteroomReplica,
+    client::StreamingResponse,
+    model::{ModelDeployment, ScaledObjectManifest},
     node::fate,
     routes::model_route,
     scenario::Scenario,
@@ -18,7 +18,7 @@ use crate::{
 
 /// Cause of a failed start.
 struct Case {
-    model: Model,
+    model: ModelDeployment,
     /// Kind in the API and the metric.
     kind: &'static str,
     /// Reason of the Event.
@@ -39,7 +39,7 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = |name: &str| {
-        let mut model = Model::new(name).play(fate::BACK_OFF, "200ms");
+        let mut model = ModelDeployment::new(name).play(fate::BACKOFF_ANNOTATION, "200ms");
         model.resources = json!({});
         model
     };
@@ -47,19 +47,19 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
     nowhere.node_selector = BTreeMap::from([("pool".to_owned(), "nowhere".to_owned())]);
     let cases = [
         Case {
-            model: model("image").play(fate::FATE, "image-pull-back-off"),
+            model: model("image").play(fate::FAILURE_ANNOTATION, "image-pull-back-off"),
             kind: "image_pull",
             word: "ImagePull",
             says: "container `server` cannot have its image `anteroom`",
         },
         Case {
-            model: model("crash").play(fate::FATE, "crash-loop"),
+            model: model("crash").play(fate::FAILURE_ANNOTATION, "crash-loop"),
             kind: "crash_loop",
             word: "CrashLoop",
             says: "with exit code 1 (Error, restarted",
         },
         Case {
-            model: model("memory").sim("--hang-load").play(fate::FATE, "oom"),
+            model: model("memory").sim("--hang-load").play(fate::FAILURE_ANNOTATION, "oom"),
             kind: "out_of_memory",
             word: "OutOfMemory",
             says: "was ended for want of memory (OOMKilled",
@@ -70,11 +70,16 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
             word: "Unschedulable",
             says: "No node takes pod `nowhere-",
         },
-        Case { model: Model::new("quota"), kind: "quota", word: "Quota", says: "exceeded quota: no-gpus" },
+        Case {
+            model: ModelDeployment::new("quota"),
+            kind: "quota",
+            word: "Quota",
+            says: "exceeded quota: no-gpus",
+        },
     ];
     join_all(cases.iter().map(|case| fails(&it, replica, &anteroom, case))).await;
     let shell = it.shell();
-    wait::until("the reasons in the table", wait::SOON, async || {
+    wait::until("the reasons in the table", wait::WAIT_LIMIT, async || {
         let table = shell.anteroom("status").await.well();
         match cases.iter().find(|case| !table.contains(case.says)) {
             None => Ok(()),
@@ -84,11 +89,11 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
     .await;
 }
 
-pub(super) async fn starts_that_go_nowhere_say_why(it: Scenario) {
+pub(super) async fn failed_starts_report_the_reason(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = |name: &str| {
-        let mut model = Model::new(name);
+        let mut model = ModelDeployment::new(name);
         model.resources = json!({});
         model.probe_period = 1;
         model
@@ -161,13 +166,13 @@ fn with_graces() -> Value {
     json!({ "failureGrace": graces, "keepalive": heartbeats(), "scaling": { "linger": "60s" } })
 }
 
-async fn fails(it: &Scenario, replica: &Replica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
+async fn fails(it: &Scenario, replica: &AnteroomReplica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
     it.serve(anteroom, &case.model, with_graces()).await;
     tells(it, replica, case).await;
 }
 
 /// Requests a model that does not start: every output has the reason.
-async fn tells(it: &Scenario, replica: &Replica, case: &Case) {
+async fn tells(it: &Scenario, replica: &AnteroomReplica, case: &Case) {
     let Case { model, kind, word, says } = case;
     let (plain, stream) =
         tokio::join!(replica.ask(&model.name, false), hears(it, replica, &model.name, says));
@@ -196,16 +201,24 @@ async fn tells(it: &Scenario, replica: &Replica, case: &Case) {
     assert!(last["reason"].as_str().unwrap().contains(says), "{last}");
 }
 
-pub(super) async fn who_waits_is_served_once_it_is_put_right(it: Scenario) {
+pub(super) async fn held_requests_are_served_after_the_fix(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let model = Model::new("tiny").play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "200ms");
+    let model = ModelDeployment::new("tiny")
+        .play(fate::FAILURE_ANNOTATION, "image-pull-back-off")
+        .play(fate::BACKOFF_ANNOTATION, "200ms");
     it.serve(&anteroom, &model, json!({ "keepalive": heartbeats() })).await;
     let mut waits = replica.ask("tiny", true).await.unwrap();
     heard(&mut waits, "cannot have its image `anteroom`").await;
 
     let pod = it.pods().await.remove(0).metadata.name.unwrap();
-    it.patch("v1", "Pod", &pod, &json!({ "metadata": { "annotations": { fate::FATE: null } } })).await;
+    it.patch(
+        "v1",
+        "Pod",
+        &pod,
+        &json!({ "metadata": { "annotations": { fate::FAILURE_ANNOTATION: null } } }),
+    )
+    .await;
     heard(&mut waits, "data: [DONE]").await;
     it.obstacle(replica, "tiny", None).await;
     it.says("tiny", "Ready", "EndpointsReady").await;
@@ -214,7 +227,7 @@ pub(super) async fn who_waits_is_served_once_it_is_put_right(it: Scenario) {
 pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let model = Model::new("tiny");
+    let model = ModelDeployment::new("tiny");
     it.deploy(&model).await;
     it.apply(&model_route("tiny", json!({ "keepalive": heartbeats() }))).await;
     let why = format!("No ScaledObject names `{}/tiny`", it.namespace);
@@ -226,7 +239,7 @@ pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
     heard(&mut waits, &why).await;
 
     // Once created as instructed, the ScaledObject wakes the model for requests already waiting.
-    it.apply(&Scaled::of(&model, &anteroom).object()).await;
+    it.apply(&ScaledObjectManifest::of(&model, &anteroom).object()).await;
     heard(&mut waits, "data: [DONE]").await;
     let said = it.says("tiny", "Scalable", "ScaledObject").await;
     assert_eq!(said["status"], "True");
@@ -235,13 +248,13 @@ pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
 pub(super) async fn scaled_object_of_another_scaler_is_recognised(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let model = Model::new("tiny");
+    let model = ModelDeployment::new("tiny");
     it.deploy(&model).await;
     // Lower levels of detail omit addresses.
     let full = json!({ "keepalive": heartbeats(), "failure": { "detail": "full" } });
     it.apply(&model_route("tiny", full)).await;
     let nobody = it.socket(40, 9090).to_string();
-    let mut scaled = Scaled::of(&model, &anteroom);
+    let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
     scaled.scaler.clone_from(&nobody);
     it.apply(&scaled.object()).await;
     it.says("tiny", "Accepted", "Accepted").await;
@@ -253,14 +266,14 @@ pub(super) async fn scaled_object_of_another_scaler_is_recognised(it: Scenario) 
     assert!(said.contains(&why) && said.contains("no metric specs returned from scalers"), "{said}");
     it.told_of("tiny", "Warning", "ScaleRefused").await;
 
-    it.apply(&Scaled::of(&model, &anteroom).object()).await;
+    it.apply(&ScaledObjectManifest::of(&model, &anteroom).object()).await;
     heard(&mut waits, "data: [DONE]").await;
     it.obstacle(replica, "tiny", None).await;
 }
 
 pub(super) async fn absent_keda_operator_is_an_obstacle(it: Scenario) {
     let anteroom = it.anteroom(2, json!({})).await;
-    it.serve(&anteroom, &Model::new("tiny"), json!({ "keepalive": heartbeats() })).await;
+    it.serve(&anteroom, &ModelDeployment::new("tiny"), json!({ "keepalive": heartbeats() })).await;
     it.world.keda.kill_operator().await;
     let mut waits = anteroom.replicas[1].ask("tiny", true).await.unwrap();
     heard(&mut waits, "KEDA has no stream to this proxy").await;
@@ -278,16 +291,16 @@ fn heartbeats() -> Value {
 }
 
 /// Reads a stream to its end; one of its heartbeats must contain `says`.
-async fn hears(it: &Scenario, replica: &Replica, model: &str, says: &str) -> String {
-    let answer = wait::within("a heartbeat", wait::SOON, replica.ask(model, true)).await.unwrap();
-    let text = wait::within("its end", wait::SOON, answer.text()).await.unwrap();
+async fn hears(it: &Scenario, replica: &AnteroomReplica, model: &str, says: &str) -> String {
+    let answer = wait::within("a heartbeat", wait::WAIT_LIMIT, replica.ask(model, true)).await.unwrap();
+    let text = wait::within("its end", wait::WAIT_LIMIT, answer.text()).await.unwrap();
     let told = text.lines().any(|line| line.starts_with(": ") && line.contains(&says.replace('"', "'")));
     assert!(told, "{model} of {}: {text}", it.namespace);
     text
 }
 
 /// Reads a stream until it contains `words`.
-async fn heard(answer: &mut Answer, words: &str) {
+async fn heard(answer: &mut StreamingResponse, words: &str) {
     let mut text = String::new();
     let reading = async {
         while !text.contains(words) {
@@ -297,6 +310,6 @@ async fn heard(answer: &mut Answer, words: &str) {
             }
         }
     };
-    let in_time = tokio::time::timeout(wait::SOON, reading).await.is_ok();
+    let in_time = tokio::time::timeout(wait::WAIT_LIMIT, reading).await.is_ok();
     assert!(in_time && text.contains(words), "not told {words:?}, but {text}");
 }

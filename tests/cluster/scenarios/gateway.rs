@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use crate::{client, envoy::Envoy, model::Model, node::history::What, scenario::Scenario, wait};
+use crate::{
+    client, envoy::Envoy, model::ModelDeployment, node::history::NodeEventKind, scenario::Scenario, wait,
+};
 
 pub(super) async fn held_requests_wait_for_an_unaware_envoy(it: Scenario) {
     let number = 40;
@@ -14,20 +16,20 @@ pub(super) async fn held_requests_wait_for_an_unaware_envoy(it: Scenario) {
         "service": { "name": "tiny", "port": 80 },
         "gateway": format!("http://{}", envoy.address),
     });
-    let mut model = Model::new("tiny").sim("--load-time 300ms");
+    let mut model = ModelDeployment::new("tiny").sim("--load-time 300ms");
     model.probe_period = 1;
     it.serve(&anteroom, &model, json!({ "target": target })).await;
     for round in 1..=2 {
         let before = envoy.without_host().await;
         let streams: Vec<_> = (0..8).map(|_| replica.read("tiny", 4)).collect();
         for stream in streams {
-            wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+            wait::within("a stream", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
         }
         // Anteroom's probe is far faster than Envoy's health check and DNS: Envoy returned 503, but no client received
         // it.
         assert!(envoy.without_host().await > before, "round {round}");
-        it.wanted("tiny", 0, wait::SOON).await;
-        it.happened(What::Gone, round).await;
+        it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+        it.happened(NodeEventKind::Gone, round).await;
     }
     let completed = format!("anteroom_requests_total{{route=\"{}/tiny\",outcome=\"completed\"", it.namespace);
     assert_eq!(replica.metric(&completed).await, Some(16.0));
@@ -48,12 +50,13 @@ pub(super) async fn the_pods_of_an_inference_pool_are_a_target(it: Scenario) {
     });
     it.apply(&pool).await;
     let target = json!({ "inferencePool": { "name": "pool" } });
-    it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({ "target": target })).await;
+    it.serve(&anteroom, &ModelDeployment::new("tiny").sim("--load-time 300ms"), json!({ "target": target }))
+        .await;
     let streams: Vec<_> = (0..4).map(|_| replica.read("tiny", 4)).collect();
     for stream in streams {
-        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+        wait::within("a stream", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
-    it.wanted("tiny", 0, wait::SOON).await;
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 // === impl Envoy ===

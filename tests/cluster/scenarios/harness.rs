@@ -12,18 +12,18 @@ use serde_json::json;
 use crate::{
     client,
     envoy::Envoy,
-    model::{Model, Scaled},
-    node::history::What,
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::history::NodeEventKind,
     push_scaler::PushScaler,
     scenario::Scenario,
     wait,
 };
 
-pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario) {
+pub(super) async fn push_scales_from_zero_and_silence_to_zero(it: Scenario) {
     let scaler = PushScaler::start(it.socket(1, 9090)).await;
-    it.deploy(&Model::new("tiny").sim("--load-time 300ms")).await;
-    it.scale(&Scaled::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
-    wait::until("KEDA's stream", wait::SOON, async || match scaler.streams() {
+    it.deploy(&ModelDeployment::new("tiny").sim("--load-time 300ms")).await;
+    it.scale(&ScaledObjectManifest::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
+    wait::until("KEDA's stream", wait::WAIT_LIMIT, async || match scaler.streams() {
         0 => Err("none".into()),
         _ => Ok(()),
     })
@@ -40,23 +40,23 @@ pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario)
         let answer = client::get(format!("{address}:8000").parse().unwrap(), "/v1/models").await.unwrap();
         assert_eq!(answer.status, 200);
     }
-    for what in [What::Bound, What::Started, What::Answers, What::Ready] {
+    for what in [NodeEventKind::Bound, NodeEventKind::Started, NodeEventKind::Answers, NodeEventKind::Ready] {
         let at = it.world.ground.history.first(&it.namespace, what).unwrap();
         println!("  first {what:?} {} ms after the push", at.duration_since(pushed).unwrap().as_millis());
     }
 
     scaler.push(0);
     it.wanted("tiny", 0, Duration::from_secs(90)).await;
-    it.happened(What::Gone, 3).await;
+    it.happened(NodeEventKind::Gone, 3).await;
     it.wait_for_pods("no pods", |pods| pods.is_empty().then_some(())).await;
     assert!(
-        it.history().iter().all(|moment| moment.what != What::Killed),
+        it.history().iter().all(|moment| moment.what != NodeEventKind::Killed),
         "SIGTERM is enough for the stand-in"
     );
 }
 
 pub(super) async fn replicas_run_with_chart_rights(it: Scenario) {
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     model.replicas = 1;
     it.deploy(&model).await;
     let [address] = it.endpoints("tiny", 1).await.try_into().unwrap();
@@ -84,7 +84,7 @@ pub(super) async fn replicas_run_with_chart_rights(it: Scenario) {
 }
 
 pub(super) async fn envoy_answers_503_at_zero_then_passes_on(it: Scenario) {
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     model.probe_period = 1;
     it.deploy(&model).await;
     let envoy = Envoy::start(&it, 1, "tiny").await;
@@ -95,7 +95,7 @@ pub(super) async fn envoy_answers_503_at_zero_then_passes_on(it: Scenario) {
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 1 } })).await;
     it.endpoints("tiny", 1).await;
     // Envoy resolves the pod by DNS, and must then find it healthy.
-    wait::until("Envoy to pass on", wait::SOON, async || {
+    wait::until("Envoy to pass on", wait::WAIT_LIMIT, async || {
         match client::get(envoy.address, "/v1/models").await?.status.as_u16() {
             200 => Ok(()),
             status => Err(status.to_string()),

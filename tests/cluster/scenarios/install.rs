@@ -17,14 +17,14 @@ use crate::{
     api,
     chart::{self, CHART},
     client,
-    model::{self, Model},
-    routes::OURS,
+    model::{self, ModelDeployment},
+    routes::ANTEROOM_API_VERSION,
     scenario::Scenario,
     shell::Shell,
     wait,
 };
 
-const KEDA: &str = "keda.sh/v1alpha1";
+const SCALED_OBJECT_API_VERSION: &str = "keda.sh/v1alpha1";
 
 /// Release of the chart, named anteroom.
 struct Release {
@@ -34,8 +34,8 @@ struct Release {
     values: Vec<String>,
 }
 
-pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
-    it.deploy(&Model::new("tiny")).await;
+pub(super) async fn each_profile_installs_paused_and_uninstalls(it: Scenario) {
+    it.deploy(&ModelDeployment::new("tiny")).await;
     // The strictest pod security standard; it does not affect the model, which has no pods.
     let label = format!("label namespace {} pod-security.kubernetes.io/enforce=restricted", it.namespace);
     it.shell().kubectl(&label).await.well();
@@ -46,12 +46,13 @@ pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
         release.helm("install", &[&profile]).await;
         release.is_there().await;
         it.wait_for_pods("two pods", |pods| (pods.len() == 2).then_some(())).await;
-        let scaled = it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "True").await;
+        let scaled =
+            it.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "True").await;
         assert_eq!(scaled["status"], "True");
-        let scaled = it.dynamic(KEDA, "ScaledObject").get("tiny").await.unwrap();
+        let scaled = it.dynamic(SCALED_OBJECT_API_VERSION, "ScaledObject").get("tiny").await.unwrap();
         assert_eq!(scaled.data["spec"]["minReplicaCount"], floor);
         assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true");
-        it.wanted("tiny", 0, wait::SOON).await;
+        it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
         let config = it.api::<ConfigMap>().get("anteroom").await.unwrap();
         release.checks(&it, &config).await;
 
@@ -107,7 +108,7 @@ pub(super) async fn a_release_for_one_namespace_serves_it(it: Scenario) {
     assert!(!left.contains(&it.namespace), "a Role is enough: {left}");
 }
 
-pub(super) async fn a_release_for_the_cluster_serves_other_namespaces(it: Scenario) {
+pub(super) async fn cluster_release_serves_other_namespaces(it: Scenario) {
     let models = it.beside("models").await;
     Release::new(&it, &[]).serves(&models).await;
     let _ = it.shell().kubectl(&format!("delete namespace {} --wait=false", models.namespace)).await;
@@ -224,7 +225,7 @@ impl Release {
 
     /// Installs, upgrades and uninstalls a release with a model in the namespace of `models`.
     async fn serves(&mut self, models: &Scenario) {
-        let mut model = Model::new("tiny").sim("--load-time 300ms");
+        let mut model = ModelDeployment::new("tiny").sim("--load-time 300ms");
         model.probe_period = 1;
         models.deploy(&model).await;
         let model = json!([{
@@ -238,32 +239,32 @@ impl Release {
         assert!(said.contains("ScaledObjects come paused"), "{said}");
         self.rolled_out().await;
         models.says("tiny", "Accepted", "Accepted").await;
-        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "True").await;
+        models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "True").await;
 
         let resume = "annotate scaledobject tiny autoscaling.keda.sh/paused-";
         self.shell.kubectl(&format!("{resume} -n {}", models.namespace)).await.well();
-        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Ready", "True").await;
-        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "False").await;
+        models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Ready", "True").await;
+        models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "False").await;
         self.asks().await;
-        models.wanted("tiny", 1, wait::SOON).await;
+        models.wanted("tiny", 1, wait::WAIT_LIMIT).await;
 
         // Another version: a setting that is only read at the start makes every replica restart.
         let said = self.helm("upgrade", &["profile=dev", "peers.timeout=5s"]).await;
         assert!(said.contains("has been upgraded"), "{said}");
         self.rolled_out().await;
-        let scaled = models.dynamic(KEDA, "ScaledObject").get("tiny").await.unwrap();
+        let scaled = models.dynamic(SCALED_OBJECT_API_VERSION, "ScaledObject").get("tiny").await.unwrap();
         assert_eq!(scaled.data["spec"]["minReplicaCount"], 1);
         assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true", "as the page on KEDA says");
         self.asks().await;
 
         self.helm("uninstall", &[]).await;
-        for kind in [(OURS, "ModelRoute"), (KEDA, "ScaledObject")] {
-            wait::object(&models.dynamic(kind.0, kind.1), "tiny", "gone", wait::SOON, |object| {
+        for kind in [(ANTEROOM_API_VERSION, "ModelRoute"), (SCALED_OBJECT_API_VERSION, "ScaledObject")] {
+            wait::object(&models.dynamic(kind.0, kind.1), "tiny", "gone", wait::WAIT_LIMIT, |object| {
                 object.is_none().then_some(())
             })
             .await;
         }
-        wait::until("no pods of the release", wait::SOON, async || {
+        wait::until("no pods of the release", wait::WAIT_LIMIT, async || {
             let selector = "get pods -l app.kubernetes.io/name=anteroom -o name";
             let pods = self.shell.kubectl(selector).await.well();
             if pods.is_empty() { Ok(()) } else { Err(pods) }
@@ -301,7 +302,7 @@ impl Release {
         for address in addresses.split_whitespace() {
             let proxy = format!("{address}:8080").parse().unwrap();
             let answer = client::send(proxy, client::completion("models.test", "tiny", false));
-            let answer = wait::within("an answer", wait::SOON, answer).await.unwrap();
+            let answer = wait::within("an answer", wait::WAIT_LIMIT, answer).await.unwrap();
             let status = answer.status;
             assert_eq!(status, 200, "{}", answer.text().await.unwrap());
         }
@@ -318,7 +319,7 @@ impl Scenario {
 
     /// Waits until a service account has exactly these rights in the namespace, besides those of every account.
     async fn may(&self, account: &str, expected: &BTreeMap<&str, &str>) {
-        wait::until("the rights of the chart", wait::SOON, async || {
+        wait::until("the rights of the chart", wait::WAIT_LIMIT, async || {
             let everybodys = self.rights_of("default").await?;
             let mut found = self.rights_of(account).await?;
             found.retain(|what, _| !everybodys.contains_key(what));

@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    anteroom::Replica,
-    client::{self, Answer},
-    model::{self, Model, Scaled},
+    anteroom::AnteroomReplica,
+    client::{self, StreamingResponse},
+    model::{self, ModelDeployment, ScaledObjectManifest},
     routes::interceptor_route,
     scenario::Scenario,
     wait,
 };
 
-const COLD_START: &str = "x-keda-http-cold-start";
+const ADD_ON_COLD_START_HEADER: &str = "x-keda-http-cold-start";
 
 /// Routes that respond with their own names: host, path prefix, headers.
 const RULES: &[(&str, &str)] = &[
@@ -30,7 +30,7 @@ const RULES: &[(&str, &str)] = &[
 ];
 
 /// Requests and their routes: host, path, header, route.
-const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
+const REQUEST_CASES: &[(&str, &str, &str, Option<&str>)] = &[
     ("api.example.com", "/", "", Some("single")),
     ("api.example.com:8080", "/", "", Some("single")),
     ("API.example.com", "/", "", Some("single")),
@@ -49,8 +49,8 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("elsewhere.test", "/carts", "", None),
 ];
 
-pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scenario) {
-    it.deploy(&Model::new("my-app").sim("--load-time 300ms")).await;
+pub(super) async fn first_request_starts_the_app_through_keda(it: Scenario) {
+    it.deploy(&ModelDeployment::new("my-app").sim("--load-time 300ms")).await;
     it.apply(&service("my-app-svc", "my-app", 8080)).await;
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
@@ -69,13 +69,18 @@ pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scena
     });
     it.apply(&interceptor_route("my-app", route)).await;
     it.their_route_says("my-app", "Accepted").await;
-    it.scale(&Scaled::new("my-app", &anteroom.scaler(), json!({ "interceptorRoute": "my-app" }))).await;
+    it.scale(&ScaledObjectManifest::new(
+        "my-app",
+        &anteroom.scaler(),
+        json!({ "interceptorRoute": "my-app" }),
+    ))
+    .await;
     let names = it.metrics_of("my-app").await;
     assert!(names.len() == 2 && names[0] != names[1], "{names:?}");
 
     // Health checks of a load balancer are not demand.
     let answer = ask(replica, "app.example.com", "/healthz", "").await;
-    assert_eq!((answer.status.as_u16(), answer.headers.get(COLD_START)), (200, None));
+    assert_eq!((answer.status.as_u16(), answer.headers.get(ADD_ON_COLD_START_HEADER)), (200, None));
     assert_eq!(answer.text().await.unwrap(), "OK");
     assert_eq!(ask(replica, "other.example.com", "/carts", "").await.status, 404);
     let demand = format!("anteroom_scaler_active{{route=\"{}/my-app\"", it.namespace);
@@ -83,11 +88,17 @@ pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scena
 
     // Requests with any path and method are demand.
     let answer = ask(replica, "app.example.com", "/v1/models", "").await;
-    assert_eq!((answer.status.as_u16(), &answer.headers[COLD_START]), (200, &"true".parse().unwrap()));
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers[ADD_ON_COLD_START_HEADER]),
+        (200, &"true".parse().unwrap())
+    );
     assert_eq!(answer.json().await["object"], "list");
     it.endpoints("my-app", 1).await;
     let answer = ask(replica, "app.example.com", "/v1/models", "").await;
-    assert_eq!((answer.status.as_u16(), &answer.headers[COLD_START]), (200, &"false".parse().unwrap()));
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers[ADD_ON_COLD_START_HEADER]),
+        (200, &"false".parse().unwrap())
+    );
     // The simulator has no such path, so the 404 is its response.
     assert_eq!(ask(replica, "app.example.com", "/healthz", "").await.status, 404);
     let answer = client::send(replica.proxy(), client::completion("app.example.com", "any", true)).await;
@@ -111,7 +122,7 @@ pub(super) async fn the_most_specific_rule_has_the_request(it: Scenario) {
     }
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    for &(host, path, header, name) in ASKED {
+    for &(host, path, header, name) in REQUEST_CASES {
         let answer = ask(replica, host, path, header).await;
         let seen = answer.headers.get("x-name").map(|name| name.to_str().unwrap());
         assert_eq!(seen, name, "{host}{path} {header}");
@@ -123,10 +134,10 @@ pub(super) async fn the_most_specific_rule_has_the_request(it: Scenario) {
     }
 }
 
-pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
+pub(super) async fn placeholder_is_served_while_app_is_down(it: Scenario) {
     // This app never starts; the other one is running.
-    it.deploy(&Model::new("my-app")).await;
-    let mut fallback = Model::new("other");
+    it.deploy(&ModelDeployment::new("my-app")).await;
+    let mut fallback = ModelDeployment::new("other");
     (fallback.replicas, fallback.probe_period) = (1, 1);
     it.deploy(&fallback).await;
     it.apply(&service("fallback-svc", "other", 8000)).await;
@@ -185,7 +196,7 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
 
     let began = Instant::now();
     let answer = ask(replica, "fallback.test", "/v1/models", "").await;
-    assert_eq!((answer.status.as_u16(), answer.headers.get(COLD_START)), (200, None));
+    assert_eq!((answer.status.as_u16(), answer.headers.get(ADD_ON_COLD_START_HEADER)), (200, None));
     assert!(began.elapsed().as_secs() >= 1, "it waits for the app first");
     assert_eq!(ask(replica, "deadline.test", "/", "").await.status, 504);
 
@@ -193,7 +204,7 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
         let held = Box::pin(ask(replica, host, "/", ""));
         let more = async {
             let held = format!("anteroom_held_requests{{route=\"{}/{name}\"", it.namespace);
-            wait::until("one to be held", wait::SOON, async || match replica.metric(&held).await {
+            wait::until("one to be held", wait::WAIT_LIMIT, async || match replica.metric(&held).await {
                 Some(1.0) => Ok(()),
                 other => Err(format!("{other:?}")),
             })
@@ -222,14 +233,14 @@ fn service(name: &str, model: &str, port: u16) -> Value {
 }
 
 /// Sends a GET; `header` is `name: value` or empty.
-async fn ask(replica: &Replica, host: &str, path: &str, header: &str) -> Answer {
+async fn ask(replica: &AnteroomReplica, host: &str, path: &str, header: &str) -> StreamingResponse {
     let mut request = Request::get(path).header("host", host);
     if let Some((name, value)) = header.split_once(": ") {
         request = request.header(name, value);
     }
     let request = request.body(Full::<Bytes>::default()).unwrap();
     let answer = client::send(replica.proxy(), request);
-    wait::within(&format!("{host}{path}"), wait::SOON, answer).await.unwrap()
+    wait::within(&format!("{host}{path}"), wait::WAIT_LIMIT, answer).await.unwrap()
 }
 
 // === impl Scenario ===
@@ -238,7 +249,7 @@ impl Scenario {
     /// Returns the names of KEDA's metrics for a ScaledObject.
     async fn metrics_of(&self, scaled: &str) -> Vec<String> {
         let api = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
-        wait::object(&api, scaled, "its metrics", wait::SOON, |object| {
+        wait::object(&api, scaled, "its metrics", wait::WAIT_LIMIT, |object| {
             let names = object?.data.pointer("/status/externalMetricNames")?;
             serde_json::from_value(names.clone()).ok()
         })

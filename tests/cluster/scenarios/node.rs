@@ -11,13 +11,15 @@ use serde_json::json;
 
 use crate::{
     client,
-    model::Model,
-    node::{fate, history::What},
+    model::ModelDeployment,
+    node::{fate, history::NodeEventKind},
     scenario::Scenario,
 };
 
 pub(super) async fn a_missing_image_backs_off_until_it_is_there(it: Scenario) {
-    let mut model = Model::new("tiny").play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "300ms");
+    let mut model = ModelDeployment::new("tiny")
+        .play(fate::FAILURE_ANNOTATION, "image-pull-back-off")
+        .play(fate::BACKOFF_ANNOTATION, "300ms");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
     let pod = it
@@ -29,13 +31,15 @@ pub(super) async fn a_missing_image_backs_off_until_it_is_there(it: Scenario) {
     assert_eq!(condition(&pod, "PodScheduled"), Some("True"));
     assert_eq!(condition(&pod, "Ready"), Some("False"));
 
-    let healed = json!({ "metadata": { "annotations": { fate::FATE: null } } });
+    let healed = json!({ "metadata": { "annotations": { fate::FAILURE_ANNOTATION: null } } });
     it.patch("v1", "Pod", &pod.name_any(), &healed).await;
     it.endpoints("tiny", 1).await;
 }
 
-pub(super) async fn a_container_that_exits_is_started_again_ever_later(it: Scenario) {
-    let mut model = Model::new("tiny").sim("--load-time 20ms --fail-load=3").play(fate::BACK_OFF, "100ms");
+pub(super) async fn exited_container_restarts_with_backoff(it: Scenario) {
+    let mut model = ModelDeployment::new("tiny")
+        .sim("--load-time 20ms --fail-load=3")
+        .play(fate::BACKOFF_ANNOTATION, "100ms");
     model.replicas = 1;
     it.deploy(&model).await;
     let container = it
@@ -52,7 +56,9 @@ pub(super) async fn a_container_that_exits_is_started_again_ever_later(it: Scena
 }
 
 pub(super) async fn a_container_that_is_out_of_memory_says_so(it: Scenario) {
-    let mut model = Model::new("tiny").play(fate::FATE, "oom").play(fate::BACK_OFF, "60s");
+    let mut model = ModelDeployment::new("tiny")
+        .play(fate::FAILURE_ANNOTATION, "oom")
+        .play(fate::BACKOFF_ANNOTATION, "60s");
     model.replicas = 1;
     it.deploy(&model).await;
     let container = it
@@ -66,7 +72,7 @@ pub(super) async fn a_container_that_is_out_of_memory_says_so(it: Scenario) {
 
 pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
     let pool = BTreeMap::from([("pool".to_owned(), it.namespace.clone())]);
-    let mut model = Model::new("tiny").play(fate::PULL, "200ms");
+    let mut model = ModelDeployment::new("tiny").play(fate::PULL_DELAY_ANNOTATION, "200ms");
     (model.replicas, model.probe_period, model.node_selector) = (1, 1, pool.clone());
     it.deploy(&model).await;
     it.wait_for_pods("the scheduler to say that it does not fit", |pods| {
@@ -81,7 +87,7 @@ pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
     let pods = it.pods().await;
     assert_eq!(pods[0].spec.as_ref().unwrap().node_name.as_deref(), Some(node.name.as_str()));
     assert_eq!(pods[0].status.as_ref().unwrap().pod_ip.as_ref(), addresses.first());
-    let [pulled, bound] = [What::Pulled, What::Bound]
+    let [pulled, bound] = [NodeEventKind::Pulled, NodeEventKind::Bound]
         .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
     assert!(pulled.duration_since(bound).unwrap() >= Duration::from_millis(200));
 
@@ -90,16 +96,16 @@ pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
         .delete_collection(&DeleteParams::default(), &ListParams::default())
         .await
         .unwrap();
-    it.happened(What::Gone, 1).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
 pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
     // One model that exits on SIGTERM after its hook, and one that must be killed.
-    let mut polite = Model::new("polite");
+    let mut polite = ModelDeployment::new("polite");
     (polite.replicas, polite.probe_period) = (1, 1);
     polite.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } } });
-    let mut stubborn = Model::new("stubborn");
+    let mut stubborn = ModelDeployment::new("stubborn");
     (stubborn.replicas, stubborn.grace) = (1, 1);
     stubborn.container = json!({
         "command": ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
@@ -113,23 +119,39 @@ pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
     for model in ["polite", "stubborn"] {
         it.patch("apps/v1", "Deployment", model, &json!({ "spec": { "replicas": 0 } })).await;
     }
-    it.happened(What::Terminating, 2).await;
+    it.happened(NodeEventKind::Terminating, 2).await;
     // The server runs while the hook does; new connections should go elsewhere.
     it.endpoints("polite", 0).await;
     assert_eq!(client::get((address + ":8000").parse().unwrap(), "/health").await.unwrap().status, 200);
-    it.happened(What::Gone, 2).await;
-    let course = |model: &str| -> Vec<What> {
+    it.happened(NodeEventKind::Gone, 2).await;
+    let course = |model: &str| -> Vec<NodeEventKind> {
         let moments = it.history().into_iter().filter(|moment| moment.pod.starts_with(model));
-        let moments = moments.skip_while(|moment| moment.what != What::Terminating);
+        let moments = moments.skip_while(|moment| moment.what != NodeEventKind::Terminating);
         moments.map(|moment| moment.what).collect()
     };
     // The simulator shuts down gracefully.
     let polite = course("polite");
-    assert_eq!(polite, [What::Terminating, What::Signalled, What::Exited(0), What::Unready, What::Gone]);
+    assert_eq!(
+        polite,
+        [
+            NodeEventKind::Terminating,
+            NodeEventKind::Signalled,
+            NodeEventKind::Exited(0),
+            NodeEventKind::Unready,
+            NodeEventKind::Gone
+        ]
+    );
     let stubborn = course("stubborn");
     assert_eq!(
         stubborn,
-        [What::Terminating, What::Signalled, What::Killed, What::Exited(137), What::Unready, What::Gone]
+        [
+            NodeEventKind::Terminating,
+            NodeEventKind::Signalled,
+            NodeEventKind::Killed,
+            NodeEventKind::Exited(137),
+            NodeEventKind::Unready,
+            NodeEventKind::Gone
+        ]
     );
 }
 

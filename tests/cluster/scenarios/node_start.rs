@@ -12,36 +12,40 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    cloud::Machine,
-    model::Model,
+    cloud::NodeTemplate,
+    model::ModelDeployment,
     node::{
-        clock::Clock,
+        clock::NodeClock,
         fate,
-        history::{Moment, What},
+        history::{NodeEvent, NodeEventKind},
     },
     scenario::Scenario,
     wait,
 };
 
 pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) {
-    let plays = [(fate::PULL, "1200ms"), (fate::START, "400ms"), (fate::LAG, "300ms")];
-    let slow = plays.iter().fold(Model::new("slow"), |model, (what, time)| model.play(what, time));
-    for mut model in [slow, Model::new("quick")] {
+    let plays = [
+        (fate::PULL_DELAY_ANNOTATION, "1200ms"),
+        (fate::START_DELAY_ANNOTATION, "400ms"),
+        (fate::REPORT_DELAY_ANNOTATION, "300ms"),
+    ];
+    let slow = plays.iter().fold(ModelDeployment::new("slow"), |model, (what, time)| model.play(what, time));
+    for mut model in [slow, ModelDeployment::new("quick")] {
         (model.replicas, model.probe_period) = (1, 1);
         it.deploy(&model).await;
     }
-    it.happened(What::Pulling, 1).await;
+    it.happened(NodeEventKind::Pulling, 1).await;
     let pods = it.pods().await;
     let status = container(pods.iter().find(|pod| pod.name_any().starts_with("slow")).unwrap());
     if let Some(ContainerStatus { state: Some(state), .. }) = status {
         assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
     }
-    it.happened(What::Ready, 2).await;
-    let [pulling, pulled, started] =
-        [What::Pulling, What::Pulled, What::Started].map(|what| moment(&it, "slow", what));
+    it.happened(NodeEventKind::Ready, 2).await;
+    let [pulling, pulled, started] = [NodeEventKind::Pulling, NodeEventKind::Pulled, NodeEventKind::Started]
+        .map(|what| moment(&it, "slow", what));
     assert!(between(&pulling, &pulled) >= Duration::from_millis(1200));
     assert!(between(&pulled, &started) >= Duration::from_millis(400));
-    assert!(it.history().iter().all(|one| one.what != What::Pulling || one.pod.starts_with("slow")));
+    assert!(it.history().iter().all(|one| one.what != NodeEventKind::Pulling || one.pod.starts_with("slow")));
 
     // Messages and timestamps as from the kubelet: whole seconds, and nanoseconds in the name.
     let image = "Container image \"anteroom\" already present on machine and can be accessed by the pod";
@@ -76,21 +80,24 @@ pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) 
 
 pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
     let three = Duration::from_secs(3);
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     (model.replicas, model.probe_period, model.node_selector) = (1, 1, it.pool());
-    let machine = Machine { boot: Duration::from_millis(600), clock: Clock::Ahead(three), ..it.machine() };
+    let machine =
+        NodeTemplate { boot: Duration::from_millis(600), clock: NodeClock::Ahead(three), ..it.machine() };
     let began = SystemTime::now();
     let cloud = it.cloud(Duration::from_millis(500), machine);
     it.deploy(&model).await;
-    it.happened(What::Ready, 1).await;
+    it.happened(NodeEventKind::Ready, 1).await;
     let node = cloud.node().await;
 
     let [registers, registered, ready] =
-        [What::Registers, What::Registered, What::NodeReady].map(|what| moment(&it, &node.name, what));
+        [NodeEventKind::Registers, NodeEventKind::Registered, NodeEventKind::NodeReady]
+            .map(|what| moment(&it, &node.name, what));
     assert!(registers.at.duration_since(began).unwrap() >= Duration::from_millis(500));
     assert!(between(&registered, &ready) >= Duration::from_millis(600));
     // Like a real node it is tainted until then.
-    let [bound, started] = [What::Bound, What::Started].map(|what| moment(&it, "tiny", what));
+    let [bound, started] =
+        [NodeEventKind::Bound, NodeEventKind::Started].map(|what| moment(&it, "tiny", what));
     assert!(bound.at > ready.at, "{:?}", it.history());
     let object = it.kube.all::<Node>().get(&node.name).await.unwrap();
     let created = SystemTime::from(object.creation_timestamp().unwrap().0);
@@ -107,42 +114,46 @@ pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
         .delete_collection(&DeleteParams::default(), &ListParams::default())
         .await
         .unwrap();
-    it.happened(What::Gone, 1).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn logs_are_read_from_the_node_by_whoever_may(it: Scenario) {
-    let mut model = Model::new("tiny").sim("--load-time 500ms").play(fate::PULL, "10s");
+pub(super) async fn logs_are_read_by_authorized_clients(it: Scenario) {
+    let mut model =
+        ModelDeployment::new("tiny").sim("--load-time 500ms").play(fate::PULL_DELAY_ANNOTATION, "10s");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
-    it.happened(What::Pulling, 1).await;
+    it.happened(NodeEventKind::Pulling, 1).await;
     let name = it.pods().await[0].name_any();
     let shell = it.shell();
     let waits = shell.kubectl(&format!("logs {name}")).await.ill();
     let kubelets = format!("container \"server\" in pod \"{name}\" is waiting to start: ContainerCreating");
     assert!(waits.contains(&kubelets), "{waits}");
-    it.happened(What::Ready, 1).await;
+    it.happened(NodeEventKind::Ready, 1).await;
     let all = shell.kubectl(&format!("logs {name}")).await.well();
     assert!(all.contains("Loading weights took 0.1"), "{all}");
     let tail = shell.kubectl(&format!("logs --tail=1 --timestamps {name}")).await.well();
     let (time, line) = tail.trim_end().split_once(' ').unwrap();
     assert_eq!(Some(line), all.lines().last());
-    let answers = moment(&it, "tiny", What::Answers).at;
+    let answers = moment(&it, "tiny", NodeEventKind::Answers).at;
     let stamped = humantime::parse_rfc3339(time).unwrap();
-    assert!(moment(&it, "tiny", What::Started).at < stamped && stamped <= answers, "{time} {answers:?}");
+    assert!(
+        moment(&it, "tiny", NodeEventKind::Started).at < stamped && stamped <= answers,
+        "{time} {answers:?}"
+    );
 
     // A service account may read logs if it has the right, and receives new lines at once.
     let file = it.world.plane.folders.run.join(format!("{}.go", it.namespace));
     let script =
         format!("echo one; until [ -e {} ]; do sleep 0.05; done; echo two; exec sleep 300", file.display());
-    let mut talks = Model::new("talks");
+    let mut talks = ModelDeployment::new("talks");
     talks.replicas = 1;
     talks.container = json!({ "command": ["sh", "-c", script], "args": null, "readinessProbe": null });
     it.deploy(&talks).await;
     it.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "reader" } }))
         .await;
-    it.happened(What::Ready, 2).await;
-    let name = moment(&it, "talks", What::Started).pod;
+    it.happened(NodeEventKind::Ready, 2).await;
+    let name = moment(&it, "talks", NodeEventKind::Started).pod;
     let pods = it.as_service_account("reader").await.namespaced::<Pod>(&it.namespace);
     let params = LogParams { follow: true, ..LogParams::default() };
     let Err(kube::Error::Api(refused)) = pods.log_stream(&name, &params).await.map(drop) else {
@@ -153,11 +164,11 @@ pub(super) async fn logs_are_read_from_the_node_by_whoever_may(it: Scenario) {
         it.apply(&object).await;
     }
     // The authorizer is updated a moment later.
-    let lines = wait::until("the log", wait::SOON, async || {
+    let lines = wait::until("the log", wait::WAIT_LIMIT, async || {
         pods.log_stream(&name, &params).await.map_err(|error| error.to_string())
     });
     let mut lines = lines.await.lines();
-    let mut next = async || wait::within("a line", wait::SOON, lines.next()).await.map(Result::unwrap);
+    let mut next = async || wait::within("a line", wait::WAIT_LIMIT, lines.next()).await.map(Result::unwrap);
     assert_eq!(next().await.as_deref(), Some("one"));
     std::fs::write(&file, "").unwrap();
     assert_eq!(next().await.as_deref(), Some("two"));
@@ -182,13 +193,13 @@ fn rights() -> [serde_json::Value; 2] {
 }
 
 /// Returns the first event of this kind of a pod or node whose name begins with `name`.
-fn moment(it: &Scenario, name: &str, what: What) -> Moment {
+fn moment(it: &Scenario, name: &str, what: NodeEventKind) -> NodeEvent {
     let history = it.history();
     let found = history.iter().find(|moment| moment.what == what && moment.pod.starts_with(name));
     found.unwrap_or_else(|| panic!("{what:?} of {name} is not in {history:?}")).clone()
 }
 
-fn between(from: &Moment, to: &Moment) -> Duration {
+fn between(from: &NodeEvent, to: &NodeEvent) -> Duration {
     to.at.duration_since(from.at).unwrap()
 }
 
@@ -207,7 +218,7 @@ fn named(event: &Event) -> SystemTime {
 
 /// Waits for `number` events of the node about the pod of a model, and returns them.
 async fn events(it: &Scenario, model: &str, number: usize) -> Vec<Event> {
-    wait::until(&format!("{number} events"), wait::SOON, async || {
+    wait::until(&format!("{number} events"), wait::WAIT_LIMIT, async || {
         let mut events = it.api::<Event>().list(&ListParams::default()).await.unwrap().items;
         let of = |event: &Event| event.involved_object.name.clone().unwrap_or_default().starts_with(model);
         events.retain(|event| of(event) && event.reporting_component.as_deref() == Some("kubelet"));

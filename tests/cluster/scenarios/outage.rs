@@ -4,15 +4,15 @@ use serde_json::json;
 
 use crate::{
     client,
-    model::{Model, Scaled},
-    node::history::What,
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::history::NodeEventKind,
     push_scaler::PushScaler,
     scenario::Scenario,
     wait,
 };
 
 pub(super) async fn pods_outlive_the_apiserver(it: Scenario) {
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     model.replicas = 1;
     it.deploy(&model).await;
     let [address] = it.endpoints("tiny", 1).await.try_into().unwrap();
@@ -23,17 +23,19 @@ pub(super) async fn pods_outlive_the_apiserver(it: Scenario) {
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 2 } })).await;
     it.endpoints("tiny", 2).await;
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
-    it.happened(What::Gone, 2).await;
+    it.happened(NodeEventKind::Gone, 2).await;
 }
 
-pub(super) async fn keda_comes_back_and_hears_the_next_push(it: Scenario) {
+pub(super) async fn keda_receives_next_push_after_restart(it: Scenario) {
     let scaler = PushScaler::start(it.socket(1, 9090)).await;
-    it.deploy(&Model::new("tiny")).await;
-    it.scale(&Scaled::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
+    it.deploy(&ModelDeployment::new("tiny")).await;
+    it.scale(&ScaledObjectManifest::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
     let streams = async |number: usize| {
-        wait::until(&format!("{number} streams of KEDA"), wait::SOON, async || match scaler.streams() {
-            found if found == number => Ok(()),
-            found => Err(found.to_string()),
+        wait::until(&format!("{number} streams of KEDA"), wait::WAIT_LIMIT, async || {
+            match scaler.streams() {
+                found if found == number => Ok(()),
+                found => Err(found.to_string()),
+            }
         })
         .await;
     };
@@ -43,6 +45,6 @@ pub(super) async fn keda_comes_back_and_hears_the_next_push(it: Scenario) {
     it.world.keda.restart_operator().await;
     streams(1).await;
     scaler.push(1);
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     it.endpoints("tiny", 1).await;
 }

@@ -2,13 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::{anteroom::Replica, client::Answer, model::Model, scenario::Scenario, wait};
+use crate::{
+    anteroom::AnteroomReplica, client::StreamingResponse, model::ModelDeployment, scenario::Scenario, wait,
+};
 
-const KEDA: &str = "keda.sh/v1alpha1";
+const KEDA_API_VERSION: &str = "keda.sh/v1alpha1";
 const PAUSED: &str = "autoscaling.keda.sh/paused";
 const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
 
-pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenario) {
+pub(super) async fn request_at_zero_gets_the_resume_command(it: Scenario) {
     let anteroom = it.anteroom(2, json!({})).await;
     it.serve(&anteroom, &model(), json!({})).await;
     it.pause("tiny", PAUSED, json!("true")).await;
@@ -37,14 +39,14 @@ pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenari
     // The command as given in the message, except for the time.
     let command = command(&it, "1h");
     shell.anteroom(command.strip_prefix("anteroom ").unwrap()).await.well();
-    it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "False").await;
+    it.wait_for_condition(KEDA_API_VERSION, "ScaledObject", "tiny", "Paused", "False").await;
     for replica in &anteroom.replicas {
         it.obstacle(replica, "tiny", None).await;
     }
     it.stream_of_keda(&anteroom, "tiny").await;
     assert_eq!(asks(&anteroom.replicas[1]).await.status, 200);
     it.says("tiny", "Scalable", "ScaledObject").await;
-    wait::until("the cold start in the table", wait::SOON, async || {
+    wait::until("the cold start in the table", wait::WAIT_LIMIT, async || {
         let table = shell.kubectl("get mr tiny -o wide").await;
         let row = table.table().remove(1);
         // Name, models, target (two words), state, endpoints, held; then accepted, scaled by, cold start, age.
@@ -65,11 +67,11 @@ pub(super) async fn a_route_may_wait_for_the_end_of_a_pause(it: Scenario) {
     it.obstacle(replica, "tiny", Some("autoscaling_paused")).await;
     let waits = replica.read("tiny", 4);
     replica.holds(&it, "tiny", 1).await;
-    let api = it.dynamic(KEDA, "ScaledObject");
+    let api = it.dynamic(KEDA_API_VERSION, "ScaledObject");
     assert!(api.get("tiny").await.unwrap().metadata.annotations.unwrap().contains_key(PAUSED));
 
     it.pause("tiny", PAUSED, Value::Null).await;
-    wait::within("the answer", wait::SOON, waits).await.unwrap().unwrap();
+    wait::within("the answer", wait::WAIT_LIMIT, waits).await.unwrap().unwrap();
     it.obstacle(replica, "tiny", None).await;
 }
 
@@ -80,10 +82,10 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     // The model never becomes ready by itself.
     it.serve(&anteroom, &model().sim("--hang-load"), keepalive).await;
     let waits = replica.read("tiny", 4);
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     it.pause("tiny", PAUSED_REPLICAS, json!("0")).await;
-    it.wanted("tiny", 0, wait::SOON).await;
-    let told = wait::within("an end of the wait", wait::SOON, waits).await.unwrap().unwrap_err();
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    let told = wait::within("an end of the wait", wait::WAIT_LIMIT, waits).await.unwrap().unwrap_err();
     for part in ["cold_start_failed", "is paused at zero", PAUSED_REPLICAS, "anteroom session start"] {
         assert!(told.contains(part), "{told}");
     }
@@ -94,7 +96,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     let patch = format!("patch deployment tiny --type=json -p {}", healthy.to_string().replace(' ', ""));
     it.shell().kubectl(&patch).await.well();
     it.pause("tiny", PAUSED_REPLICAS, json!("1")).await;
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     it.obstacle(replica, "tiny", None).await;
     assert_eq!(asks(replica).await.status, 200);
     // Running pods serve in either kind of pause.
@@ -106,8 +108,8 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     assert_eq!(said["status"], "True");
 }
 
-fn model() -> Model {
-    let mut model = Model::new("tiny").sim("--load-time 300ms");
+fn model() -> ModelDeployment {
+    let mut model = ModelDeployment::new("tiny").sim("--load-time 300ms");
     model.probe_period = 1;
     model
 }
@@ -116,8 +118,8 @@ fn command(it: &Scenario, time: &str) -> String {
     format!("anteroom session start tiny -n {} --for {time}", it.namespace)
 }
 
-async fn asks(replica: &Replica) -> Answer {
-    wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap()
+async fn asks(replica: &AnteroomReplica) -> StreamingResponse {
+    wait::within("an answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap()
 }
 
 // === impl Scenario ===
@@ -126,12 +128,12 @@ impl Scenario {
     /// Sets or removes an annotation of a ScaledObject.
     pub(super) async fn pause(&self, scaled: &str, annotation: &str, value: Value) {
         let patch = json!({ "metadata": { "annotations": { annotation: value } } });
-        self.patch(KEDA, "ScaledObject", scaled, &patch).await;
+        self.patch(KEDA_API_VERSION, "ScaledObject", scaled, &patch).await;
     }
 
     /// Waits until a replica reports this obstacle of a route, or none, and returns it.
-    pub(super) async fn obstacle(&self, replica: &Replica, route: &str, kind: Option<&str>) -> Value {
-        wait::until(&format!("{kind:?} in the way of {route}"), wait::SOON, async || {
+    pub(super) async fn obstacle(&self, replica: &AnteroomReplica, route: &str, kind: Option<&str>) -> Value {
+        wait::until(&format!("{kind:?} in the way of {route}"), wait::WAIT_LIMIT, async || {
             let found = replica.route(self, route).await["obstacle"].clone();
             if found["kind"].as_str() == kind { Ok(found) } else { Err(found.to_string()) }
         })
@@ -140,7 +142,7 @@ impl Scenario {
 
     /// Waits for an Event of a ModelRoute with this type and reason, and returns its note.
     pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
-        wait::until(&format!("an Event {reason}"), wait::SOON, async || {
+        wait::until(&format!("an Event {reason}"), wait::WAIT_LIMIT, async || {
             self.notes_of(route, kind, reason).await.into_iter().next().ok_or("none".into())
         })
         .await

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use crate::{anteroom::Replica, model::Model, node::history::What, scenario::Scenario, serving, wait};
+use crate::{
+    anteroom::AnteroomReplica, model::ModelDeployment, node::history::NodeEventKind, scenario::Scenario,
+    serving, wait,
+};
 
 pub(super) async fn two_replicas_with_demand_on_one(it: Scenario) {
     demand_on_one_of(it, 2).await;
@@ -15,8 +18,12 @@ pub(super) async fn three_replicas_with_demand_on_one(it: Scenario) {
 async fn demand_on_one_of(it: Scenario, number: u8) {
     let anteroom = it.anteroom(number, json!({})).await;
     for name in ["long", "short"] {
-        it.serve(&anteroom, &Model::new(name).sim("--tokens 100000 --inter-token-time 50ms"), json!({}))
-            .await;
+        it.serve(
+            &anteroom,
+            &ModelDeployment::new(name).sim("--tokens 100000 --inter-token-time 50ms"),
+            json!({}),
+        )
+        .await;
     }
     let streams = it.stream_of_keda(&anteroom, "long").await;
     // With three replicas, neither of these two has KEDA's stream.
@@ -26,8 +33,8 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
     let stream = other.flow("long").await;
     // A model without demand on any replica goes to zero, after polls of any replica; twice, so that all were polled.
     for _ in 0..2 {
-        wait::within("an answer", wait::SOON, third.read("short", 1)).await.unwrap().unwrap();
-        it.wanted("short", 0, wait::SOON).await;
+        wait::within("an answer", wait::WAIT_LIMIT, third.read("short", 1)).await.unwrap().unwrap();
+        it.wanted("short", 0, wait::WAIT_LIMIT).await;
         // Until the replica has noticed, requests go to the terminating pod.
         third.rests(&it, "short").await;
     }
@@ -42,7 +49,7 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
 pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
     let mut anteroom = it.anteroom(3, json!({ "peers": { "timeout": "15s" } })).await;
     let pool = it.pool();
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     model.node_selector = pool.clone();
     it.serve(&anteroom, &model, json!({})).await;
     // KEDA's stream is lost as well.
@@ -52,13 +59,13 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
     let kept = other.read("tiny", 4);
     let lost: Vec<_> = (0..3).map(|_| victim.read("tiny", 4)).collect();
     victim.holds(&it, "tiny", 3).await;
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     for replica in &anteroom.replicas {
         replica.reports(&it, "tiny", 4.0).await;
     }
     anteroom.kill(killed).await;
     for stream in lost {
-        wait::within("the end of its client", wait::SOON, stream).await.unwrap().unwrap_err();
+        wait::within("the end of its client", wait::WAIT_LIMIT, stream).await.unwrap().unwrap_err();
     }
     for replica in &anteroom.replicas {
         assert_eq!(replica.depth(&it, "tiny").await, 4.0, "for a while its last word counts");
@@ -69,9 +76,9 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
     it.stream_of_keda(&anteroom, "tiny").await;
 
     let node = it.world.add_node(pool).await;
-    wait::within("who waits at another replica", wait::SOON, kept).await.unwrap().unwrap();
-    it.wanted("tiny", 0, wait::SOON).await;
-    it.happened(What::Gone, 1).await;
+    wait::within("who waits at another replica", wait::WAIT_LIMIT, kept).await.unwrap().unwrap();
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
@@ -79,7 +86,7 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
     // Held requests fail 6 s after the signal.
     let mut anteroom = it.anteroom(2, json!({ "drainTimeout": "8s" })).await;
     let pool = it.pool();
-    let mut model = Model::new("tiny");
+    let mut model = ModelDeployment::new("tiny");
     model.node_selector = pool.clone();
     it.serve(&anteroom, &model, json!({})).await;
     let first = it.stream_of_keda(&anteroom, "tiny").await;
@@ -93,7 +100,7 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
     for replica in [&*old, &*other] {
         replica.holds(&it, "tiny", 1).await;
     }
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     // Nothing starts in time: held requests get an error and must be retried elsewhere.
     tokio::join!(old.stop(), has_stream(other, &it));
     let error = told.await.unwrap().unwrap_err();
@@ -106,20 +113,20 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
     assert!(replicas.course().starts_with(&[0, 1]), "{:?}", replicas.course());
     // Both serve. The linger was lost with the replicas, so the model may have gone to zero during the restarts.
     for replica in [&*old, &*other] {
-        let answer = wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+        let answer = wait::within("an answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
         serving::finish(answer).await.unwrap();
     }
-    it.wanted("tiny", 0, wait::SOON).await;
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
     // KEDA backs off from a stream that ends with an error.
     let log = std::fs::read_to_string(it.world.plane.folders.logs.join("keda-operator.log")).unwrap();
     let errors = log.lines().filter(|line| line.contains(&it.namespace) && line.contains("StreamIsActive"));
     assert_eq!(errors.collect::<Vec<_>>(), Vec::<&str>::new());
-    it.happened(What::Gone, 1).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
-async fn has_stream(replica: &Replica, it: &Scenario) {
-    wait::until("KEDA's stream", wait::SOON, async || {
+async fn has_stream(replica: &AnteroomReplica, it: &Scenario) {
+    wait::until("KEDA's stream", wait::WAIT_LIMIT, async || {
         match replica.gauge("anteroom_scaler_streams", it, "tiny").await {
             0.0 => Err("none".into()),
             _ => Ok(()),

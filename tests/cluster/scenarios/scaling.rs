@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::{
     client,
-    model::{Model, Scaled},
-    node::history::What,
+    model::{ModelDeployment, ScaledObjectManifest},
+    node::history::NodeEventKind,
     scenario::Scenario,
     wait,
 };
@@ -17,7 +17,8 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // Every node is full. The autoscaler queries the metric before there is a new one.
     let pool = it.pool();
-    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
+    let mut model =
+        ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
     (model.node_selector, model.probe_period, model.grace) = (pool.clone(), 1, 60);
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve(&anteroom, &model, policies).await;
@@ -32,26 +33,26 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let node = it.world.add_node(pool).await;
     // With two in flight on the first: 4 + 2 × 2 ÷ 2 = 6, for replicas of 2.
     replicas.reach(3).await;
-    let answered = it.world.ground.history.first(&it.namespace, What::Answers).unwrap();
+    let answered = it.world.ground.history.first(&it.namespace, NodeEventKind::Answers).unwrap();
     assert_eq!(replicas.until(answered), [0, 1]);
     for stream in streams {
-        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+        wait::within("a stream", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
 
     replicas.reach(0).await;
-    it.happened(What::Gone, 3).await;
+    it.happened(NodeEventKind::Gone, 3).await;
     let course = replicas.course();
     assert_eq!(course.iter().max(), Some(&3), "{course:?}");
     assert!(!course[1..course.len() - 1].contains(&0), "{course:?}");
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scenario) {
+pub(super) async fn requests_held_by_the_ramp_add_no_replica(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // Without streaming, the head of the response arrives with its end, so the HPA runs several times before.
     let pool = it.pool();
-    let mut model = Model::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
+    let mut model = ModelDeployment::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
     (model.node_selector, model.probe_period) = (pool.clone(), 1);
     it.serve(&anteroom, &model, json!({})).await;
     let replicas = it.replicas("tiny").await;
@@ -63,31 +64,32 @@ pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scena
         it.world.add_node(pool).await
     };
     let both = async { tokio::join!(answers, starting) };
-    let (answers, node) = wait::within("the answers", 2 * wait::SOON, both).await;
+    let (answers, node) = wait::within("the answers", 2 * wait::WAIT_LIMIT, both).await;
     for answer in answers {
         assert_eq!(answer.unwrap().status, 200);
     }
     replicas.reach(0).await;
     assert_eq!(replicas.course(), [0, 1, 0]);
-    it.happened(What::Gone, 1).await;
+    it.happened(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario) {
+pub(super) async fn requests_between_polls_keep_the_model(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     for (name, linger) in [("steady", "60s"), ("blinking", "0s")] {
-        it.serve(&anteroom, &Model::new(name), json!({ "scaling": { "linger": linger } })).await;
+        it.serve(&anteroom, &ModelDeployment::new(name), json!({ "scaling": { "linger": linger } })).await;
     }
     let replicas = it.replicas("steady").await;
     // The same requests for both: the model that goes to zero in between shows that the polls saw no demand.
     for _ in 0..2 {
         for model in ["steady", "blinking"] {
-            let answer = wait::within("the answer", wait::SOON, replica.ask(model, false)).await.unwrap();
+            let answer =
+                wait::within("the answer", wait::WAIT_LIMIT, replica.ask(model, false)).await.unwrap();
             assert_eq!(answer.status, 200);
             answer.json().await;
         }
-        it.wanted("blinking", 0, wait::SOON).await;
+        it.wanted("blinking", 0, wait::WAIT_LIMIT).await;
         replica.rests(&it, "blinking").await;
     }
     assert_eq!(replicas.course(), [0, 1]);
@@ -95,14 +97,15 @@ pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario
     assert_eq!(replica.cold_starts(&it, "steady").await.len(), 1);
 }
 
-pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenario) {
+pub(super) async fn terminating_pod_finishes_its_requests(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // As in deploy/examples/vllm.yaml: it keeps serving for a while, then gives its streams time.
-    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
+    let mut model =
+        ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
     (model.probe_period, model.grace) = (1, 60);
     model.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } });
-    let mut scaled = Scaled::of(&model, &anteroom);
+    let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
     (scaled.max, scaled.stabilization) = (2, 0);
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve_scaled(&anteroom, &model, policies, &scaled).await;
@@ -115,22 +118,22 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
         replica.admitted(&it, "tiny", number + 1).await;
     }
     let full = [2, 2];
-    wait::until("two streams on each of two pods", wait::SOON, async || {
+    wait::until("two streams on each of two pods", wait::WAIT_LIMIT, async || {
         let found = in_flight(&replica.route(&it, "tiny").await);
         if found.iter().map(|one| one.1).eq(full) { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
     // The two remaining requests need only one replica: 2 × 2 ÷ 2 = 2.
     short.clear();
-    it.wanted("tiny", 1, wait::SOON).await;
-    let leaving = it.happened(What::Terminating, 1).await.remove(0).pod;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    let leaving = it.happened(NodeEventKind::Terminating, 1).await.remove(0).pod;
     let pods = it.pods().await;
     let address = |leaves: bool| {
         let pod = pods.iter().find(|pod| (pod.metadata.name.as_ref() == Some(&leaving)) == leaves).unwrap();
         format!("{}:8000", pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap())
     };
     let (left, stays) = (address(true), address(false));
-    wait::until("nothing new for it", wait::SOON, async || {
+    wait::until("nothing new for it", wait::WAIT_LIMIT, async || {
         let route = replica.route(&it, "tiny").await;
         let found = route["endpoints"].as_array().unwrap().iter().find(|one| one["address"] == left.as_str());
         match found {
@@ -142,17 +145,17 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     let before = served(&stays).await;
     for _ in 0..6 {
         let stream = replica.read("tiny", 1);
-        wait::within("a short one", wait::SOON, stream).await.unwrap().unwrap();
+        wait::within("a short one", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
     assert_eq!(served(&stays).await - before, 6.0);
     for stream in long {
-        wait::within("a long one", wait::SOON, stream).await.unwrap().unwrap();
+        wait::within("a long one", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
 
-    it.wanted("tiny", 0, wait::SOON).await;
-    it.happened(What::Gone, 2).await;
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.happened(NodeEventKind::Gone, 2).await;
     let course: Vec<_> = it.history().into_iter().filter(|moment| moment.pod == leaving).collect();
-    assert!(course.iter().any(|moment| moment.what == What::Exited(0)), "{course:?}");
+    assert!(course.iter().any(|moment| moment.what == NodeEventKind::Exited(0)), "{course:?}");
 }
 
 /// Returns the number of requests in flight on each endpoint.
@@ -174,9 +177,9 @@ async fn served(address: &str) -> f64 {
 pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms");
+    let mut model = ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms");
     model.probe_period = 1;
-    let scaled = Scaled { polling: 600, ..Scaled::of(&model, &anteroom) };
+    let scaled = ScaledObjectManifest { polling: 600, ..ScaledObjectManifest::of(&model, &anteroom) };
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let stream = replica.flow("tiny").await;
     let first = it.last_active("tiny").await;
@@ -191,8 +194,8 @@ pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
 pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    let model = Model::new("tiny");
-    let mut scaled = Scaled { polling: 600, ..Scaled::of(&model, &anteroom) };
+    let model = ModelDeployment::new("tiny");
+    let mut scaled = ScaledObjectManifest { polling: 600, ..ScaledObjectManifest::of(&model, &anteroom) };
     // Practically never active: only for a minute on January 1.
     scaled.triggers = vec![json!({ "type": "cron", "metadata": {
         "timezone": "UTC", "start": "0 0 1 1 *", "end": "1 0 1 1 *", "desiredReplicas": "1",
@@ -200,7 +203,7 @@ pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     let listed = async || {
-        wait::object(&objects, "tiny", "both metrics in its status", wait::SOON, |object| {
+        wait::object(&objects, "tiny", "both metrics in its status", wait::WAIT_LIMIT, |object| {
             let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;
             (names.len() == 2).then(|| names.clone())
         })
@@ -210,7 +213,7 @@ pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
     let others: Vec<_> = names.iter().filter(|name| name.as_str().unwrap().starts_with("s1-")).collect();
     let lost = Patch::Merge(json!({ "status": { "externalMetricNames": others } }));
     objects.patch_status("tiny", &PatchParams::default(), &lost).await.unwrap();
-    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", false)).await.unwrap();
+    let answer = wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", false)).await.unwrap();
     assert_eq!(answer.status, 200, "no poll comes within ten minutes");
     assert_eq!(listed().await, names);
 }
@@ -219,7 +222,7 @@ impl Scenario {
     /// Returns the time at which KEDA last found a ScaledObject active.
     async fn last_active(&self, name: &str) -> String {
         let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
-        wait::object(&objects, name, "a time of activity", wait::SOON, |object| {
+        wait::object(&objects, name, "a time of activity", wait::WAIT_LIMIT, |object| {
             object?.data.pointer("/status/lastActiveTime")?.as_str().map(str::to_owned)
         })
         .await

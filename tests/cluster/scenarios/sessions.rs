@@ -3,20 +3,21 @@
 use serde_json::{Value, json};
 
 use crate::{
-    model::{Model, Scaled},
+    model::{ModelDeployment, ScaledObjectManifest},
     scenario::Scenario,
     shell::Shell,
     wait,
 };
 
-const KEDA: &str = "keda.sh/v1alpha1";
+const KEDA_API_VERSION: &str = "keda.sh/v1alpha1";
 const PAUSED: &str = "autoscaling.keda.sh/paused";
 const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
 const UNTIL: &str = "anteroom.dev/session-until";
 
-pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
+pub(super) async fn session_serves_and_ends_unattended(it: Scenario) {
     let anteroom = it.anteroom(2, json!({})).await;
-    let mut model = Model::new("tiny").sim("--load-time 200ms --tokens 100000 --inter-token-time 50ms");
+    let mut model =
+        ModelDeployment::new("tiny").sim("--load-time 200ms --tokens 100000 --inter-token-time 50ms");
     model.probe_period = 1;
     it.serve(&anteroom, &model, json!({})).await;
     it.pause("tiny", PAUSED, json!("true")).await;
@@ -49,28 +50,28 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     flow.flows().await;
     drop(flow);
     one.read("tiny", 4).await.unwrap().unwrap();
-    it.wanted("tiny", 1, wait::SOON).await;
+    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     user.anteroom("session start tiny --for 2s --to-zero").await.well();
     it.ended("tiny").await;
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], "0");
-    it.wanted("tiny", 0, wait::SOON).await;
+    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
     it.obstacle(one, "tiny", Some("autoscaling_paused")).await;
     let refused = one.ask("tiny", false).await.unwrap();
     assert_eq!(refused.json().await["error"]["code"], "autoscaling_paused");
 }
 
-pub(super) async fn a_session_is_ended_by_a_replica_that_comes_later(it: Scenario) {
-    it.deploy(&Model::new("tiny")).await;
-    let mut scaled = Scaled::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
+pub(super) async fn later_replica_ends_the_session(it: Scenario) {
+    it.deploy(&ModelDeployment::new("tiny")).await;
+    let mut scaled = ScaledObjectManifest::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
     scaled.annotations.insert(PAUSED_REPLICAS.into(), "2".into());
     it.apply(&scaled.object()).await;
-    it.wanted("tiny", 2, wait::SOON).await;
+    it.wanted("tiny", 2, wait::WAIT_LIMIT).await;
     let user = it.user().await;
     let told = user.anteroom("session start tiny --for 1s").await.well();
     assert!(told.contains("with 2 replicas as before"), "{told}");
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], Value::Null);
     // No replica runs to end the session.
-    wait::until("the end that nobody sees to", wait::SOON, async || {
+    wait::until("the end that nobody sees to", wait::WAIT_LIMIT, async || {
         let told = user.anteroom("session status tiny").await.well();
         if told.contains(" ago)") { Ok(()) } else { Err(told) }
     })
@@ -84,12 +85,12 @@ pub(super) async fn a_session_is_ended_by_a_replica_that_comes_later(it: Scenari
         (annotations[PAUSED].as_str(), annotations[PAUSED_REPLICAS].as_str()),
         (Some("true"), Some("2"))
     );
-    it.wanted("tiny", 2, wait::SOON).await;
+    it.wanted("tiny", 2, wait::WAIT_LIMIT).await;
 }
 
 pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
-    it.deploy(&Model::new("tiny")).await;
-    let mut scaled = Scaled::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
+    it.deploy(&ModelDeployment::new("tiny")).await;
+    let mut scaled = ScaledObjectManifest::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
     scaled.annotations.insert(PAUSED.into(), "true".into());
     it.apply(&scaled.object()).await;
     let _anteroom = it.anteroom(1, json!({})).await;
@@ -142,7 +143,7 @@ impl Scenario {
             self.apply(&object).await;
         }
         let shell = self.shell_of("user").await;
-        wait::until("the rights of a user", wait::SOON, async || {
+        wait::until("the rights of a user", wait::WAIT_LIMIT, async || {
             let said = shell.kubectl("auth can-i patch scaledobjects.keda.sh").await;
             if said.success { Ok(()) } else { Err(said.out) }
         })
@@ -152,17 +153,17 @@ impl Scenario {
 
     /// Returns the annotations of a ScaledObject.
     async fn annotations(&self, scaled: &str) -> Value {
-        let object = self.dynamic(KEDA, "ScaledObject").get(scaled).await.unwrap();
+        let object = self.dynamic(KEDA_API_VERSION, "ScaledObject").get(scaled).await.unwrap();
         json!(object.metadata.annotations.unwrap_or_default())
     }
 
     /// Waits until the session of a ScaledObject has ended.
     async fn ended(&self, scaled: &str) {
         wait::object(
-            &self.dynamic(KEDA, "ScaledObject"),
+            &self.dynamic(KEDA_API_VERSION, "ScaledObject"),
             scaled,
             "the end of its session",
-            wait::SOON,
+            wait::WAIT_LIMIT,
             |object| {
                 let annotations = object?.metadata.annotations.clone().unwrap_or_default();
                 (annotations.contains_key(PAUSED) && !annotations.contains_key(UNTIL)).then_some(())
@@ -176,7 +177,7 @@ impl Scenario {
         let selector = format!("involvedObject.name={scaled},reason=SessionEnded");
         let arguments = format!("get events --field-selector {selector} -o name");
         let shell = self.shell();
-        let events = wait::until("an Event", wait::SOON, async || {
+        let events = wait::until("an Event", wait::WAIT_LIMIT, async || {
             let events = shell.kubectl(&arguments).await.well();
             if events.is_empty() { Err("none".into()) } else { Ok(events) }
         })

@@ -3,14 +3,14 @@
 use serde::Serialize;
 
 use crate::contender::Contender;
-use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
-use crate::rig::Sample;
+use crate::findings::{Criterion, Findings, Table, noise, plural, thousands};
+use crate::rig::Measurement;
 use crate::spread::Spread;
 
 /// Share of the load test's core above which the load test itself may be the limit.
-const RIG_BUSY: f64 = 0.95;
+const MAX_RIG_BUSY: f64 = 0.95;
 /// Share of its core that a contender must use for its throughput to be meaningful.
-const BUSY: f64 = 0.95;
+const MIN_CONTENDER_BUSY: f64 = 0.95;
 
 const LEGEND: &str = "CPU: of the contender's, for a request; × noscan: CPU beside Anteroom's without models, which \
                       passes bodies on as they come; busy: of its core, the contender's process; rig busy: of the \
@@ -22,7 +22,7 @@ const SCAN: &str = "refused, scanned: a body for a model that nobody serves, kep
 /// Kind of body, by the way Anteroom handles it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Kind {
+pub(super) enum BodyKind {
     /// Forwarded to the backend.
     Forwarded,
     /// Buffered, scanned to its end, and rejected: no route has its model.
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 
 /// One round of one contender with one body.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Round {
+pub(crate) struct BodyRound {
     requests: u64,
     seconds: f64,
     requests_per_second: f64,
@@ -48,17 +48,17 @@ pub(crate) struct Round {
 
 /// All rounds of one contender with one body.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Series {
+pub(crate) struct BodySeries {
     pub(super) contender: Contender,
-    pub(super) kind: Kind,
+    pub(super) kind: BodyKind,
     pub(super) bytes: usize,
     pub(super) connections: usize,
-    pub(super) rounds: Vec<Round>,
+    pub(super) rounds: Vec<BodyRound>,
 }
 
 /// Cost of the scan.
 #[derive(Debug, Serialize)]
-struct Scan {
+struct ScanCost {
     bytes: usize,
     /// CPU time of a request: forwarded, rejected after the scan, rejected without a scan.
     forwarded_us: Spread,
@@ -70,10 +70,10 @@ struct Scan {
     times: Spread,
 }
 
-// === impl Round ===
+// === impl BodyRound ===
 
-impl Round {
-    pub(crate) fn new(sample: &Sample, contender: Contender) -> Self {
+impl BodyRound {
+    pub(crate) fn new(sample: &Measurement, contender: Contender) -> Self {
         let seconds = sample.elapsed.as_secs_f64();
         let cpu = (contender != Contender::Direct).then_some(sample.spent.contender.as_secs_f64());
         let count = sample.requests as f64;
@@ -91,18 +91,18 @@ impl Round {
     }
 }
 
-// === impl Series ===
+// === impl BodySeries ===
 
-impl Series {
-    pub(super) fn key(&self) -> (usize, Kind) {
+impl BodySeries {
+    pub(super) fn key(&self) -> (usize, BodyKind) {
         (self.bytes, self.kind)
     }
 
-    fn spread(&self, figure: impl Fn(&Round) -> f64) -> Spread {
+    fn spread(&self, figure: impl Fn(&BodyRound) -> f64) -> Spread {
         Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
     }
 
-    fn spread_of(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+    fn spread_of(&self, figure: impl Fn(&BodyRound) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
@@ -113,14 +113,15 @@ impl Series {
     }
 }
 
-// === impl Scan ===
+// === impl ScanCost ===
 
-impl Scan {
+impl ScanCost {
     /// Returns `None` if Anteroom was not measured.
-    fn new(all: &[Series], bytes: usize) -> Option<Self> {
+    fn new(all: &[BodySeries], bytes: usize) -> Option<Self> {
         let of = |kind| find(all, Contender::Anteroom, (bytes, kind));
         let [forwarded, scanned, kept] =
-            [of(Kind::Forwarded)?, of(Kind::Scanned)?, of(Kind::Kept)?].map(|series| &series.rounds);
+            [of(BodyKind::Forwarded)?, of(BodyKind::Scanned)?, of(BodyKind::Kept)?]
+                .map(|series| &series.rounds);
         let rounds: Vec<[f64; 3]> = forwarded
             .iter()
             .zip(scanned)
@@ -149,13 +150,13 @@ impl Scan {
 }
 
 /// Builds the findings of a run.
-pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
+pub(crate) fn findings(how: String, series: &[BodySeries]) -> Findings {
     let mut sizes: Vec<usize> = series.iter().map(|series| series.bytes).collect();
     sizes.dedup();
-    let scans: Vec<Scan> = sizes.iter().filter_map(|bytes| Scan::new(series, *bytes)).collect();
+    let scans: Vec<ScanCost> = sizes.iter().filter_map(|bytes| ScanCost::new(series, *bytes)).collect();
     let mut tables: Vec<Table> = series
         .chunk_by(|one, next| one.key() == next.key())
-        .filter(|group| group[0].kind == Kind::Forwarded)
+        .filter(|group| group[0].kind == BodyKind::Forwarded)
         .map(table)
         .collect();
     if !scans.is_empty() {
@@ -171,13 +172,13 @@ pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
     }
 }
 
-fn find(all: &[Series], contender: Contender, key: (usize, Kind)) -> Option<&Series> {
+fn find(all: &[BodySeries], contender: Contender, key: (usize, BodyKind)) -> Option<&BodySeries> {
     all.iter().find(|series| series.contender == contender && series.key() == key)
 }
 
-fn table(group: &[Series]) -> Table {
+fn table(group: &[BodySeries]) -> Table {
     let noscan = group.iter().find(|series| series.contender == Contender::AnteroomNoscan);
-    let row = |series: &Series| {
+    let row = |series: &BodySeries| {
         let cpu = series.spread_of(|round| round.cpu_us);
         let times = noscan.and_then(|noscan| series.times(noscan));
         let rate = series.spread(|round| round.requests_per_second);
@@ -212,8 +213,8 @@ fn table(group: &[Series]) -> Table {
     }
 }
 
-fn scan_table(scans: &[Scan]) -> Table {
-    let row = |scan: &Scan| {
+fn scan_table(scans: &[ScanCost]) -> Table {
+    let row = |scan: &ScanCost| {
         vec![
             size(scan.bytes),
             range(scan.scanned_us),
@@ -239,28 +240,33 @@ fn scan_table(scans: &[Scan]) -> Table {
     }
 }
 
-fn aims(scans: &[Scan]) -> Vec<Aim> {
-    let mut aims: Vec<Aim> = scans
+fn aims(scans: &[ScanCost]) -> Vec<Criterion> {
+    let mut aims: Vec<Criterion> = scans
         .iter()
         .map(|scan| {
             let who = format!("anteroom, bodies of {}", size(scan.bytes));
-            Aim::at_most(who, "µs of CPU for a KB of the scan, at most", 1.0, scan.scan_us_per_kb.median)
+            Criterion::at_most(
+                who,
+                "µs of CPU for a KB of the scan, at most",
+                1.0,
+                scan.scan_us_per_kb.median,
+            )
         })
         .collect();
     aims.extend(scans.iter().max_by_key(|scan| scan.bytes).map(|scan| {
         let who = format!("anteroom, bodies of {}", size(scan.bytes));
         let what = "times the CPU of the same request without its scan, the body kept in both, at most";
-        Aim::at_most(who, what, 1.1, scan.times.median)
+        Criterion::at_most(who, what, 1.1, scan.times.median)
     }));
     aims
 }
 
-fn notes(all: &[Series]) -> Vec<String> {
+fn notes(all: &[BodySeries]) -> Vec<String> {
     let mut notes = Vec::new();
     for series in all.iter().filter(|series| series.contender != Contender::Direct) {
         let busy = series.spread_of(|round| round.busy).unwrap_or_default().median;
         let rig = series.spread(|round| round.rig_busy).median;
-        if rig > RIG_BUSY && busy < BUSY {
+        if rig > MAX_RIG_BUSY && busy < MIN_CONTENDER_BUSY {
             notes.push(format!(
                 "{}: the load test itself is the limit, its core is {:.0} % busy and the contender's {:.0} %: compare \
                  CPU, not requests/s",
@@ -274,11 +280,11 @@ fn notes(all: &[Series]) -> Vec<String> {
     notes
 }
 
-fn at(series: &Series) -> String {
+fn at(series: &BodySeries) -> String {
     let refused = match series.kind {
-        Kind::Forwarded => "",
-        Kind::Scanned => " (refused, scanned)",
-        Kind::Kept => " (refused, kept)",
+        BodyKind::Forwarded => "",
+        BodyKind::Scanned => " (refused, scanned)",
+        BodyKind::Kept => " (refused, kept)",
     };
     format!("{}, bodies of {}{refused}", series.contender.name(), size(series.bytes))
 }
@@ -306,8 +312,8 @@ fn percent(spread: Option<Spread>) -> String {
 mod tests {
     use super::*;
 
-    fn series(contender: Contender, kind: Kind, cpu_us: f64) -> Series {
-        let round = Round {
+    fn series(contender: Contender, kind: BodyKind, cpu_us: f64) -> BodySeries {
+        let round = BodyRound {
             requests: 100,
             seconds: 1.0,
             requests_per_second: 100.0,
@@ -318,17 +324,17 @@ mod tests {
             rig_busy: 0.5,
             others: 0.0,
         };
-        Series { contender, kind, bytes: 8 << 20, connections: 4, rounds: vec![round] }
+        BodySeries { contender, kind, bytes: 8 << 20, connections: 4, rounds: vec![round] }
     }
 
     #[test]
-    fn the_scan_is_what_two_refusals_differ_by() {
+    fn scan_cost_is_difference_of_refusals() {
         // 8,192 KB at 0.125 µs take 1,024 µs, which leaves 9,216 of the 10,240 µs.
         let all = [
-            series(Contender::Anteroom, Kind::Forwarded, 10_240.0),
-            series(Contender::AnteroomNoscan, Kind::Forwarded, 5_120.0),
-            series(Contender::Anteroom, Kind::Scanned, 5_024.0),
-            series(Contender::Anteroom, Kind::Kept, 4_000.0),
+            series(Contender::Anteroom, BodyKind::Forwarded, 10_240.0),
+            series(Contender::AnteroomNoscan, BodyKind::Forwarded, 5_120.0),
+            series(Contender::Anteroom, BodyKind::Scanned, 5_024.0),
+            series(Contender::Anteroom, BodyKind::Kept, 4_000.0),
         ];
         let found = findings("1 round".into(), &all);
         let measured: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();
@@ -340,13 +346,13 @@ mod tests {
 
     #[test]
     fn without_anteroom_there_is_no_scan() {
-        let found = findings("1 round".into(), &[series(Contender::Haproxy, Kind::Forwarded, 1.0)]);
+        let found = findings("1 round".into(), &[series(Contender::Haproxy, BodyKind::Forwarded, 1.0)]);
         assert_eq!((found.tables.len(), found.aims.len()), (1, 0));
     }
 
     #[test]
-    fn a_limit_of_the_load_test_itself_is_said() {
-        let mut one = series(Contender::Haproxy, Kind::Forwarded, 1.0);
+    fn rig_limit_is_reported() {
+        let mut one = series(Contender::Haproxy, BodyKind::Forwarded, 1.0);
         one.rounds[0].rig_busy = 1.0;
         assert_eq!(notes(std::slice::from_ref(&one)), Vec::<String>::new(), "both are busy");
         one.rounds[0].busy = Some(0.4);

@@ -1,14 +1,14 @@
 //! Request bodies of a given size, with content typical of a chat of that size.
 
 /// Text as pasted by a user: line breaks, quotation marks, some letters beyond ASCII.
-const LINE: &str = r#"The day of Jupiter is the shortest: 9 hours and 56 minutes, “give or take” (said \"Io\" – or Europa?).\n"#;
+const PASTED_TEXT: &str = r#"The day of Jupiter is the shortest: 9 hours and 56 minutes, “give or take” (said \"Io\" – or Europa?).\n"#;
 
 /// Size in bytes above which the body contains a picture: more text than that exceeds the context of any model.
-const TEXT: usize = 1 << 20;
+const MAX_TEXT_BYTES: usize = 1 << 20;
 
 /// Returns a chat completion request of `bytes` bytes, with the model after the messages as SDKs send it.
 pub(super) fn body(bytes: usize, first: char, model: &str) -> String {
-    let (start, end) = if bytes > TEXT {
+    let (start, end) = if bytes > MAX_TEXT_BYTES {
         (
             r#""messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"data:image/png;base64,"#,
             r#""}}]}]"#,
@@ -18,8 +18,8 @@ pub(super) fn body(bytes: usize, first: char, model: &str) -> String {
     };
     let end = format!(r#"{end},"model":"{model}","max_tokens":64,"stream":false}}"#);
     let mut body = format!("{first}{start}");
-    while bytes <= TEXT && body.len() + LINE.len() + end.len() <= bytes {
-        body.push_str(LINE);
+    while bytes <= MAX_TEXT_BYTES && body.len() + PASTED_TEXT.len() + end.len() <= bytes {
+        body.push_str(PASTED_TEXT);
     }
     let rest = bytes.saturating_sub(body.len() + end.len());
     body.extend(base64(rest));
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_has_its_size_and_names_its_model_at_the_end() {
+    fn body_has_its_size_and_ends_with_the_model() {
         for (bytes, content) in [(2 << 10, ""), (200 << 10, ""), (8 << 20, "/1/image_url/url")] {
             let body = body(bytes, '{', "tiny");
             assert_eq!(body.len(), bytes);

@@ -11,32 +11,32 @@ use mio::{Interest, Registry, Token};
 use serde_json::Value;
 use slab::Slab;
 
-use super::objects::{Kind, Objects, namespace};
+use super::objects::{ObjectKind, Objects, namespace};
 use crate::http::{self, Framing};
 use crate::listen;
 
 /// Bits never set in tokens of the backend or the clients.
-const LISTENER: Token = Token(1 << 40);
-const CONNECTION: usize = 1 << 41;
+const API_LISTENER: Token = Token(1 << 40);
+const API_TOKEN_BIT: usize = 1 << 41;
 
 /// Bytes per read.
-const BUFFER: usize = 64 * 1024;
+const API_READ_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
-pub(super) struct Api {
+pub(super) struct ApiServer {
     listener: TcpListener,
     address: SocketAddr,
-    connections: Slab<Connection>,
+    connections: Slab<ApiConnection>,
     pub(super) objects: Objects,
     /// Connections that watch the objects of a kind: all, those in a namespace, or one.
-    watches: HashMap<Watched, Vec<usize>>,
-    pub(super) counts: Counts,
+    watches: HashMap<WatchScope, Vec<usize>>,
+    pub(super) counts: ApiCounts,
     text: String,
 }
 
 /// Counts of requests.
 #[derive(Clone, Debug, Default, serde::Serialize)]
-pub(super) struct Counts {
+pub(super) struct ApiCounts {
     pub(super) watches: u64,
     pub(super) lists: u64,
     pub(super) statuses: u64,
@@ -48,36 +48,36 @@ pub(super) struct Counts {
 
 /// Scope of a watch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Watched {
-    kind: Kind,
+struct WatchScope {
+    kind: ObjectKind,
     namespace: Option<String>,
     number: Option<usize>,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct ApiConnection {
     stream: TcpStream,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     /// Bytes of the outbox already sent.
     sent: usize,
-    watched: Option<Watched>,
+    watched: Option<WatchScope>,
 }
 
 /// A parsed request.
-struct Question<'a> {
+struct ApiRequest<'a> {
     method: &'a str,
     path: &'a str,
     query: &'a str,
     body: &'a [u8],
 }
 
-// === impl Api ===
+// === impl ApiServer ===
 
-impl Api {
+impl ApiServer {
     pub(super) fn bind(registry: &Registry, objects: Objects) -> io::Result<Self> {
         let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        registry.register(&mut listener, API_LISTENER, Interest::READABLE)?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
@@ -85,7 +85,7 @@ impl Api {
             connections: Slab::new(),
             objects,
             watches: HashMap::new(),
-            counts: Counts::default(),
+            counts: ApiCounts::default(),
             text: String::new(),
         })
     }
@@ -95,18 +95,18 @@ impl Api {
     }
 
     pub(super) fn owns(token: Token) -> bool {
-        token == LISTENER || token.0 & CONNECTION != 0
+        token == API_LISTENER || token.0 & API_TOKEN_BIT != 0
     }
 
     pub(super) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        if token == LISTENER {
+        if token == API_LISTENER {
             return self.accept(registry);
         }
-        let key = token.0 & !CONNECTION;
+        let key = token.0 & !API_TOKEN_BIT;
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         let open = connection.receive() && self.answer(key);
         // Pending output is sent on every event, as the socket may have room again.
-        let open = open && self.connections.get_mut(key).is_some_and(Connection::flush);
+        let open = open && self.connections.get_mut(key).is_some_and(ApiConnection::flush);
         if !open {
             self.close(key);
         }
@@ -121,7 +121,7 @@ impl Api {
             text.push_str(r#"{"type":"MODIFIED","object":"#);
             self.objects.write(&mut text, kind, number);
             text.push_str("}\n");
-            let of = |namespace, number| Watched { kind, namespace, number };
+            let of = |namespace, number| WatchScope { kind, namespace, number };
             let there = Some(namespace(number));
             for watched in [of(None, None), of(there.clone(), None), of(there, Some(number))] {
                 for key in self.watches.get(&watched).cloned().unwrap_or_default() {
@@ -141,9 +141,9 @@ impl Api {
         while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
             let both = Interest::READABLE | Interest::WRITABLE;
-            registry.register(&mut stream, Token(entry.key() | CONNECTION), both)?;
+            registry.register(&mut stream, Token(entry.key() | API_TOKEN_BIT), both)?;
             let (inbox, outbox) = (Vec::new(), Vec::new());
-            entry.insert(Connection { stream, inbox, outbox, sent: 0, watched: None });
+            entry.insert(ApiConnection { stream, inbox, outbox, sent: 0, watched: None });
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Api {
         }
     }
 
-    fn answer_one(&mut self, key: usize, question: &Question<'_>) {
+    fn answer_one(&mut self, key: usize, question: &ApiRequest<'_>) {
         let Some((watched, name, part)) = self.meant(question) else {
             *self.counts.not_found.entry(question.path.to_owned()).or_default() += 1;
             return self.connections[key].respond(404, r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource","reason":"NotFound","code":404}"#);
@@ -199,11 +199,11 @@ impl Api {
                 text.push_str(std::str::from_utf8(question.body).unwrap_or("{}"));
                 self.connections[key].respond(201, &text);
             }
-            ("PATCH", Some(number), Some(Watched { kind: Kind::Route, .. })) if part == "status" => {
+            ("PATCH", Some(number), Some(WatchScope { kind: ObjectKind::Route, .. })) if part == "status" => {
                 let patch: Value = serde_json::from_slice(question.body).unwrap_or_default();
                 self.counts.statuses += 1;
                 self.objects.set_status(number, patch["status"].to_string());
-                self.objects.write(&mut text, Kind::Route, number);
+                self.objects.write(&mut text, ObjectKind::Route, number);
                 self.connections[key].respond(200, &text);
             }
             ("GET", Some(number), Some(watched)) => {
@@ -225,7 +225,7 @@ impl Api {
         self.text = text;
     }
 
-    fn list(&self, text: &mut String, watched: &Watched) {
+    fn list(&self, text: &mut String, watched: &WatchScope) {
         let version = self.objects.version();
         text.push_str(&format!(
             r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"}},"items":["#
@@ -245,7 +245,7 @@ impl Api {
 
     /// Returns the objects a request addresses, the number of the object named in its path, and the subresource. No
     /// kind means an Event.
-    fn meant(&self, question: &Question<'_>) -> Option<(Option<Watched>, Option<usize>, &'static str)> {
+    fn meant(&self, question: &ApiRequest<'_>) -> Option<(Option<WatchScope>, Option<usize>, &'static str)> {
         let path = question.path.trim_start_matches("/apis/").trim_start_matches("/api/");
         let mut steps: Vec<_> = path.split('/').collect();
         let mut inside = None;
@@ -254,10 +254,10 @@ impl Api {
             steps.drain(at..(at + 2).min(steps.len()));
         }
         let kind = match steps[..] {
-            ["anteroom.dev", "v1alpha1", "modelroutes", ..] => Kind::Route,
-            ["v1", "services", ..] => Kind::Service,
-            ["discovery.k8s.io", "v1", "endpointslices", ..] => Kind::Slice,
-            ["keda.sh", "v1alpha1", "scaledobjects", ..] => Kind::Scaled,
+            ["anteroom.dev", "v1alpha1", "modelroutes", ..] => ObjectKind::Route,
+            ["v1", "services", ..] => ObjectKind::Service,
+            ["discovery.k8s.io", "v1", "endpointslices", ..] => ObjectKind::Slice,
+            ["keda.sh", "v1alpha1", "scaledobjects", ..] => ObjectKind::Scaled,
             ["keda.sh", "v1alpha1"] => return Some((None, None, "resources")),
             // Includes the PATCH of an Event's count.
             ["events.k8s.io", "v1", "events", ..] if question.method != "GET" => {
@@ -265,12 +265,12 @@ impl Api {
             }
             _ => return None,
         };
-        let rest = if kind == Kind::Service { &steps[2..] } else { &steps[3..] };
+        let rest = if kind == ObjectKind::Service { &steps[2..] } else { &steps[3..] };
         let named = |name: &str| self.objects.find(inside.as_deref().unwrap_or_default(), name);
         let selected = selected(question.query);
         // A selector without a match gets the number of no object.
         let number = selected.map(|name| named(name).unwrap_or(usize::MAX));
-        let watched = Watched { kind, namespace: inside.clone(), number };
+        let watched = WatchScope { kind, namespace: inside.clone(), number };
         match rest {
             [] => Some((Some(watched), None, "")),
             [name] => Some((Some(watched), Some(named(name)?), "")),
@@ -288,7 +288,7 @@ fn selected(query: &str) -> Option<&str> {
 }
 
 /// Parses the request at the start of `buf` and returns it with its length.
-fn question(buf: &[u8]) -> Result<Option<(Question<'_>, usize)>, http::Malformed> {
+fn question(buf: &[u8]) -> Result<Option<(ApiRequest<'_>, usize)>, http::MalformedHttp> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {
         Framing::None => 0,
@@ -304,17 +304,17 @@ fn question(buf: &[u8]) -> Result<Option<(Question<'_>, usize)>, http::Malformed
     let mut words = start.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    Ok(Some((Question { method, path, query, body: &buf[head.len..len] }, len)))
+    Ok(Some((ApiRequest { method, path, query, body: &buf[head.len..len] }, len)))
 }
 
-// === impl Connection ===
+// === impl ApiConnection ===
 
-impl Connection {
+impl ApiConnection {
     /// Reads all available bytes. Returns `false` if the connection was closed.
     fn receive(&mut self) -> bool {
         loop {
             let filled = self.inbox.len();
-            self.inbox.resize(filled + BUFFER, 0);
+            self.inbox.resize(filled + API_READ_BYTES, 0);
             let read = self.stream.read(&mut self.inbox[filled..]);
             self.inbox.truncate(filled + read.as_ref().copied().unwrap_or_default());
             match read {
@@ -334,7 +334,7 @@ impl Connection {
         self.outbox.extend_from_slice(body.as_bytes());
     }
 
-    fn begin_watch(&mut self, watched: Watched) {
+    fn begin_watch(&mut self, watched: WatchScope) {
         self.outbox.extend_from_slice(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
         );
@@ -373,7 +373,7 @@ mod tests {
     /// Sends a request and runs the API until the response contains `enough`.
     fn ask(
         poll: &mut Poll,
-        api: &mut Api,
+        api: &mut ApiServer,
         client: &mut std::net::TcpStream,
         text: &str,
         enough: &str,
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn objects_are_listed_watched_and_written() {
         let mut poll = Poll::new().unwrap();
-        let mut api = Api::bind(poll.registry(), Objects::new(40, 4000)).unwrap();
+        let mut api = ApiServer::bind(poll.registry(), Objects::new(40, 4000)).unwrap();
         let mut client = std::net::TcpStream::connect(api.address()).unwrap();
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
         let routes = "/apis/anteroom.dev/v1alpha1/modelroutes";

@@ -10,18 +10,18 @@ use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use crate::backend::ANSWER;
+use crate::backend::COMPLETION_BODY;
 use crate::clock::Instant;
 use crate::http;
 
-const BUFFER: usize = 4096;
+const CLIENT_BUFFER_BYTES: usize = 4096;
 /// Requests that may wait for a free connection before the measurement is abandoned.
-const MOST_WAITING: usize = 100_000;
+const MAX_WAITING_REQUESTS: usize = 100_000;
 
 /// The connections and the schedule of requests.
 #[derive(Debug)]
-pub(super) struct Clients {
-    clients: Vec<Client>,
+pub(super) struct RouteClients {
+    clients: Vec<RouteClient>,
     free: Vec<usize>,
     /// Due times of requests waiting for a connection.
     waiting: VecDeque<Instant>,
@@ -34,7 +34,7 @@ pub(super) struct Clients {
 }
 
 #[derive(Debug)]
-struct Client {
+struct RouteClient {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
@@ -54,9 +54,9 @@ pub(super) fn request(model: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-// === impl Clients ===
+// === impl RouteClients ===
 
-impl Clients {
+impl RouteClients {
     /// Connects, and schedules `rate` requests per second from now on, cycling through `requests`.
     pub(super) fn connect(
         registry: &Registry,
@@ -66,7 +66,7 @@ impl Clients {
         requests: Vec<Vec<u8>>,
     ) -> io::Result<Self> {
         let clients: Vec<_> = (0..connections)
-            .map(|key| Client::connect(registry, proxy, Token(key)))
+            .map(|key| RouteClient::connect(registry, proxy, Token(key)))
             .collect::<io::Result<_>>()?;
         Ok(Self {
             free: (0..clients.len()).collect(),
@@ -91,7 +91,7 @@ impl Clients {
                 None => self.waiting.push_back(due),
             }
         }
-        if self.waiting.len() > MOST_WAITING {
+        if self.waiting.len() > MAX_WAITING_REQUESTS {
             self.fail("requests pile up: the contender is slower than they come".into());
         }
     }
@@ -134,9 +134,9 @@ impl Clients {
     }
 }
 
-// === impl Client ===
+// === impl RouteClient ===
 
-impl Client {
+impl RouteClient {
     fn connect(registry: &Registry, proxy: SocketAddr, token: Token) -> io::Result<Self> {
         // Blocking, but the listener is on this machine.
         let stream = std::net::TcpStream::connect_timeout(&proxy, Duration::from_secs(5))?;
@@ -144,7 +144,7 @@ impl Client {
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         registry.register(&mut stream, token, Interest::READABLE)?;
-        Ok(Self { stream, buffer: vec![0; BUFFER].into(), filled: 0, due: None })
+        Ok(Self { stream, buffer: vec![0; CLIENT_BUFFER_BYTES].into(), filled: 0, due: None })
     }
 
     /// Reads once. Returns `true` once the expected response is complete.
@@ -162,10 +162,10 @@ impl Client {
             let start = String::from_utf8_lossy(head.start);
             return Err(format!("{start} {}", String::from_utf8_lossy(body)));
         }
-        if body.len() < ANSWER.len() {
+        if body.len() < COMPLETION_BODY.len() {
             return Ok(false);
         }
-        if body != ANSWER.as_bytes() {
+        if body != COMPLETION_BODY.as_bytes() {
             return Err("the answer's body was changed on its way".into());
         }
         self.filled = 0;
@@ -180,17 +180,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_measured_from_when_it_was_due() {
+    fn latency_counts_from_the_scheduled_time() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut poll = Poll::new().unwrap();
         let proxy = listener.local_addr().unwrap();
-        let mut clients = Clients::connect(poll.registry(), proxy, 1, 1000, vec![request("m0")]).unwrap();
+        let mut clients =
+            RouteClients::connect(poll.registry(), proxy, 1, 1000, vec![request("m0")]).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         // Two requests are due, 1 ms apart, on one connection.
         let begin = clients.next;
         clients.send_due(begin + Duration::from_millis(1));
         assert_eq!((clients.sent, clients.waiting.len()), (1, 1));
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{ANSWER}", ANSWER.len());
+        let answer =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{COMPLETION_BODY}", COMPLETION_BODY.len());
         let mut events = Events::with_capacity(4);
         for answered in 1..=2 {
             let mut asked = [0; 1024];

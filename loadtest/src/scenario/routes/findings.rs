@@ -2,38 +2,38 @@
 
 use serde::Serialize;
 
-use super::api::Counts;
-use super::objects::CHANGES;
-use crate::census::Census;
-use crate::findings::{Aim, Findings, Table, disturbed, thousands};
+use super::api::ApiCounts;
+use super::objects::CHANGES_PER_SEC;
+use crate::census::ProcessStats;
+use crate::findings::{Criterion, Findings, Table, disturbed, thousands};
 use crate::spread::Spread;
 
 /// All results of a run.
-pub(super) struct Found {
+pub(super) struct RoutesResults {
     pub(super) how: String,
-    pub(super) loaded: Loaded,
-    pub(super) measured: Vec<Measured>,
+    pub(super) loaded: InitialListResults,
+    pub(super) measured: Vec<IntervalResults>,
     pub(super) lateness: Lateness,
     /// Census at the end.
-    pub(super) census: Census,
-    pub(super) counts: Counts,
+    pub(super) census: ProcessStats,
+    pub(super) counts: ApiCounts,
 }
 
 /// Results of the initial list.
 #[derive(Debug, Serialize)]
-pub(super) struct Loaded {
+pub(super) struct InitialListResults {
     pub(super) routes: usize,
     /// Time from the start of the process until it reports readiness, which means that it knows all routes.
     pub(super) ready_s: f64,
     /// Time until requests to routes with pods succeed.
     pub(super) served_s: f64,
-    pub(super) census: Census,
-    pub(super) counts: Counts,
+    pub(super) census: ProcessStats,
+    pub(super) counts: ApiCounts,
 }
 
 /// Results of one interval of requests, with or without changes.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Measured {
+pub(super) struct IntervalResults {
     pub(super) changing: bool,
     pub(super) requests: u64,
     pub(super) changes_per_s: f64,
@@ -59,16 +59,16 @@ pub(super) struct Lateness {
     pub(super) endpoints: Vec<f64>,
 }
 
-// === impl Found ===
+// === impl RoutesResults ===
 
-impl Found {
+impl RoutesResults {
     pub(super) fn findings(self) -> Findings {
         let Self { how, loaded, measured, lateness, census, counts } = &self;
         let aim = self.effect().map(|(limit, ratio)| {
             let what = "times the p99 without changes, at most what those without differ by";
             let routes = thousands(loaded.routes as f64);
             let limit = (limit * 1e3).round() / 1e3;
-            Aim::at_most(format!("anteroom, {routes} routes, 1,000 changes/s"), what, limit, ratio)
+            Criterion::at_most(format!("anteroom, {routes} routes, 1,000 changes/s"), what, limit, ratio)
         });
         let mut results = serde_json::json!({
             "loaded": loaded, "measured": measured, "lateness_ms": lateness, "at_the_end": census, "api": counts,
@@ -102,8 +102,8 @@ impl Found {
     }
 
     fn load(&self) -> Table {
-        let Loaded { routes, ready_s, served_s, census, counts } = &self.loaded;
-        let mib = |census: &Census| format!("{:.0}", census.rss_kib as f64 / 1024.0);
+        let InitialListResults { routes, ready_s, served_s, census, counts } = &self.loaded;
+        let mib = |census: &ProcessStats| format!("{:.0}", census.rss_kib as f64 / 1024.0);
         let row = [
             thousands(*routes as f64),
             format!("{ready_s:.2}"),
@@ -148,7 +148,7 @@ impl Found {
             "busy",
             "rig busy",
         ];
-        let row = |measured: &Measured| {
+        let row = |measured: &IntervalResults| {
             let us = |value: f64| format!("{value:.0}");
             let percent = |share: f64| format!("{:.0} %", share * 100.0);
             [
@@ -197,7 +197,7 @@ impl Found {
 
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let most = |of: fn(&Measured) -> f64| self.measured.iter().map(of).fold(0.0, f64::max);
+        let most = |of: fn(&IntervalResults) -> f64| self.measured.iter().map(of).fold(0.0, f64::max);
         let others = most(|measured| measured.others);
         notes.extend(disturbed(others));
         let rig = most(|measured| measured.rig_busy);
@@ -208,7 +208,7 @@ impl Found {
             ));
         }
         for measured in self.measured.iter().filter(|measured| measured.changing) {
-            if measured.changes_per_s < 0.95 * f64::from(CHANGES) {
+            if measured.changes_per_s < 0.95 * f64::from(CHANGES_PER_SEC) {
                 notes.push(format!("only {:.0} changes/s were made", measured.changes_per_s));
             }
         }
@@ -256,8 +256,8 @@ fn rank_sum(ours: &[f64], theirs: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn found(without: &[f64], with: &[f64]) -> Found {
-        let measured = |changing, p99_us: &f64| Measured {
+    fn found(without: &[f64], with: &[f64]) -> RoutesResults {
+        let measured = |changing, p99_us: &f64| IntervalResults {
             changing,
             requests: 1000,
             changes_per_s: if changing { 1000.0 } else { 0.0 },
@@ -272,15 +272,21 @@ mod tests {
         };
         let all =
             without.iter().map(|p99| measured(false, p99)).chain(with.iter().map(|p99| measured(true, p99)));
-        let census = Census { rss_kib: 200 * 1024, ..Census::default() };
-        let counts = Counts::default();
-        let loaded = Loaded { routes: 10_000, ready_s: 1.0, served_s: 1.1, census, counts: counts.clone() };
+        let census = ProcessStats { rss_kib: 200 * 1024, ..ProcessStats::default() };
+        let counts = ApiCounts::default();
+        let loaded = InitialListResults {
+            routes: 10_000,
+            ready_s: 1.0,
+            served_s: 1.1,
+            census,
+            counts: counts.clone(),
+        };
         let lateness = Lateness { matches: vec![500.0], endpoints: vec![2.0] };
-        Found { how: "2 rounds".into(), loaded, measured: all.collect(), lateness, census, counts }
+        RoutesResults { how: "2 rounds".into(), loaded, measured: all.collect(), lateness, census, counts }
     }
 
     #[test]
-    fn effect_is_what_exceeds_the_noise() {
+    fn effect_is_the_excess_over_noise() {
         let small = found(&[100.0, 120.0, 110.0], &[115.0, 105.0, 118.0]).findings();
         assert!(small.aims[0].met && small.notes.is_empty(), "{small}");
         let large = found(&[100.0, 120.0, 110.0], &[200.0, 150.0, 300.0]).findings();

@@ -7,13 +7,13 @@ use std::fmt::Write as _;
 /// Number of namespaces the routes are spread over.
 pub(super) const NAMESPACES: usize = 20;
 /// Number of routes that get requests; their endpoints do not change.
-pub(super) const WARM: usize = 64;
+pub(super) const WARM_ROUTES: usize = 64;
 /// Changes per second: half of them to a policy, half to endpoints.
-pub(super) const CHANGES: u32 = 1000;
+pub(super) const CHANGES_PER_SEC: u32 = 1000;
 
 /// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum ObjectKind {
     Route,
     Service,
     Slice,
@@ -27,14 +27,14 @@ pub(super) struct Objects {
     version: u64,
     /// Port of the endpoints of warm routes.
     backend: u16,
-    routes: Vec<Route>,
+    routes: Vec<StoredRoute>,
     slices: Vec<Slice>,
     /// Changes not sent to watches yet.
-    changed: VecDeque<(Kind, usize)>,
+    changed: VecDeque<(ObjectKind, usize)>,
 }
 
 #[derive(Debug)]
-struct Route {
+struct StoredRoute {
     version: u64,
     generation: u64,
     /// `maxRequests`, the setting changed by [`Objects::change_policy`].
@@ -59,11 +59,12 @@ struct Slice {
 impl Objects {
     /// Creates the objects. Half of the routes have a pod, and so do all warm ones.
     pub(super) fn new(routes: usize, backend: u16) -> Self {
-        let route = |_| Route { version: 1, generation: 1, most_held: 100, alias: None, status: "{}".into() };
+        let route =
+            |_| StoredRoute { version: 1, generation: 1, most_held: 100, alias: None, status: "{}".into() };
         let slice = |number| Slice {
             version: 1,
-            pod: (number < WARM || number % 2 == 0).then_some(0),
-            here: number < WARM,
+            pod: (number < WARM_ROUTES || number % 2 == 0).then_some(0),
+            here: number < WARM_ROUTES,
         };
         Self {
             version: 1,
@@ -83,11 +84,11 @@ impl Objects {
     }
 
     /// Takes the changes since the last call.
-    pub(super) fn changes(&mut self) -> VecDeque<(Kind, usize)> {
+    pub(super) fn changes(&mut self) -> VecDeque<(ObjectKind, usize)> {
         std::mem::take(&mut self.changed)
     }
 
-    fn change(&mut self, kind: Kind, number: usize) -> u64 {
+    fn change(&mut self, kind: ObjectKind, number: usize) -> u64 {
         self.version += 1;
         self.changed.push_back((kind, number));
         self.version
@@ -95,7 +96,7 @@ impl Objects {
 
     /// Changes the policy of a route.
     pub(super) fn change_policy(&mut self, number: usize) {
-        let version = self.change(Kind::Route, number);
+        let version = self.change(ObjectKind::Route, number);
         let route = &mut self.routes[number];
         (route.version, route.generation) = (version, route.generation + 1);
         route.most_held = 100 + (route.most_held + 1) % 100;
@@ -103,7 +104,7 @@ impl Objects {
 
     /// Adds a model to a route.
     pub(super) fn set_alias(&mut self, number: usize, alias: String) {
-        let version = self.change(Kind::Route, number);
+        let version = self.change(ObjectKind::Route, number);
         let route = &mut self.routes[number];
         (route.version, route.generation) = (version, route.generation + 1);
         route.alias = Some(alias);
@@ -111,7 +112,7 @@ impl Objects {
 
     /// Removes the pod of a route, or adds one at an address not used before.
     pub(super) fn change_endpoints(&mut self, number: usize) {
-        let version = self.change(Kind::Slice, number);
+        let version = self.change(ObjectKind::Slice, number);
         let slice = &mut self.slices[number];
         slice.version = version;
         slice.pod = if slice.pod.is_some() { None } else { Some(version) };
@@ -119,13 +120,13 @@ impl Objects {
 
     /// Adds a pod to a route, at the backend's address.
     pub(super) fn lead_here(&mut self, number: usize) {
-        let version = self.change(Kind::Slice, number);
+        let version = self.change(ObjectKind::Slice, number);
         self.slices[number] = Slice { version, pod: Some(version), here: true };
     }
 
     /// Stores a status written by a client.
     pub(super) fn set_status(&mut self, number: usize, status: String) {
-        let version = self.change(Kind::Route, number);
+        let version = self.change(ObjectKind::Route, number);
         let route = &mut self.routes[number];
         (route.version, route.status) = (version, status);
     }
@@ -138,27 +139,27 @@ impl Objects {
     }
 
     /// Writes an object as JSON.
-    pub(super) fn write(&self, text: &mut String, kind: Kind, number: usize) {
+    pub(super) fn write(&self, text: &mut String, kind: ObjectKind, number: usize) {
         let namespace = namespace(number);
         let _ = match kind {
-            Kind::Route => {
-                let Route { version, generation, most_held, alias, status } = &self.routes[number];
+            ObjectKind::Route => {
+                let StoredRoute { version, generation, most_held, alias, status } = &self.routes[number];
                 let alias = alias.as_ref().map(|alias| format!(r#","{alias}""#)).unwrap_or_default();
                 write!(
                     text,
                     r#"{{"apiVersion":"anteroom.dev/v1alpha1","kind":"ModelRoute","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"r{number}","resourceVersion":"{version}","generation":{generation},"creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"match":{{"models":["m{number}"{alias}]}},"target":{{"service":{{"name":"s{number}","port":80}}}},"hold":{{"maxRequests":{most_held}}},"concurrency":{{"max":4096,"rampStart":4096}}}},"status":{status}}}"#
                 )
             }
-            Kind::Service => write!(
+            ObjectKind::Service => write!(
                 text,
                 r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{number}","namespace":"{namespace}","uid":"s{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"ports":[{{"port":80}}],"ipFamilies":["IPv4"]}}}}"#
             ),
             // KEDA polls occasionally, without a stream. The workload is omitted, as Anteroom would watch it, too.
-            Kind::Scaled => write!(
+            ObjectKind::Scaled => write!(
                 text,
                 r#"{{"apiVersion":"keda.sh/v1alpha1","kind":"ScaledObject","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"so{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"scaleTargetRef":{{}},"triggers":[{{"type":"external","metadata":{{"scalerAddress":"anteroom:9090","route":"r{number}"}}}}]}}}}"#
             ),
-            Kind::Slice => {
+            ObjectKind::Slice => {
                 let version = self.slices[number].version;
                 let (endpoints, port) = self.endpoints(number);
                 write!(
@@ -194,41 +195,45 @@ mod tests {
 
     use super::*;
 
-    fn read(objects: &Objects, kind: Kind, number: usize) -> Value {
+    fn read(objects: &Objects, kind: ObjectKind, number: usize) -> Value {
         let mut text = String::new();
         objects.write(&mut text, kind, number);
         serde_json::from_str(&text).unwrap()
     }
 
     #[test]
-    fn a_change_is_in_the_object_and_is_told_once() {
+    fn change_is_stored_and_sent_once() {
         let mut objects = Objects::new(200, 4000);
-        let before = read(&objects, Kind::Route, 3);
+        let before = read(&objects, ObjectKind::Route, 3);
         objects.change_policy(3);
         objects.set_alias(3, "other".into());
         objects.change_endpoints(100);
         objects.set_status(3, r#"{"held":7}"#.into());
-        let after = read(&objects, Kind::Route, 3);
+        let after = read(&objects, ObjectKind::Route, 3);
         assert_ne!(before["spec"]["hold"], after["spec"]["hold"]);
         assert_eq!(after["spec"]["match"]["models"], serde_json::json!(["m3", "other"]));
         assert_eq!((&after["metadata"]["generation"], &after["status"]["held"]), (&3.into(), &7.into()));
         assert_eq!(after["metadata"]["resourceVersion"], objects.version().to_string());
-        assert_eq!(read(&objects, Kind::Slice, 100)["endpoints"], serde_json::json!([]), "its pod is gone");
+        assert_eq!(
+            read(&objects, ObjectKind::Slice, 100)["endpoints"],
+            serde_json::json!([]),
+            "its pod is gone"
+        );
         assert_eq!(objects.changes().len(), 4);
         assert!(objects.changes().is_empty());
     }
 
     #[test]
-    fn warm_routes_lead_to_the_backend_and_others_nowhere() {
+    fn only_warm_routes_have_the_backend() {
         let objects = Objects::new(200, 4000);
-        let warm = read(&objects, Kind::Slice, 1);
+        let warm = read(&objects, ObjectKind::Slice, 1);
         assert_eq!(
             (&warm["endpoints"][0]["addresses"][0], &warm["ports"][0]["port"]),
             (&"127.0.0.1".into(), &4000.into())
         );
-        let other = read(&objects, Kind::Slice, 100);
+        let other = read(&objects, ObjectKind::Slice, 100);
         assert!(other["endpoints"][0]["addresses"][0].as_str().unwrap().starts_with("127.1."));
-        assert_eq!(read(&objects, Kind::Service, 9)["metadata"]["name"], "s9");
+        assert_eq!(read(&objects, ObjectKind::Service, 9)["metadata"]["name"], "s9");
         assert_eq!(objects.find("team-9", "s9"), Some(9));
         assert_eq!(objects.find("team-9", "s9-x"), Some(9));
         assert_eq!(objects.find("team-8", "r9"), None);

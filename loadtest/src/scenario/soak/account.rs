@@ -10,7 +10,7 @@ use crate::admin;
 
 /// Totals of all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Account {
+pub(super) struct RouteTotals {
     pub(super) admitted: u64,
     pub(super) ended: BTreeMap<String, u64>,
     pub(super) refused: u64,
@@ -19,9 +19,9 @@ pub(super) struct Account {
     pub(super) buffered_bytes: u64,
 }
 
-// === impl Account ===
+// === impl RouteTotals ===
 
-impl Account {
+impl RouteTotals {
     pub(super) fn of(admin: SocketAddr) -> io::Result<Self> {
         match admin::get(admin, "/metrics")? {
             (200, text) => Ok(Self::read(&text)),
@@ -95,15 +95,15 @@ anteroom_buffered_bytes 0
 
     #[test]
     fn account_balances_or_reports_the_difference() {
-        let account = Account::read(METRICS);
+        let account = RouteTotals::read(METRICS);
         assert!(account.is_quiet());
         assert_eq!((account.admitted, account.all_ended(), account.refused), (10, 10, 3));
         assert_eq!(account.missing(13, 9, 3, 1), 0);
         assert_eq!(account.missing(13, 8, 3, 2), 0, "one left when the answer had been sent");
         assert_eq!(account.missing(14, 9, 3, 1), 1, "one that was sent was never seen");
         assert_eq!(account.missing(13, 10, 3, 0), 2, "one got an answer and is said to have left");
-        let lost = Account { admitted: 11, ..account };
+        let lost = RouteTotals { admitted: 11, ..account };
         assert_eq!(lost.missing(14, 9, 3, 1), 1, "one that was admitted never ended");
-        assert!(!Account { held: 1, ..lost }.is_quiet());
+        assert!(!RouteTotals { held: 1, ..lost }.is_quiet());
     }
 }

@@ -9,25 +9,25 @@ use tokio::time::timeout;
 
 pub(super) const MODEL: &str = "soak";
 /// Timeout for a cold start and the response.
-const PATIENCE: Duration = Duration::from_secs(20);
+const COLD_START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time before a client disconnects: the request has been read by then, and waits or is served.
-const STAY: Duration = Duration::from_millis(60);
-const BIG: usize = 2 << 20;
+const DISCONNECT_DELAY: Duration = Duration::from_millis(60);
+const BIG_BODY_BYTES: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ClientKind {
     Plain,
     Streamed,
     /// A body of two megabytes.
     Big,
     /// The client disconnects as soon as the response starts to stream.
     LeavesAnswer,
-    /// The client disconnects after [`STAY`], usually while it waits.
+    /// The client disconnects after [`DISCONNECT_DELAY`], usually while it waits.
     LeavesQueue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ClientOutcome {
     Answered,
     /// The queue was full, according to the response.
     Full,
@@ -36,24 +36,26 @@ pub(super) enum Outcome {
 }
 
 /// Sends a request and waits for its end.
-pub(super) async fn send(proxy: SocketAddr, kind: Kind) -> Outcome {
-    match timeout(PATIENCE, exchange(proxy, kind)).await {
+pub(super) async fn send(proxy: SocketAddr, kind: ClientKind) -> ClientOutcome {
+    match timeout(COLD_START_TIMEOUT, exchange(proxy, kind)).await {
         Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Outcome::Wrong(format!("{kind:?}: {error}")),
-        Err(_) => Outcome::Wrong(format!("{kind:?}: no answer within {} s", PATIENCE.as_secs())),
+        Ok(Err(error)) => ClientOutcome::Wrong(format!("{kind:?}: {error}")),
+        Err(_) => {
+            ClientOutcome::Wrong(format!("{kind:?}: no answer within {} s", COLD_START_TIMEOUT.as_secs()))
+        }
     }
 }
 
-async fn exchange(proxy: SocketAddr, kind: Kind) -> std::io::Result<Outcome> {
+async fn exchange(proxy: SocketAddr, kind: ClientKind) -> std::io::Result<ClientOutcome> {
     let mut stream = TcpStream::connect(proxy).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&request(kind)).await?;
-    if kind == Kind::LeavesQueue {
+    if kind == ClientKind::LeavesQueue {
         let mut answer = [0; 1024];
         // The client disconnects in either case: before a response, or after reading its start.
-        return Ok(match timeout(STAY, stream.read(&mut answer)).await {
-            Ok(Ok(read)) if is_full(&answer[..read]) => Outcome::Full,
-            _ => Outcome::Left,
+        return Ok(match timeout(DISCONNECT_DELAY, stream.read(&mut answer)).await {
+            Ok(Ok(read)) if is_full(&answer[..read]) => ClientOutcome::Full,
+            _ => ClientOutcome::Left,
         });
     }
     let mut answer = Vec::new();
@@ -61,15 +63,15 @@ async fn exchange(proxy: SocketAddr, kind: Kind) -> std::io::Result<Outcome> {
         if stream.read_buf(&mut answer).await? == 0 {
             return Ok(judge(kind, &answer));
         }
-        if kind == Kind::LeavesAnswer && contains(&answer, "data:") {
-            return Ok(Outcome::Left);
+        if kind == ClientKind::LeavesAnswer && contains(&answer, "data:") {
+            return Ok(ClientOutcome::Left);
         }
     }
 }
 
-fn request(kind: Kind) -> Vec<u8> {
-    let stream = matches!(kind, Kind::Streamed | Kind::LeavesAnswer);
-    let content = if kind == Kind::Big { "x".repeat(BIG) } else { "Hello".into() };
+fn request(kind: ClientKind) -> Vec<u8> {
+    let stream = matches!(kind, ClientKind::Streamed | ClientKind::LeavesAnswer);
+    let content = if kind == ClientKind::Big { "x".repeat(BIG_BODY_BYTES) } else { "Hello".into() };
     let body = format!(
         r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"{content}"}}],"stream":{stream}}}"#
     );
@@ -82,16 +84,20 @@ fn request(kind: Kind) -> Vec<u8> {
 }
 
 /// Classifies a complete response.
-fn judge(kind: Kind, answer: &[u8]) -> Outcome {
+fn judge(kind: ClientKind, answer: &[u8]) -> ClientOutcome {
     if is_full(answer) {
-        return Outcome::Full;
+        return ClientOutcome::Full;
     }
-    let end = if matches!(kind, Kind::Streamed | Kind::LeavesAnswer) { "[DONE]" } else { "\"choices\"" };
+    let end = if matches!(kind, ClientKind::Streamed | ClientKind::LeavesAnswer) {
+        "[DONE]"
+    } else {
+        "\"choices\""
+    };
     if answer.starts_with(b"HTTP/1.1 200 ") && contains(answer, end) {
-        return Outcome::Answered;
+        return ClientOutcome::Answered;
     }
     let text = String::from_utf8_lossy(answer);
-    Outcome::Wrong(format!("{kind:?}: {}", text.chars().take(500).collect::<String>()))
+    ClientOutcome::Wrong(format!("{kind:?}: {}", text.chars().take(500).collect::<String>()))
 }
 
 fn is_full(answer: &[u8]) -> bool {
@@ -108,27 +114,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_answer_is_one() {
+    fn truncated_response_is_an_error() {
         let plain = br#"HTTP/1.1 200 OK..{"choices":[]}"#;
-        assert_eq!(judge(Kind::Plain, plain), Outcome::Answered);
-        assert!(matches!(judge(Kind::Plain, &plain[..20]), Outcome::Wrong(_)));
+        assert_eq!(judge(ClientKind::Plain, plain), ClientOutcome::Answered);
+        assert!(matches!(judge(ClientKind::Plain, &plain[..20]), ClientOutcome::Wrong(_)));
         assert!(
-            matches!(judge(Kind::Streamed, plain), Outcome::Wrong(_)),
+            matches!(judge(ClientKind::Streamed, plain), ClientOutcome::Wrong(_)),
             "the end of the stream is missing"
         );
-        assert_eq!(judge(Kind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"), Outcome::Answered);
-        assert_eq!(judge(Kind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"), Outcome::Full);
-        assert!(matches!(judge(Kind::Plain, b"HTTP/1.1 503 Service.. cold_start_failed"), Outcome::Wrong(_)));
-        assert!(matches!(judge(Kind::Big, b""), Outcome::Wrong(_)));
+        assert_eq!(judge(ClientKind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"), ClientOutcome::Answered);
+        assert_eq!(judge(ClientKind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"), ClientOutcome::Full);
+        assert!(matches!(
+            judge(ClientKind::Plain, b"HTTP/1.1 503 Service.. cold_start_failed"),
+            ClientOutcome::Wrong(_)
+        ));
+        assert!(matches!(judge(ClientKind::Big, b""), ClientOutcome::Wrong(_)));
     }
 
     #[test]
     fn requests_name_the_model_and_their_length() {
-        let text = String::from_utf8(request(Kind::LeavesAnswer)).unwrap();
+        let text = String::from_utf8(request(ClientKind::LeavesAnswer)).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(
             head.contains(&format!("Content-Length: {}", body.len())) && body.contains("\"stream\":true")
         );
-        assert!(request(Kind::Big).len() > BIG);
+        assert!(request(ClientKind::Big).len() > BIG_BODY_BYTES);
     }
 }

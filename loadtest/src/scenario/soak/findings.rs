@@ -2,24 +2,24 @@
 
 use serde::Serialize;
 
-use super::account::Account;
-use crate::census::Census;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use super::account::RouteTotals;
+use crate::census::ProcessStats;
+use crate::findings::{Criterion, Findings, NOISY_CORE_SHARE, Table, thousands};
 use crate::spread::Spread;
 
 /// All results of a run.
-pub(super) struct Found {
+pub(super) struct SoakResults {
     pub(super) elapsed: f64,
-    pub(super) cycles: Vec<Cycle>,
-    pub(super) tally: Tally,
-    pub(super) account: Account,
+    pub(super) cycles: Vec<SoakCycle>,
+    pub(super) tally: SoakTally,
+    pub(super) account: RouteTotals,
     /// Cores used by other processes, on our two cores.
     pub(super) others: f64,
 }
 
 /// Results of one cycle, from one gap to the next.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Cycle {
+pub(super) struct SoakCycle {
     /// Time of its end, since the start of the run.
     pub(super) at_s: f64,
     /// Requests sent in the cycle.
@@ -29,12 +29,12 @@ pub(super) struct Cycle {
     pub(super) first_served: bool,
     /// Requests unaccounted for since the start of the run.
     pub(super) missing: u64,
-    pub(super) census: Census,
+    pub(super) census: ProcessStats,
 }
 
 /// Outcomes of requests as observed by the clients.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Tally {
+pub(super) struct SoakTally {
     pub(super) sent: u64,
     pub(super) answered: u64,
     pub(super) full: u64,
@@ -46,7 +46,7 @@ pub(super) struct Tally {
 /// Cycles after which pools and caches have reached their size.
 const WARM_UP: usize = 2;
 /// Maximum growth factor of memory; allocators round up and return pages at their own pace.
-const FLAT: f64 = 1.1;
+const MAX_MEMORY_GROWTH: f64 = 1.1;
 
 /// Trend of resident memory.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -59,9 +59,9 @@ struct Trend {
     bytes_per_request: f64,
 }
 
-// === impl Found ===
+// === impl SoakResults ===
 
-impl Found {
+impl SoakResults {
     pub(super) fn findings(self) -> Findings {
         let Self { elapsed, cycles, tally, account, others } = &self;
         let trend = self.trend();
@@ -71,8 +71,8 @@ impl Found {
         let served = cycles.iter().filter(|cycle| cycle.first_served).count();
         let who = "anteroom";
         let mut aims = vec![
-            Aim::at_most(who, "requests that are not accounted for, at most", 0.0, missing as f64),
-            Aim::at_least(
+            Criterion::at_most(who, "requests that are not accounted for, at most", 0.0, missing as f64),
+            Criterion::at_least(
                 who,
                 "of all first requests after a gap were served, at least",
                 1.0,
@@ -81,12 +81,12 @@ impl Found {
         ];
         if let (Some(trend), Some(more)) = (trend, more) {
             let what = "times the resident memory of the first third at the end, at most";
-            aims.push(Aim::at_most(who, what, FLAT, trend.last_mib / trend.first_mib));
+            aims.push(Criterion::at_most(who, what, MAX_MEMORY_GROWTH, trend.last_mib / trend.first_mib));
             let what = "files, threads and processes more at the end, at most";
-            aims.push(Aim::at_most(who, what, 0.0, more as f64));
+            aims.push(Criterion::at_most(who, what, 0.0, more as f64));
         }
         let mut notes = Vec::new();
-        if *others > NOISE {
+        if *others > NOISY_CORE_SHARE {
             notes.push(format!(
                 "other processes, or model servers that have ended, used {:.0} % of a core",
                 others * 100.0
@@ -107,7 +107,7 @@ impl Found {
         }
     }
 
-    fn settled(&self) -> Vec<&Cycle> {
+    fn settled(&self) -> Vec<&SoakCycle> {
         self.cycles.iter().skip(WARM_UP).collect()
     }
 
@@ -118,8 +118,8 @@ impl Found {
         if third == 0 {
             return None;
         }
-        let mib = |cycle: &&Cycle| cycle.census.rss_kib as f64 / 1024.0;
-        let median = |cycles: &[&Cycle]| Spread::of(cycles.iter().map(mib)).map(|spread| spread.median);
+        let mib = |cycle: &&SoakCycle| cycle.census.rss_kib as f64 / 1024.0;
+        let median = |cycles: &[&SoakCycle]| Spread::of(cycles.iter().map(mib)).map(|spread| spread.median);
         let points = settled.iter().map(|cycle| (cycle.at_s, cycle.census.rss_kib as f64));
         let per_second = slope(&points.collect::<Vec<_>>())?;
         let seconds = settled.last()?.at_s - settled.first()?.at_s;
@@ -134,7 +134,7 @@ impl Found {
 
     fn table(&self, trend: Option<Trend>) -> Table {
         let first = Spread::of(self.cycles.iter().map(|cycle| cycle.first_ms)).unwrap_or_default();
-        let of = |what: fn(&Census) -> u64| match (self.settled().first(), self.cycles.last()) {
+        let of = |what: fn(&ProcessStats) -> u64| match (self.settled().first(), self.cycles.last()) {
             (Some(first), Some(last)) => format!("{} → {}", what(&first.census), what(&last.census)),
             _ => "-".into(),
         };
@@ -174,8 +174,8 @@ impl Found {
     }
 
     fn requests(&self) -> Table {
-        let Tally { sent, answered, full, left, reloads } = self.tally;
-        let Account { admitted, refused, .. } = self.account;
+        let SoakTally { sent, answered, full, left, reloads } = self.tally;
+        let RouteTotals { admitted, refused, .. } = self.account;
         let ended: Vec<_> =
             self.account.ended.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
         let figures = [sent, answered, full, left, admitted, refused].map(|count| thousands(count as f64));
@@ -191,7 +191,7 @@ impl Found {
 }
 
 /// Returns the increase of files, threads and processes.
-fn more(before: &Census, after: &Census) -> u64 {
+fn more(before: &ProcessStats, after: &ProcessStats) -> u64 {
     after.files.saturating_sub(before.files)
         + after.threads.saturating_sub(before.threads)
         + after.descendants.saturating_sub(before.descendants)
@@ -211,25 +211,31 @@ fn slope(points: &[(f64, f64)]) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn found(mib: &[u64]) -> Found {
-        let cycle = |(number, mib): (usize, &u64)| Cycle {
+    fn found(mib: &[u64]) -> SoakResults {
+        let cycle = |(number, mib): (usize, &u64)| SoakCycle {
             at_s: number as f64 * 10.0,
             requests: 100,
             first_ms: 400.0,
             first_served: true,
             missing: 0,
-            census: Census { rss_kib: mib * 1024, files: 20, threads: 5, descendants: 0 },
+            census: ProcessStats { rss_kib: mib * 1024, files: 20, threads: 5, descendants: 0 },
         };
         let cycles = mib.iter().enumerate().map(cycle).collect();
-        Found { elapsed: 100.0, cycles, tally: Tally::default(), account: Account::default(), others: 0.0 }
+        SoakResults {
+            elapsed: 100.0,
+            cycles,
+            tally: SoakTally::default(),
+            account: RouteTotals::default(),
+            others: 0.0,
+        }
     }
 
-    fn met(found: Found) -> Vec<bool> {
+    fn met(found: SoakResults) -> Vec<bool> {
         found.findings().aims.iter().map(|aim| aim.met).collect()
     }
 
     #[test]
-    fn what_grows_after_the_warm_up_is_not_flat() {
+    fn growth_after_warm_up_fails_the_criterion() {
         let flat = found(&[10, 20, 30, 31, 30, 31, 30, 31]);
         assert!(flat.trend().unwrap().kib_per_hour.abs() < 60.0 * 1024.0);
         assert_eq!(met(flat), [true; 4]);
@@ -242,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_left_misses() {
+    fn missing_or_left_over_fails_the_criterion() {
         let mut lossy = found(&[30; 8]);
         lossy.cycles[3].missing = 1;
         lossy.cycles[4].first_served = false;

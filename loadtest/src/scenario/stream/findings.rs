@@ -4,19 +4,19 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::contender::Contender;
-use crate::findings::{Aim, Findings, Table, noise, thousands};
-use crate::generator::streams::Seen;
+use crate::findings::{Criterion, Findings, Table, noise, thousands};
+use crate::generator::streams::StreamStats;
 use crate::rig::Window;
 use crate::spread::Spread;
 
 /// Share of its core that a contender must use for its throughput to be meaningful.
-const BUSY: f64 = 0.95;
+const MIN_CONTENDER_BUSY: f64 = 0.95;
 /// Share of the load test's core above which the load test itself may be the limit.
-const RIG_BUSY: f64 = 0.95;
+const MAX_RIG_BUSY: f64 = 0.95;
 /// Minimum share of the pace for it to count as sustained.
-const KEPT: f64 = 0.98;
+const MIN_PACE_SHARE: f64 = 0.98;
 /// Delay in µs of the load test's own writes above which the figures are blurred.
-const LATE: f64 = 500.0;
+const MAX_WRITE_DELAY_US: f64 = 500.0;
 
 const FULL: &str = "events/CPU s: of the contender's; × haproxy, × envoy: of events/CPU s; busy: of its core, the \
                     contender's process; rig busy: of the other core, the clients and the backend";
@@ -28,7 +28,7 @@ const PACED: &str = "from an event's write at the backend to its read at the cli
 /// Pacing of events in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Way {
+pub(crate) enum Pacing {
     /// Each event as soon as its predecessor has arrived.
     Full,
     /// `rate` events per second.
@@ -37,7 +37,7 @@ pub(crate) enum Way {
 
 /// One round of one contender.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Phase {
+pub(crate) struct StreamRound {
     events: u64,
     seconds: f64,
     events_per_second: f64,
@@ -56,17 +56,23 @@ pub(crate) struct Phase {
 
 /// All rounds of one contender with one pacing.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Series {
+pub(crate) struct StreamSeries {
     pub(crate) contender: Contender,
-    pub(crate) way: Way,
-    pub(crate) rounds: Vec<Phase>,
+    pub(crate) way: Pacing,
+    pub(crate) rounds: Vec<StreamRound>,
 }
 
-// === impl Phase ===
+// === impl StreamRound ===
 
-impl Phase {
+impl StreamRound {
     /// `late` is in nanoseconds.
-    pub(crate) fn new(contender: Contender, events: u64, window: &Window, seen: &Seen, late: u64) -> Self {
+    pub(crate) fn new(
+        contender: Contender,
+        events: u64,
+        window: &Window,
+        seen: &StreamStats,
+        late: u64,
+    ) -> Self {
         let seconds = window.elapsed.as_secs_f64();
         let cpu = (contender != Contender::Direct).then_some(window.spent.contender.as_secs_f64());
         let latency = |q| micros(seen.events.latency.value_at_quantile(q));
@@ -92,19 +98,23 @@ fn micros(nanos: u64) -> f64 {
     clock::between(0, nanos).as_secs_f64() * 1e6
 }
 
-// === impl Series ===
+// === impl StreamSeries ===
 
-impl Series {
-    fn spread(&self, figure: impl Fn(&Phase) -> f64) -> Spread {
+impl StreamSeries {
+    fn spread(&self, figure: impl Fn(&StreamRound) -> f64) -> Spread {
         Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
     }
 
-    fn spread_of(&self, figure: impl Fn(&Phase) -> Option<f64>) -> Option<Spread> {
+    fn spread_of(&self, figure: impl Fn(&StreamRound) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
     /// Compares round by round: a temporary slowdown of the machine affects both.
-    fn paired(&self, other: &Self, figure: impl Fn(&Phase, &Phase) -> Option<f64>) -> Option<Spread> {
+    fn paired(
+        &self,
+        other: &Self,
+        figure: impl Fn(&StreamRound, &StreamRound) -> Option<f64>,
+    ) -> Option<Spread> {
         Spread::of(self.rounds.iter().zip(&other.rounds).filter_map(|(ours, theirs)| figure(ours, theirs)))
     }
 
@@ -124,12 +134,12 @@ impl Series {
 }
 
 /// Builds the findings of a run.
-pub(crate) fn findings(how: String, streams: usize, series: &[Series]) -> Findings {
+pub(crate) fn findings(how: String, streams: usize, series: &[StreamSeries]) -> Findings {
     let tables = series
         .chunk_by(|one, next| one.way == next.way)
         .map(|group| match group[0].way {
-            Way::Full => full(group),
-            Way::Paced { rate } => paced(group, rate),
+            Pacing::Full => full(group),
+            Pacing::Paced { rate } => paced(group, rate),
         })
         .collect();
     Findings {
@@ -142,16 +152,16 @@ pub(crate) fn findings(how: String, streams: usize, series: &[Series]) -> Findin
     }
 }
 
-fn find(all: &[Series], contender: Contender, way: Way) -> Option<&Series> {
+fn find(all: &[StreamSeries], contender: Contender, way: Pacing) -> Option<&StreamSeries> {
     all.iter().find(|series| series.contender == contender && series.way == way)
 }
 
-fn full(group: &[Series]) -> Table {
-    let times = |series: &Series, other| {
-        let other = find(group, other, Way::Full);
+fn full(group: &[StreamSeries]) -> Table {
+    let times = |series: &StreamSeries, other| {
+        let other = find(group, other, Pacing::Full);
         or_dash(other.and_then(|other| series.times(other)).map(|times| format!("{:.2}", times.median)))
     };
-    let row = |series: &Series| {
+    let row = |series: &StreamSeries| {
         vec![
             series.contender.name().to_owned(),
             range(series.spread(|round| round.events_per_second)),
@@ -179,10 +189,10 @@ fn full(group: &[Series]) -> Table {
     }
 }
 
-fn paced(group: &[Series], rate: u32) -> Table {
-    let direct = find(group, Contender::Direct, Way::Paced { rate });
-    let row = |series: &Series| {
-        let median = |figure: fn(&Phase) -> f64| format!("{:.0}", series.spread(figure).median);
+fn paced(group: &[StreamSeries], rate: u32) -> Table {
+    let direct = find(group, Contender::Direct, Pacing::Paced { rate });
+    let row = |series: &StreamSeries| {
+        let median = |figure: fn(&StreamRound) -> f64| format!("{:.0}", series.spread(figure).median);
         let added =
             direct.filter(|_| series.contender != Contender::Direct).and_then(|direct| series.added(direct));
         vec![
@@ -222,23 +232,25 @@ fn paced(group: &[Series], rate: u32) -> Table {
     }
 }
 
-fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
+fn aims(streams: usize, all: &[StreamSeries]) -> Vec<Criterion> {
     let mut aims = Vec::new();
     for series in all.iter().filter(|series| series.is_anteroom()) {
         let name = series.contender.name();
         let other = |contender| find(all, contender, series.way);
         match series.way {
-            Way::Full => {
+            Pacing::Full => {
                 let times = |contender| other(contender).and_then(|other| series.times(other));
                 let limits = [
                     (Contender::Envoy, "times Envoy's events per CPU second, at least", 2.0),
                     (Contender::Haproxy, "times HAProxy's events per CPU second, at least", 0.7),
                 ];
                 for (contender, what, limit) in limits {
-                    aims.extend(times(contender).map(|times| Aim::at_least(name, what, limit, times.median)));
+                    aims.extend(
+                        times(contender).map(|times| Criterion::at_least(name, what, limit, times.median)),
+                    );
                 }
             }
-            Way::Paced { rate } => {
+            Pacing::Paced { rate } => {
                 // Otherwise events queue behind each other, and there is a note.
                 if !keeps(streams, series, rate) {
                     continue;
@@ -246,10 +258,10 @@ fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
                 let who = format!("{name}, {rate} events/s in every stream");
                 if let Some(added) = other(Contender::Direct).and_then(|direct| series.added(direct)) {
                     let what = "ms added to the time between two events (p99), at most";
-                    aims.push(Aim::at_most(&who, what, 1.0, added.median / 1e3));
+                    aims.push(Criterion::at_most(&who, what, 1.0, added.median / 1e3));
                 }
                 let what = "events that waited for another one of their stream, at most";
-                aims.push(Aim::at_most(&who, what, 0.0, together(series) as f64));
+                aims.push(Criterion::at_most(&who, what, 0.0, together(series) as f64));
             }
         }
     }
@@ -257,15 +269,15 @@ fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
 }
 
 /// Returns `true` if events arrive at the rate they are written.
-fn keeps(streams: usize, series: &Series, rate: u32) -> bool {
-    series.spread(|round| round.events_per_second).median >= f64::from(rate) * streams as f64 * KEPT
+fn keeps(streams: usize, series: &StreamSeries, rate: u32) -> bool {
+    series.spread(|round| round.events_per_second).median >= f64::from(rate) * streams as f64 * MIN_PACE_SHARE
 }
 
-fn together(series: &Series) -> u64 {
+fn together(series: &StreamSeries) -> u64 {
     series.rounds.iter().map(|round| round.together).sum()
 }
 
-fn notes(streams: usize, all: &[Series]) -> Vec<String> {
+fn notes(streams: usize, all: &[StreamSeries]) -> Vec<String> {
     let mut notes = Vec::new();
     for series in all {
         let at = at(series);
@@ -273,15 +285,15 @@ fn notes(streams: usize, all: &[Series]) -> Vec<String> {
         let (busy, rig) =
             (series.spread_of(|round| round.busy), series.spread(|round| round.rig_busy).median);
         match series.way {
-            Way::Full => {
-                if let Some(busy) = busy.filter(|busy| busy.median < BUSY) {
+            Pacing::Full => {
+                if let Some(busy) = busy.filter(|busy| busy.median < MIN_CONTENDER_BUSY) {
                     notes.push(format!(
                         "{at}: its core was only {:.0} % busy with it, so this is not its limit",
                         busy.median * 100.0
                     ));
                 }
             }
-            Way::Paced { rate } => {
+            Pacing::Paced { rate } => {
                 if !keeps(streams, series, rate) {
                     let offered = thousands(f64::from(rate) * streams as f64);
                     let kept = thousands(series.spread(|round| round.events_per_second).median);
@@ -291,13 +303,13 @@ fn notes(streams: usize, all: &[Series]) -> Vec<String> {
                     ));
                 }
                 let late = series.spread(|round| round.late_p99_us).median;
-                if late > LATE {
+                if late > MAX_WRITE_DELAY_US {
                     notes
                         .push(format!("{at}: the load test itself wrote events late, by {late:.0} µs (p99)"));
                 }
             }
         }
-        if rig > RIG_BUSY && !(direct && series.way == Way::Full) {
+        if rig > MAX_RIG_BUSY && !(direct && series.way == Pacing::Full) {
             notes.push(format!(
                 "{at}: the load test's own core was {:.0} % busy, so it may be the limit",
                 rig * 100.0
@@ -308,11 +320,11 @@ fn notes(streams: usize, all: &[Series]) -> Vec<String> {
     notes
 }
 
-fn at(series: &Series) -> String {
+fn at(series: &StreamSeries) -> String {
     let name = series.contender.name();
     match series.way {
-        Way::Full => format!("{name}, as fast as it goes"),
-        Way::Paced { rate } => format!("{name}, {rate} events/s in every stream"),
+        Pacing::Full => format!("{name}, as fast as it goes"),
+        Pacing::Paced { rate } => format!("{name}, {rate} events/s in every stream"),
     }
 }
 
@@ -332,9 +344,9 @@ fn percent(spread: Option<Spread>) -> String {
 mod tests {
     use super::*;
 
-    fn series(contender: Contender, way: Way, per_cpu_second: f64, gap_p99_us: f64) -> Series {
+    fn series(contender: Contender, way: Pacing, per_cpu_second: f64, gap_p99_us: f64) -> StreamSeries {
         let cpu = (contender != Contender::Direct).then_some(1.0);
-        let phase = Phase {
+        let phase = StreamRound {
             events: 1000,
             seconds: 1.0,
             events_per_second: per_cpu_second,
@@ -349,16 +361,16 @@ mod tests {
             rig_busy: 0.5,
             others: 0.0,
         };
-        Series { contender, way, rounds: vec![phase] }
+        StreamSeries { contender, way, rounds: vec![phase] }
     }
 
     #[test]
     fn throughput_and_delay_have_their_own_baselines() {
-        let pace = Way::Paced { rate: 10 };
+        let pace = Pacing::Paced { rate: 10 };
         let all = [
-            series(Contender::Anteroom, Way::Full, 90_000.0, 0.0),
-            series(Contender::Haproxy, Way::Full, 100_000.0, 0.0),
-            series(Contender::Envoy, Way::Full, 50_000.0, 0.0),
+            series(Contender::Anteroom, Pacing::Full, 90_000.0, 0.0),
+            series(Contender::Haproxy, Pacing::Full, 100_000.0, 0.0),
+            series(Contender::Envoy, Pacing::Full, 50_000.0, 0.0),
             series(Contender::Direct, pace, 20_000.0, 20.0),
             series(Contender::Anteroom, pace, 20_000.0, 1030.0),
         ];
@@ -370,13 +382,13 @@ mod tests {
     }
 
     #[test]
-    fn what_blurs_the_figures_is_said() {
-        let pace = Way::Paced { rate: 50 };
+    fn blurred_figures_are_reported() {
+        let pace = Pacing::Paced { rate: 50 };
         let mut slow = series(Contender::Envoy, pace, 80_000.0, 0.0);
         slow.rounds[0].late_p99_us = 600.0;
         slow.rounds[0].rig_busy = 0.99;
         slow.rounds[0].others = 0.2;
-        let mut idle = series(Contender::Nginx, Way::Full, 80_000.0, 0.0);
+        let mut idle = series(Contender::Nginx, Pacing::Full, 80_000.0, 0.0);
         idle.rounds[0].busy = Some(0.5);
         let notes = notes(2000, &[slow, idle]);
         assert_eq!(notes.len(), 5, "{notes:?}");
@@ -385,14 +397,14 @@ mod tests {
 
     #[test]
     fn overload_has_a_note_instead_of_aims() {
-        let all = [series(Contender::Anteroom, Way::Paced { rate: 50 }, 90_000.0, 0.0)];
+        let all = [series(Contender::Anteroom, Pacing::Paced { rate: 50 }, 90_000.0, 0.0)];
         assert_eq!(aims(2000, &all), []);
         assert!(notes(2000, &all)[0].contains("only 90,000 of 100,000 events/s"));
     }
 
     #[test]
     fn events_that_waited_for_another_are_a_miss() {
-        let mut late = series(Contender::Anteroom, Way::Paced { rate: 10 }, 20_000.0, 0.0);
+        let mut late = series(Contender::Anteroom, Pacing::Paced { rate: 10 }, 20_000.0, 0.0);
         late.rounds[0].together = 1;
         assert!(!aims(2000, &[late])[0].met);
     }

@@ -2,20 +2,20 @@
 
 use serde::Serialize;
 
-use super::series::{Series, Way};
+use super::series::{LoadMode, WarmSeries};
 use crate::contender::Contender;
-use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
+use crate::findings::{Criterion, Findings, Table, noise, plural, thousands};
 use crate::spread::Spread;
 
 /// Minimum throughput of the direct connection, as a multiple of the fastest proxy's.
 const HEADROOM: f64 = 1.5;
 /// Share of its core that a proxy must use for its throughput to be meaningful.
-const BUSY: f64 = 0.95;
+const MIN_PROXY_BUSY: f64 = 0.95;
 
 /// Share of the load test's core above which the load test itself may be the limit.
-const RIG_BUSY: f64 = 0.95;
+const MAX_RIG_CORE_SHARE: f64 = 0.95;
 /// Minimum share of the schedule for it to count as kept.
-const KEPT: f64 = 0.98;
+const MIN_SCHEDULE_SHARE: f64 = 0.98;
 
 const HEADER: [&str; 11] = [
     "contender",
@@ -35,8 +35,8 @@ const LEGEND: &str = "added: median latency beyond direct's; busy: of its core, 
                       the other core, the clients and the backend";
 
 /// Builds the findings of a run.
-pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
-    let lines: Vec<Line> = series.iter().map(|each| Line::new(each, series)).collect();
+pub(crate) fn findings(how: String, series: &[WarmSeries]) -> Findings {
+    let lines: Vec<WarmResult> = series.iter().map(|each| WarmResult::new(each, series)).collect();
     let tables = lines
         .chunk_by(|one, next| alike(&one.series, &next.series))
         .map(|group| Table {
@@ -58,7 +58,7 @@ pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
 
 /// One contender with one number of connections.
 #[derive(Debug, Serialize)]
-struct Line {
+struct WarmResult {
     pub(crate) requests_per_second: Spread,
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
@@ -72,13 +72,13 @@ struct Line {
     /// Median latency minus that of the direct connection.
     pub(crate) added_p50_us: Option<Spread>,
     #[serde(flatten)]
-    pub(crate) series: Series,
+    pub(crate) series: WarmSeries,
 }
 
-// === impl Line ===
+// === impl WarmResult ===
 
-impl Line {
-    fn new(series: &Series, all: &[Series]) -> Self {
+impl WarmResult {
+    fn new(series: &WarmSeries, all: &[WarmSeries]) -> Self {
         let other = |contender| find(all, contender, series);
         Self {
             requests_per_second: series.spread(|round| round.requests_per_second),
@@ -98,54 +98,54 @@ impl Line {
 }
 
 /// Returns the contender's series in the same table as `like`.
-fn find<'a>(all: &'a [Series], contender: Contender, like: &Series) -> Option<&'a Series> {
+fn find<'a>(all: &'a [WarmSeries], contender: Contender, like: &WarmSeries) -> Option<&'a WarmSeries> {
     all.iter().find(|series| series.contender == contender && alike(series, like))
 }
 
 /// Returns `true` if the series differ only in the contender.
-fn alike(one: &Series, other: &Series) -> bool {
+fn alike(one: &WarmSeries, other: &WarmSeries) -> bool {
     (one.way, one.connections) == (other.way, other.connections)
 }
 
-fn aims(all: &[Series]) -> Vec<Aim> {
+fn aims(all: &[WarmSeries]) -> Vec<Criterion> {
     let mut aims = Vec::new();
     for series in all {
-        let &Series { contender, way, connections, .. } = series;
-        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) || way != Way::Closed {
+        let &WarmSeries { contender, way, connections, .. } = series;
+        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) || way != LoadMode::Closed {
             continue;
         }
         let who = format!("{}, {}", contender.name(), title(series));
         let mut aim =
-            |make: fn(String, &'static str, f64, f64) -> Aim, what, limit, measured: Option<Spread>| {
+            |make: fn(String, &'static str, f64, f64) -> Criterion, what, limit, measured: Option<Spread>| {
                 aims.extend(measured.map(|measured| make(who.clone(), what, limit, measured.median)));
             };
         let other = |contender| find(all, contender, series);
         let (haproxy, envoy) = (other(Contender::Haproxy), other(Contender::Envoy));
         if connections > 1 {
-            let times = |other: Option<&Series>| other.and_then(|other| series.times(other));
-            aim(Aim::at_least, "times Envoy's throughput, at least", 2.0, times(envoy));
-            aim(Aim::at_least, "times HAProxy's throughput, at least", 0.7, times(haproxy));
+            let times = |other: Option<&WarmSeries>| other.and_then(|other| series.times(other));
+            aim(Criterion::at_least, "times Envoy's throughput, at least", 2.0, times(envoy));
+            aim(Criterion::at_least, "times HAProxy's throughput, at least", 0.7, times(haproxy));
         } else if let (Some(haproxy), Some(direct)) = (haproxy, other(Contender::Direct)) {
             let added = Spread::of(series.rounds.iter().zip(&haproxy.rounds).zip(&direct.rounds).map(
                 |((ours, haproxy), direct)| (ours.p50_us - direct.p50_us) / (haproxy.p50_us - direct.p50_us),
             ));
-            aim(Aim::at_most, "times HAProxy's added median latency, at most", 1.2, added);
+            aim(Criterion::at_most, "times HAProxy's added median latency, at most", 1.2, added);
         }
     }
     aims
 }
 
-fn notes(all: &[Series]) -> Vec<String> {
+fn notes(all: &[WarmSeries]) -> Vec<String> {
     let mut notes = Vec::new();
-    notes.extend(all.chunk_by(alike).filter(|group| group[0].way == Way::Closed).filter_map(headroom));
+    notes.extend(all.chunk_by(alike).filter(|group| group[0].way == LoadMode::Closed).filter_map(headroom));
     for series in all {
         let name = series.contender.name();
         let at = format!("{name}, {}", title(series));
-        let full =
-            !matches!(series.way, Way::Open { .. }) && (series.way, series.connections) != (Way::Closed, 1);
+        let full = !matches!(series.way, LoadMode::Open { .. })
+            && (series.way, series.connections) != (LoadMode::Closed, 1);
         if let Some(busy) = series.spread_of(|round| round.busy)
             && full
-            && busy.median < BUSY
+            && busy.median < MIN_PROXY_BUSY
         {
             notes.push(format!(
                 "{at}: its core was only {:.0} % busy with it, so this is not its limit",
@@ -153,15 +153,15 @@ fn notes(all: &[Series]) -> Vec<String> {
             ));
         }
         let rig = series.spread(|round| round.rig_busy).median;
-        if matches!(series.way, Way::H2 { .. }) && rig > RIG_BUSY {
+        if matches!(series.way, LoadMode::H2 { .. }) && rig > MAX_RIG_CORE_SHARE {
             notes.push(format!(
                 "{at}: the load test's own core was {:.0} % busy, so it may be the limit",
                 rig * 100.0
             ));
         }
         let kept = series.spread(|round| round.requests_per_second).median;
-        if let Way::Open { rate } = series.way
-            && kept < f64::from(rate) * KEPT
+        if let LoadMode::Open { rate } = series.way
+            && kept < f64::from(rate) * MIN_SCHEDULE_SHARE
         {
             notes.push(format!("{at}: only {} answers/s", thousands(kept)));
         }
@@ -180,8 +180,8 @@ fn notes(all: &[Series]) -> Vec<String> {
 }
 
 /// Returns a note unless the load test was fast enough not to be the limit.
-fn headroom(all: &[Series]) -> Option<String> {
-    let rate = |series: &Series| series.spread(|round| round.requests_per_second).median;
+fn headroom(all: &[WarmSeries]) -> Option<String> {
+    let rate = |series: &WarmSeries| series.spread(|round| round.requests_per_second).median;
     let best = all
         .iter()
         .filter(|series| series.contender != Contender::Direct)
@@ -202,18 +202,18 @@ fn headroom(all: &[Series]) -> Option<String> {
     })
 }
 
-fn title(series: &Series) -> String {
+fn title(series: &WarmSeries) -> String {
     let connections = plural(series.connections, "connection");
     match series.way {
-        Way::Closed => connections,
-        Way::Open { rate } => {
+        LoadMode::Closed => connections,
+        LoadMode::Open { rate } => {
             format!("open loop, {} requests/s by schedule on {connections}", thousands(rate.into()))
         }
-        Way::H2 { streams } => format!("HTTP/2, {streams} streams on each of {connections}"),
+        LoadMode::H2 { streams } => format!("HTTP/2, {streams} streams on each of {connections}"),
     }
 }
 
-fn row(line: &Line) -> [String; 11] {
+fn row(line: &WarmResult) -> [String; 11] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let direct = line.series.contender == Contender::Direct;
     let times = |spread: Option<Spread>| or_dash(spread.map(|spread| format!("{:.2}", spread.median)));
@@ -266,8 +266,8 @@ mod tests {
     fn only_the_http_1_closed_loop_has_aims() {
         let mut all =
             vec![series(Contender::Anteroom, 64, &[100.0]), series(Contender::Haproxy, 64, &[100.0])];
-        for way in [Way::Open { rate: 10_000 }, Way::H2 { streams: 16 }] {
-            let ways: Vec<_> = all[..2].iter().map(|each| Series { way, ..each.clone() }).collect();
+        for way in [LoadMode::Open { rate: 10_000 }, LoadMode::H2 { streams: 16 }] {
+            let ways: Vec<_> = all[..2].iter().map(|each| WarmSeries { way, ..each.clone() }).collect();
             all.extend(ways);
         }
         let found = findings("1 round".into(), &all);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_the_load_test_itself_is_said() {
+    fn rig_limit_is_reported() {
         let slow = [series(Contender::Direct, 64, &[120.0]), series(Contender::Nginx, 64, &[100.0])];
         assert!(notes(&slow)[0].contains("direct is only 1.20 × nginx"));
         let fast = [series(Contender::Direct, 64, &[150.0]), series(Contender::Nginx, 64, &[100.0])];
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_noise_and_reconnects_are_said() {
+    fn idle_noise_and_reconnects_are_reported() {
         let mut one = series(Contender::Nginx, 64, &[100.0]);
         one.rounds[0].busy = Some(0.8);
         one.rounds[0].others = 0.3;

@@ -3,12 +3,12 @@
 use serde::Serialize;
 
 use crate::contender::Contender;
-use crate::rig::Sample;
+use crate::rig::Measurement;
 use crate::spread::Spread;
 
 /// One round of one contender.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Round {
+pub(crate) struct WarmRound {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
     pub(crate) requests_per_second: f64,
@@ -29,7 +29,7 @@ pub(crate) struct Round {
 /// The way requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Way {
+pub(crate) enum LoadMode {
     /// Over HTTP/1.1, each connection in a closed loop.
     Closed,
     /// Over HTTP/1.1 on a schedule of `rate` requests per second.
@@ -40,17 +40,17 @@ pub(crate) enum Way {
 
 /// All rounds of one contender with one number of connections.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Series {
+pub(crate) struct WarmSeries {
     pub(crate) contender: Contender,
-    pub(crate) way: Way,
+    pub(crate) way: LoadMode,
     pub(crate) connections: usize,
-    pub(crate) rounds: Vec<Round>,
+    pub(crate) rounds: Vec<WarmRound>,
 }
 
-// === impl Round ===
+// === impl WarmRound ===
 
-impl Round {
-    pub(crate) fn new(sample: &Sample, contender: Contender) -> Self {
+impl WarmRound {
+    pub(crate) fn new(sample: &Measurement, contender: Contender) -> Self {
         let seconds = sample.elapsed.as_secs_f64();
         let requests = sample.requests;
         let cpu = (contender != Contender::Direct).then_some(sample.spent.contender.as_secs_f64());
@@ -71,19 +71,23 @@ impl Round {
     }
 }
 
-// === impl Series ===
+// === impl WarmSeries ===
 
-impl Series {
-    pub(crate) fn spread(&self, figure: impl Fn(&Round) -> f64) -> Spread {
+impl WarmSeries {
+    pub(crate) fn spread(&self, figure: impl Fn(&WarmRound) -> f64) -> Spread {
         Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
     }
 
-    pub(crate) fn spread_of(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+    pub(crate) fn spread_of(&self, figure: impl Fn(&WarmRound) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
     /// Applies `figure` to each round and the other's same round: a temporary slowdown of the machine affects both.
-    pub(crate) fn paired(&self, other: &Self, figure: impl Fn(&Round, &Round) -> f64) -> Option<Spread> {
+    pub(crate) fn paired(
+        &self,
+        other: &Self,
+        figure: impl Fn(&WarmRound, &WarmRound) -> f64,
+    ) -> Option<Spread> {
         Spread::of(self.rounds.iter().zip(&other.rounds).map(|(ours, theirs)| figure(ours, theirs)))
     }
 
@@ -100,9 +104,9 @@ impl Series {
 
 /// Creates a series of made-up rounds, for tests of the evaluation.
 #[cfg(test)]
-pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) -> Series {
+pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) -> WarmSeries {
     let cpu = (contender != Contender::Direct).then_some(1.0);
-    let round = |rate: &f64| Round {
+    let round = |rate: &f64| WarmRound {
         requests: 1000,
         seconds: 1.0,
         requests_per_second: *rate,
@@ -115,7 +119,7 @@ pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) ->
         others: 0.0,
         reconnects: 0,
     };
-    Series { contender, way: Way::Closed, connections, rounds: rates.iter().map(round).collect() }
+    WarmSeries { contender, way: LoadMode::Closed, connections, rounds: rates.iter().map(round).collect() }
 }
 
 #[cfg(test)]

@@ -19,23 +19,24 @@ use crate::{
         ClusterTarget, Concurrency, EndpointSource, Hold, Period, Policy, Readiness, ScaleBy, Scaling,
         ServicePort, Target, Workload,
     },
-    hold::Released,
+    hold::ReleaseOutcome,
     scaler::{Options, Shutdown, supervise},
     state::{
-        Discovered, DiscoveredEndpoint, Discovery, Protocol, Replicas, Scale, ScaleError, Scaling as Answer,
+        Discovered, DiscoveredEndpoint, Discovery, Protocol, Replicas, Scale, ScaleError,
+        ScaleFuture as Answer,
     },
 };
 
 /// Simulated cluster whose pod becomes ready after a drawn start-up time.
-struct Cluster {
+struct SimulatedCluster {
     began: Instant,
     start_ups: Vec<u64>,
     pods: watch::Sender<Arc<Discovered>>,
-    state: Mutex<State>,
+    state: Mutex<SimulatedClusterState>,
 }
 
 #[derive(Default)]
-struct State {
+struct SimulatedClusterState {
     wanted: u32,
     version: u64,
     starting: Option<AbortOnDropHandle<()>>,
@@ -57,13 +58,13 @@ fn pods(ready: bool) -> Arc<Discovered> {
     })
 }
 
-impl Discovery for Cluster {
+impl Discovery for SimulatedCluster {
     fn watch(&self, _: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
         self.pods.subscribe()
     }
 }
 
-impl Scale for Cluster {
+impl Scale for SimulatedCluster {
     fn replicas<'a>(&'a self, _: &'a str, _: &'a Workload) -> Answer<'a, Replicas> {
         let state = self.state.lock();
         let seen = Replicas { wanted: state.wanted, version: Some(state.version.to_string()) };
@@ -92,7 +93,7 @@ impl Scale for Cluster {
     }
 }
 
-impl Cluster {
+impl SimulatedCluster {
     /// Draws the start-up time like the replay.
     fn start_up(&self) -> Duration {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
@@ -101,24 +102,24 @@ impl Cluster {
 }
 
 /// Sends a request through the real gate.
-async fn fate(gate: Arc<Gate>, began: Instant, arrival: Arrival, hold: Duration) -> Fate {
+async fn fate(gate: Arc<Gate>, began: Instant, arrival: Arrival, hold: Duration) -> RequestFate {
     let came = began + Duration::from_millis(arrival.at);
     sleep_until(came).await;
     let permit = match gate.enter() {
         Some((permit, _)) => permit,
         None => {
-            let Ok(mut ticket) = gate.hold(1, true) else { return Fate::Rejected };
+            let Ok(mut ticket) = gate.hold(1, true) else { return RequestFate::Rejected };
             match timeout_at(came + hold, ticket.released()).await {
-                Ok(Released::Dispatch(permit)) => permit,
+                Ok(ReleaseOutcome::Dispatch(permit)) => permit,
                 Ok(_) => panic!("neither dispatched nor timed out"),
-                Err(_) => return Fate::TimedOut,
+                Err(_) => return RequestFate::TimedOut,
             }
         }
     };
     let waited = u64::try_from(came.elapsed().as_millis()).unwrap();
     permit.first_byte();
     sleep(Duration::from_millis(arrival.service)).await;
-    Fate::Served(waited)
+    RequestFate::Served(waited)
 }
 
 /// Runs the replay and the proxy with equal inputs. Returns the replay, and fates and number of starts of the proxy.
@@ -126,7 +127,7 @@ async fn both(
     arrivals: &[Arrival],
     settings: &ReplaySettings,
     start_ups: &[u64],
-) -> (ReplayOutcome, Vec<Fate>, usize) {
+) -> (ReplayOutcome, Vec<RequestFate>, usize) {
     let policy = Policy {
         scale_by: ScaleBy::Kubernetes,
         workload: Some(Workload {
@@ -146,7 +147,7 @@ async fn both(
         ..Policy::default()
     };
     let gate = Gate::new("team-a/chat".into(), policy, ColdStarts::new(|_| {}));
-    let cluster = Arc::new(Cluster {
+    let cluster = Arc::new(SimulatedCluster {
         began: Instant::now(),
         start_ups: start_ups.to_vec(),
         pods: watch::Sender::new(pods(false)),
@@ -204,12 +205,14 @@ async fn replay_matches_the_proxy() {
     let arrivals = monday();
     let (replayed, fates, starts) = both(&arrivals, &settings, &start_ups).await;
     assert_eq!(starts, replayed.cold_starts);
-    let count = |fates: &[Fate], is: fn(&Fate) -> bool| fates.iter().filter(|fate| is(fate)).count();
+    let count =
+        |fates: &[RequestFate], is: fn(&RequestFate) -> bool| fates.iter().filter(|fate| is(fate)).count();
     for is in [
-        (|fate: &Fate| matches!(fate, Fate::Served(waited) if *waited > 0)) as fn(&Fate) -> bool,
-        |fate| matches!(fate, Fate::Served(0)),
-        |fate| *fate == Fate::TimedOut,
-        |fate| *fate == Fate::Rejected,
+        (|fate: &RequestFate| matches!(fate, RequestFate::Served(waited) if *waited > 0))
+            as fn(&RequestFate) -> bool,
+        |fate| matches!(fate, RequestFate::Served(0)),
+        |fate| *fate == RequestFate::TimedOut,
+        |fate| *fate == RequestFate::Rejected,
     ] {
         assert!(count(&fates, is) > 0, "every outcome must occur: {:?}", (starts, arrivals.len()));
     }

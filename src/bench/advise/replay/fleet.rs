@@ -14,13 +14,13 @@ pub struct GpuTime {
 /// All existing replicas.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    replicas: Vec<Replica>,
+    replicas: Vec<SimulatedReplica>,
     next_id: u64,
     gpu: GpuTime,
 }
 
 #[derive(Debug)]
-struct Replica {
+struct SimulatedReplica {
     id: u64,
     state: ReplicaState,
     in_flight: u32,
@@ -59,7 +59,7 @@ impl Fleet {
     pub(super) fn start(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.replicas.push(Replica { id, state: ReplicaState::Starting, in_flight: 0 });
+        self.replicas.push(SimulatedReplica { id, state: ReplicaState::Starting, in_flight: 0 });
         id
     }
 

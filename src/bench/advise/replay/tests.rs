@@ -26,7 +26,7 @@ fn of(list: &[(u64, u64)], window: u64, settings: &ReplaySettings, start_up: u64
 fn single_request_from_zero() {
     // Arrives at 5 s, waits 20 s for the start, is served until 28 s; the replica idles until 38 s.
     let replayed = of(&[(5_000, 3_000)], 100_000, &ONE, 20_000);
-    assert_eq!(replayed.fates, [Fate::Served(20_000)]);
+    assert_eq!(replayed.fates, [RequestFate::Served(20_000)]);
     assert_eq!(replayed.gpu, GpuTime { serving: 3_000, idle: 10_000, cold: 20_000 });
     assert_eq!((replayed.cold_starts, replayed.met_cold, replayed.held_peak), (1, 1, 1));
     // A window of 30 s contains only 2 s of the idle time.
@@ -40,7 +40,7 @@ fn idle_time_starts_at_the_end_of_the_answer() {
     for (second, starts) in [(32_999, 1), (33_000, 1), (33_001, 2)] {
         let replayed = of(&[(0, 3_000), (second, 1_000)], 100_000, &ONE, 20_000);
         assert_eq!(replayed.cold_starts, starts, "{second}");
-        assert_eq!(replayed.fates[1], Fate::Served(if starts == 2 { 20_000 } else { 0 }), "{second}");
+        assert_eq!(replayed.fates[1], RequestFate::Served(if starts == 2 { 20_000 } else { 0 }), "{second}");
     }
     // With polls every 15 s it stops at 45 s, the first multiple of 15 s after 33 s.
     let polled = ReplaySettings { poll: 15_000, ..ONE };
@@ -54,7 +54,10 @@ fn requests_beyond_concurrency_wait_in_order() {
     // Ready at 20 s: dispatches two requests, and the third when the first ends at 21 s.
     let list = [(0, 1_000), (1_000, 2_000), (2_000, 5_000)];
     let replayed = of(&list, 100_000, &ONE, 20_000);
-    assert_eq!(replayed.fates, [Fate::Served(20_000), Fate::Served(19_000), Fate::Served(19_000)]);
+    assert_eq!(
+        replayed.fates,
+        [RequestFate::Served(20_000), RequestFate::Served(19_000), RequestFate::Served(19_000)]
+    );
     // The third runs from 21 s to 26 s: the replica serves from 20 s to 26 s.
     assert_eq!(replayed.gpu, GpuTime { serving: 6_000, idle: 10_000, cold: 20_000 });
     assert_eq!((replayed.held_peak, replayed.met_cold), (3, 3));
@@ -65,22 +68,22 @@ fn hold_limits_reject_and_time_out() {
     // The fourth is rejected: three are held.
     let list = [(0, 1), (1, 1), (2, 1), (3, 1)];
     let replayed = of(&list, 100_000, &ONE, 20_000);
-    assert_eq!(replayed.fates[3], Fate::Rejected);
+    assert_eq!(replayed.fates[3], RequestFate::Rejected);
     assert_eq!(replayed.held_peak, 3);
     // With a hold timeout of 15 s the first two are lost at 20 s. The start completes; alone, it idles from 20 s to 30 s.
     let short_hold = ReplaySettings { hold: 15_000, ..ONE };
     let replayed = of(&[(0, 1), (4_000, 1), (5_001, 1)], 100_000, &short_hold, 20_000);
-    assert_eq!(replayed.fates, [Fate::TimedOut, Fate::TimedOut, Fate::Served(14_999)]);
+    assert_eq!(replayed.fates, [RequestFate::TimedOut, RequestFate::TimedOut, RequestFate::Served(14_999)]);
     let replayed = of(&[(0, 1)], 100_000, &short_hold, 20_000);
     assert_eq!(replayed.gpu, GpuTime { serving: 0, idle: 10_000, cold: 20_000 });
-    assert_eq!((replayed.cold_starts, &replayed.fates[..]), (1, &[Fate::TimedOut][..]));
+    assert_eq!((replayed.cold_starts, &replayed.fates[..]), (1, &[RequestFate::TimedOut][..]));
 }
 
 #[test]
 fn floor_is_always_up_without_waits() {
     let floor = ReplaySettings { floor: 2, max_replicas: 2, ..ONE };
     let replayed = of(&[(0, 4_000), (1_000, 4_000)], 60_000, &floor, 20_000);
-    assert_eq!(replayed.fates, [Fate::Served(0), Fate::Served(0)]);
+    assert_eq!(replayed.fates, [RequestFate::Served(0), RequestFate::Served(0)]);
     // One request per replica: 4 s + 4 s of 2 × 60 s.
     assert_eq!(replayed.gpu, GpuTime { serving: 8_000, idle: 112_000, cold: 0 });
     assert_eq!((replayed.cold_starts, replayed.met_cold), (0, 0));
@@ -100,8 +103,11 @@ fn hpa_scales_up_and_down_after_stabilization() {
     let replayed = of(&[(1, 100_000); 11], 1_000_000, &wide, 20_000);
     // First sync at 15 s: two more (the limit per minute), ready at 35 s. 3 in flight and 8 held: 15 + 8 = 23, which is 4.6
     // replicas, capped at 4: the fourth is started at 75 s and ready at 95 s.
-    let waits = |fates: &[Fate]| {
-        fates.iter().map(|fate| if let Fate::Served(ms) = fate { *ms } else { u64::MAX }).collect::<Vec<_>>()
+    let waits = |fates: &[RequestFate]| {
+        fates
+            .iter()
+            .map(|fate| if let RequestFate::Served(ms) = fate { *ms } else { u64::MAX })
+            .collect::<Vec<_>>()
     };
     // Requests end at 100 s, 135 s, 195 s and every 100 s after.
     assert_eq!(
@@ -123,11 +129,11 @@ fn hpa_scales_up_and_down_after_stabilization() {
 fn simultaneous_events_are_ordered() {
     // Ready and hold timeout, both at 20 s: served.
     let hold_20s = ReplaySettings { hold: 20_000, ..ONE };
-    assert_eq!(of(&[(0, 1)], 100_000, &hold_20s, 20_000).fates, [Fate::Served(20_000)]);
-    assert_eq!(of(&[(0, 1)], 100_000, &hold_20s, 20_001).fates, [Fate::TimedOut]);
+    assert_eq!(of(&[(0, 1)], 100_000, &hold_20s, 20_000).fates, [RequestFate::Served(20_000)]);
+    assert_eq!(of(&[(0, 1)], 100_000, &hold_20s, 20_001).fates, [RequestFate::TimedOut]);
     // A request of zero duration frees its slot immediately.
     let single = ReplaySettings { concurrency: 1, ..ONE };
-    assert_eq!(of(&[(0, 0), (0, 0), (0, 0)], 100_000, &single, 5).fates, [Fate::Served(5); 3]);
+    assert_eq!(of(&[(0, 0), (0, 0), (0, 0)], 100_000, &single, 5).fates, [RequestFate::Served(5); 3]);
     assert!(of(&[], 100_000, &ONE, 5).fates.is_empty());
     assert_eq!(of(&[], 100_000, &ONE, 5).gpu, GpuTime::default());
 }
@@ -180,7 +186,7 @@ proptest! {
         let replayed = replay(&log, window, &settings, varying);
         prop_assert_eq!(replayed.fates.len(), log.len());
         for fate in &replayed.fates {
-            if let Fate::Served(waited) = fate {
+            if let RequestFate::Served(waited) = fate {
                 prop_assert!(*waited <= settings.hold);
             }
         }
@@ -196,7 +202,7 @@ proptest! {
     fn serving_time_is_the_work_of_served_requests(log in logs(), settings in settings()) {
         let one_at_a_time = ReplaySettings { concurrency: 1, ..settings };
         let replayed = replay(&log, u64::MAX / 2, &ReplaySettings { floor: 0, ..one_at_a_time }, varying);
-        let served = log.iter().zip(&replayed.fates).filter(|(_, fate)| matches!(fate, Fate::Served(_)));
+        let served = log.iter().zip(&replayed.fates).filter(|(_, fate)| matches!(fate, RequestFate::Served(_)));
         let work: u64 = served.map(|(arrival, _)| arrival.service).sum();
         prop_assert_eq!(replayed.gpu.serving, work);
     }
@@ -222,7 +228,7 @@ proptest! {
     fn larger_hold_queue_never_rejects_more(log in logs(), settings in settings(), more in 0..5_usize) {
         let base = ReplaySettings { floor: 0, max_replicas: 1, hold: u64::MAX, idle: u64::MAX, ..settings };
         let rejected = |settings: &ReplaySettings| {
-            replay(&log, 0, settings, |_, _| 30_000).fates.iter().filter(|fate| **fate == Fate::Rejected).count()
+            replay(&log, 0, settings, |_, _| 30_000).fates.iter().filter(|fate| **fate == RequestFate::Rejected).count()
         };
         let larger = ReplaySettings { hold_requests: base.hold_requests + more, ..base };
         prop_assert!(rejected(&larger) <= rejected(&base));

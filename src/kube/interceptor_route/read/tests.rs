@@ -6,9 +6,9 @@ use super::*;
 use crate::domain::Policy;
 
 /// A namespace with one ConfigMap, a Service, and one that leads out of the cluster.
-struct Shop;
+struct TestReferences;
 
-impl References for Shop {
+impl References for TestReferences {
     fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, bytes::Bytes>> {
         ((namespace, name) == ("shop", "pages")).then(|| {
             [("index.html".to_owned(), "<p>soon</p>".into()), ("wait.json".to_owned(), "{}".into())].into()
@@ -34,7 +34,7 @@ fn object(spec: &str) -> InterceptorRoute {
 }
 
 fn read(spec: &str) -> ConvertedRoute {
-    object(spec).to_route(&Shop).unwrap_or_else(|error| panic!("{spec}: {error}"))
+    object(spec).to_route(&TestReferences).unwrap_or_else(|error| panic!("{spec}: {error}"))
 }
 
 fn intercept(spec: &str) -> Intercept {
@@ -210,7 +210,7 @@ fn unknown_fields_are_ignored_and_probe_is_opt_in() {
     read(&text);
     let mut probed = object(PLAIN);
     probed.metadata.annotations = Some([(PROBE_ANNOTATION.to_owned(), "/health".to_owned())].into());
-    let readiness = probed.to_route(&Shop).unwrap().route.readiness;
+    let readiness = probed.to_route(&TestReferences).unwrap().route.readiness;
     assert_eq!((readiness.probe, readiness.path.as_str()), (true, "/health"));
 }
 
@@ -242,7 +242,7 @@ fn invalid_object_reports_key_and_reason() {
             "spec.coldStart.placeholder.response: give body or bodyFromConfigMap",
         ),
     ] {
-        let error = object(spec).to_route(&Shop).err().unwrap_or_else(|| panic!("{spec}"));
+        let error = object(spec).to_route(&TestReferences).err().unwrap_or_else(|| panic!("{spec}"));
         assert!(error.contains(expected), "{spec}: {error}");
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     kube::{scaled_objects::*, stand_in::StandIn},
 };
 
-const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const CHAT_SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
 fn object(annotations: Value) -> Value {
     json!({ "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
@@ -15,13 +15,13 @@ fn object(annotations: Value) -> Value {
 }
 
 fn session(until: &str, then: &str) -> Value {
-    object(json!({ UNTIL: until, THEN: then }))
+    object(json!({ UNTIL_ANNOTATION: until, THEN_ANNOTATION: then }))
 }
 
 /// A server at 20:00:00, and so many replicas of the proxy that watch it.
 fn stage(replicas: usize) -> (StandIn, Vec<Cluster>) {
     let server = StandIn::default();
-    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    server.set_clock(ApiServerClock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
     let clusters = (0..replicas).map(|_| replica(&server));
     let clusters = clusters.collect();
     (server, clusters)
@@ -35,13 +35,13 @@ fn replica(server: &StandIn) -> Cluster {
 }
 
 fn annotations(server: &StandIn) -> Value {
-    server.object(PATH)["metadata"]["annotations"].clone()
+    server.object(CHAT_SCALED_OBJECT)["metadata"]["annotations"].clone()
 }
 
 /// Waits until the session is over, and says how long that took.
 async fn over(server: &StandIn) -> f64 {
     let began = Instant::now();
-    while annotations(server)[UNTIL].is_string() {
+    while annotations(server)[UNTIL_ANNOTATION].is_string() {
         assert!(began.elapsed() < Duration::from_secs(24 * 3600), "{}", annotations(server));
         sleep(Duration::from_millis(100)).await;
     }
@@ -49,16 +49,16 @@ async fn over(server: &StandIn) -> f64 {
 }
 
 fn patches(server: &StandIn) -> usize {
-    server.changes().iter().filter(|(method, path)| method == "PATCH" && path == PATH).count()
+    server.changes().iter().filter(|(method, path)| method == "PATCH" && path == CHAT_SCALED_OBJECT).count()
 }
 
 #[tokio::test(start_paused = true)]
 async fn session_ends_without_its_client() {
     let (server, _clusters) = stage(1);
-    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T22:00:00Z", "pause"));
     let took = over(&server).await;
     assert!((7200.0..7201.0).contains(&took), "{took}: 2 h from 20:00:00 by the server's clock");
-    assert_eq!(annotations(&server), json!({ PAUSED: "true" }));
+    assert_eq!(annotations(&server), json!({ PAUSED_ANNOTATION: "true" }));
     sleep(Duration::from_secs(5)).await;
     let [event] = server.objects("/events/").try_into().unwrap();
     assert_eq!((&event["reason"], &event["type"]), (&json!("SessionEnded"), &json!("Normal")));
@@ -71,10 +71,10 @@ async fn session_ends_without_its_client() {
 #[tokio::test(start_paused = true)]
 async fn replicas_end_session_once() {
     let (server, _clusters) = stage(3);
-    server.put(PATH, session("2026-11-24T20:10:00Z", "zero"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T20:10:00Z", "zero"));
     over(&server).await;
     sleep(Duration::from_secs(600)).await;
-    assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0" }));
+    assert_eq!(annotations(&server), json!({ PAUSED_ANNOTATION: "true", PAUSED_REPLICAS_ANNOTATION: "0" }));
     assert_eq!(patches(&server), 1);
     assert_eq!(server.objects("/events/").len(), 1);
 }
@@ -82,7 +82,7 @@ async fn replicas_end_session_once() {
 #[tokio::test(start_paused = true)]
 async fn late_replica_ends_overdue_session() {
     let (server, _) = stage(0);
-    server.put(PATH, session("2026-11-24T19:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T19:00:00Z", "pause"));
     let _cluster = replica(&server);
     let took = over(&server).await;
     assert!(took < 1.0, "{took}");
@@ -91,12 +91,12 @@ async fn late_replica_ends_overdue_session() {
 #[tokio::test(start_paused = true)]
 async fn moved_end_is_respected() {
     let (server, _clusters) = stage(1);
-    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T22:00:00Z", "pause"));
     sleep(Duration::from_secs(3600)).await;
-    server.put(PATH, session("2026-11-24T23:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T23:00:00Z", "pause"));
     sleep(Duration::from_secs(7100)).await;
-    assert!(annotations(&server)[UNTIL].is_string(), "20:00 + 3600 s + 7100 s is 22:58:20");
-    server.put(PATH, session("2026-11-24T22:59:00Z", "pause"));
+    assert!(annotations(&server)[UNTIL_ANNOTATION].is_string(), "20:00 + 3600 s + 7100 s is 22:58:20");
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T22:59:00Z", "pause"));
     let took = over(&server).await;
     assert!((40.0..41.0).contains(&took), "{took}: 40 s from 22:58:20");
 }
@@ -105,9 +105,9 @@ async fn moved_end_is_respected() {
 async fn denied_end_is_logged_and_retried() {
     let (server, _clusters) = stage(1);
     server.forbid("PATCH", "scaledobjects");
-    server.put(PATH, session("2026-11-24T20:00:30Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T20:00:30Z", "pause"));
     sleep(Duration::from_secs(300)).await;
-    assert!(annotations(&server)[UNTIL].is_string());
+    assert!(annotations(&server)[UNTIL_ANNOTATION].is_string());
     server.allow_all();
     let took = over(&server).await;
     assert!(took <= 61.0, "{took}: tried every 60 s");
@@ -119,9 +119,9 @@ async fn disabled_sessions_are_reported_once() {
     let config = config::Kubernetes { sessions: false, ..config::Kubernetes::default() };
     let cluster = server.cluster_with(&config);
     cluster.spawn(enforce(cluster.clone(), cluster.scaled_objects(), cluster.events()));
-    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T22:00:00Z", "pause"));
     sleep(Duration::from_secs(4 * 3600)).await;
-    assert!(annotations(&server)[UNTIL].is_string());
+    assert!(annotations(&server)[UNTIL_ANNOTATION].is_string());
     assert_eq!(patches(&server), 0);
     let [event] = server.objects("/events/").try_into().unwrap();
     assert_eq!((&event["reason"], &event["type"]), (&json!("SessionsDisabled"), &json!("Warning")));
@@ -132,8 +132,8 @@ async fn disabled_sessions_are_reported_once() {
 #[tokio::test(start_paused = true)]
 async fn malformed_session_is_left_alone() {
     let (server, _clusters) = stage(1);
-    server.put(PATH, session("soon", "pause"));
-    server.put(&PATH.replace("chat", "other"), object(json!({ PAUSED: "true" })));
+    server.put(CHAT_SCALED_OBJECT, session("soon", "pause"));
+    server.put(&CHAT_SCALED_OBJECT.replace("chat", "other"), object(json!({ PAUSED_ANNOTATION: "true" })));
     sleep(Duration::from_secs(3600)).await;
     assert!(server.changes().is_empty(), "{:?}", server.changes());
 }
@@ -141,12 +141,12 @@ async fn malformed_session_is_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn sessions_work_after_late_keda_install() {
     let server = StandIn::default();
-    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    server.set_clock(ApiServerClock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
     server.lack("keda.sh");
     let _cluster = replica(&server);
     advance(Duration::from_secs(100)).await;
     server.install_all();
-    server.put(PATH, session("2026-11-24T20:00:00Z", "pause"));
+    server.put(CHAT_SCALED_OBJECT, session("2026-11-24T20:00:00Z", "pause"));
     let took = over(&server).await;
     assert!(took <= 31.0, "{took}: looked for every 30 s");
 }

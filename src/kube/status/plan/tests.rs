@@ -12,7 +12,7 @@ struct PlanReplica {
 }
 
 impl PlanReplica {
-    fn new(state: State) -> Self {
+    fn new(state: RouteState) -> Self {
         Self {
             said: StatusHistory::default(),
             object: RouteObject {
@@ -54,14 +54,14 @@ async fn pass(seconds: f64) {
 
 #[tokio::test(start_paused = true)]
 async fn changes_are_written_at_once_then_rate_limited() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(RouteState::Idle));
     assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
     assert_eq!(replica.act(&mut there), None, "it stands there");
-    assert_eq!((there.state, there.conditions.len()), (Some(State::Idle), 3));
+    assert_eq!((there.state, there.conditions.len()), (Some(RouteState::Idle), 3));
 
     // 0.4 s after the last write: the second is over in 0.6 s.
     pass(0.4).await;
-    replica.report.state = State::Starting;
+    replica.report.state = RouteState::Starting;
     assert_eq!(replica.act(&mut there), Some(Duration::from_millis(600)));
     pass(0.6).await;
     assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
@@ -77,13 +77,13 @@ async fn changes_are_written_at_once_then_rate_limited() {
 
 #[tokio::test(start_paused = true)]
 async fn condition_keeps_its_transition_time() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(RouteState::Idle));
     replica.act(&mut there);
     for condition in &mut there.conditions {
         condition.last_transition_time = "2020-01-01T00:00:00Z".into();
     }
     pass(1.0).await;
-    replica.report.state = State::Ready;
+    replica.report.state = RouteState::Ready;
     (replica.report.ready, replica.report.endpoints) = (1, 2);
     replica.act(&mut there);
     let time = |kind: &str| {
@@ -98,10 +98,10 @@ async fn condition_keeps_its_transition_time() {
 #[tokio::test(start_paused = true)]
 async fn replicas_do_not_overwrite_each_other() {
     let mut there = ModelRouteStatus::default();
-    let (mut holder, mut idle) = (PlanReplica::new(State::Starting), PlanReplica::new(State::Idle));
+    let (mut holder, mut idle) = (PlanReplica::new(RouteState::Starting), PlanReplica::new(RouteState::Idle));
     holder.report.held = 3;
     holder.act(&mut there);
-    assert_eq!(there.state, Some(State::Starting));
+    assert_eq!(there.state, Some(RouteState::Starting));
 
     // A replica that knows less defers for two minutes after the last write of the other one.
     assert_eq!(idle.act(&mut there), None);
@@ -115,40 +115,40 @@ async fn replicas_do_not_overwrite_each_other() {
     assert_eq!((idle.act(&mut there), holder.act(&mut there)), (None, None));
 
     // It is over: the one that knew says so, and the other one agrees.
-    (holder.report.state, holder.report.held) = (State::Idle, 0);
+    (holder.report.state, holder.report.held) = (RouteState::Idle, 0);
     assert_eq!(holder.act(&mut there), Some(Duration::ZERO));
-    assert_eq!((there.state, there.held), (Some(State::Idle), Some(0)));
+    assert_eq!((there.state, there.held), (Some(RouteState::Idle), Some(0)));
     assert_eq!(idle.act(&mut there), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn status_of_dead_replica_is_corrected() {
     let mut there = ModelRouteStatus::default();
-    PlanReplica::new(State::Starting).act(&mut there);
-    let mut idle = PlanReplica::new(State::Idle);
+    PlanReplica::new(RouteState::Starting).act(&mut there);
+    let mut idle = PlanReplica::new(RouteState::Idle);
     assert_eq!(idle.act(&mut there), None);
     pass(120.0).await;
     assert_eq!(idle.act(&mut there), Some(Duration::ZERO), "its last own word was the other's");
-    assert_eq!(there.state, Some(State::Idle));
+    assert_eq!(there.state, Some(RouteState::Idle));
 }
 
 #[tokio::test(start_paused = true)]
 async fn replica_that_knew_the_state_corrects_it() {
     let mut there = ModelRouteStatus::default();
-    let (mut one, mut other) = (PlanReplica::new(State::Ready), PlanReplica::new(State::Ready));
+    let (mut one, mut other) = (PlanReplica::new(RouteState::Ready), PlanReplica::new(RouteState::Ready));
     one.act(&mut there);
     assert_eq!(other.act(&mut there), None);
     // One has died; the other sees the target go.
     drop(one);
     pass(5.0).await;
-    other.report.state = State::Idle;
+    other.report.state = RouteState::Idle;
     assert_eq!(other.act(&mut there), Some(Duration::ZERO));
-    assert_eq!(there.state, Some(State::Idle));
+    assert_eq!(there.state, Some(RouteState::Idle));
 }
 
 #[tokio::test(start_paused = true)]
 async fn foreign_status_is_corrected_after_a_while() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Ready));
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(RouteState::Ready));
     replica.act(&mut there);
     there.conditions.clear();
     pass(1.0).await;
@@ -163,7 +163,7 @@ async fn foreign_status_is_corrected_after_a_while() {
 async fn later_cold_start_wins() {
     let cold_start =
         |started_at: &str| Some(LastColdStart { started_at: started_at.into(), ..LastColdStart::default() });
-    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(RouteState::Idle));
     replica.act(&mut there);
     there.last_cold_start = cold_start("2026-01-02T00:00:00.000Z");
     replica.report.last_cold_start = cold_start("2026-01-01T00:00:00.000Z");
@@ -177,7 +177,7 @@ async fn later_cold_start_wins() {
 #[tokio::test(start_paused = true)]
 async fn unwritable_object_backs_off() {
     let there = ModelRouteStatus::default();
-    let mut replica = PlanReplica::new(State::Idle);
+    let mut replica = PlanReplica::new(RouteState::Idle);
     for seconds in [2, 4, 8, 16, 32, 64, 120, 120] {
         assert!(matches!(replica.plan(&there), Plan::Write(_)));
         replica.said.failed(Instant::now());
@@ -186,14 +186,14 @@ async fn unwritable_object_backs_off() {
         pass(seconds as f64).await;
     }
     // An object that cannot be read: what stands there is not known, so it is said once.
-    let mut replica = PlanReplica::new(State::Idle);
+    let mut replica = PlanReplica::new(RouteState::Idle);
     replica.verdict = Verdict::Invalid("it cannot be read".into());
     let unread = Observed { generation: Some(1), status: None };
     let plan = |replica: &mut PlanReplica, unread: &Observed| {
         replica.said.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
     };
     let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
-    assert_eq!(status.state, Some(State::Refused));
+    assert_eq!(status.state, Some(RouteState::Refused));
     replica.said.written(*status, Instant::now());
     pass(3600.0).await;
     assert_eq!(plan(&mut replica, &unread), Plan::Nothing);
@@ -203,7 +203,7 @@ async fn unwritable_object_backs_off() {
 
 #[tokio::test(start_paused = true)]
 async fn conditions_report_the_obstacle() {
-    let mut replica = PlanReplica::new(State::Starting);
+    let mut replica = PlanReplica::new(RouteState::Starting);
     replica.report.obstacle =
         Some((ObstacleKind::AutoscalingPaused, Arc::from("ScaledObject vllm is paused")));
     let mut there = ModelRouteStatus::default();

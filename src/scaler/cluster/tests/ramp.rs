@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::Period;
 
 /// A server that resets requests beyond its capacity, and answers the others after `takes`.
-struct Model {
+struct LimitedServer {
     bears: u32,
     takes: Duration,
     now: AtomicU32,
@@ -16,7 +16,7 @@ struct Model {
     swallows: AtomicU32,
 }
 
-impl Model {
+impl LimitedServer {
     fn new(bears: u32, ms: u64) -> Arc<Self> {
         Arc::new(Self {
             bears,
@@ -29,10 +29,10 @@ impl Model {
     }
 
     /// Serves a held request. Returns the time in milliseconds from the start, and the number of dispatches.
-    async fn serve(self: Arc<Self>, stage: Arc<Stage>, mut ticket: Ticket<Permit>) -> (u64, u32) {
+    async fn serve(self: Arc<Self>, stage: Arc<KeeperTest>, mut ticket: Ticket<Permit>) -> (u64, u32) {
         for sent in 1.. {
             let permit = match ticket.released().await {
-                Released::Dispatch(permit) => permit,
+                ReleaseOutcome::Dispatch(permit) => permit,
                 _ => panic!("not released"),
             };
             if self.swallows.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
@@ -57,7 +57,11 @@ impl Model {
 }
 
 /// Holds `count` requests while the pod starts; it becomes ready at 1000 ms.
-async fn held(stage: &Arc<Stage>, count: usize, model: &Arc<Model>) -> Vec<JoinHandle<(u64, u32)>> {
+async fn held(
+    stage: &Arc<KeeperTest>,
+    count: usize,
+    model: &Arc<LimitedServer>,
+) -> Vec<JoinHandle<(u64, u32)>> {
     let tickets: Vec<_> = (0..count).map(|_| stage.hold()).collect();
     let served =
         tickets.into_iter().map(|ticket| tokio::spawn(model.clone().serve(stage.clone(), ticket))).collect();
@@ -75,18 +79,18 @@ async fn ends(served: Vec<JoinHandle<(u64, u32)>>) -> Vec<(u64, u32)> {
     ends
 }
 
-async fn stage(policy: Policy, gateway: Option<&str>) -> Arc<Stage> {
-    Arc::new(Stage::new(policy, gateway, &[(A, NotReady)]).await)
+async fn stage(policy: Policy, gateway: Option<&str>) -> Arc<KeeperTest> {
+    Arc::new(KeeperTest::new(policy, gateway, &[(A, NotReady)]).await)
 }
 
 #[tokio::test(start_paused = true)]
 async fn long_answers_wait_for_no_round_of_heads() {
     for gateway in [None, Some("http://envoy:8080")] {
         let stage = stage(Policy::default(), gateway).await;
-        let model = Model::new(64, 2_000);
+        let model = LimitedServer::new(64, 2_000);
         let served = held(&stage, 64, &model).await;
         // Answers probes from its opening on.
-        stage.servers.answer(A, Answer::Ready);
+        stage.servers.answer(A, ProbeResult::Ready);
         let mut ends: Vec<_> = ends(served).await.into_iter().map(|(ms, _)| ms - 1_000).collect();
         ends.sort_unstable();
         let at = |ms| ends.iter().filter(|end| **end == ms).count();
@@ -105,27 +109,27 @@ async fn pods_without_probes_widen_by_their_report() {
     let mut policy = Policy::default();
     policy.readiness.probe = false;
     let stage = stage(policy, None).await;
-    let served = held(&stage, 64, &Model::new(64, 2_000)).await;
+    let served = held(&stage, 64, &LimitedServer::new(64, 2_000)).await;
     assert_eq!(ends(served).await.iter().map(|(ms, _)| ms).max(), Some(&3_600), "1000 + 4 × 150 + 2000");
     assert!(stage.servers.asked.lock().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn swallowed_requests_hold_up_the_others_for_a_bounded_time() {
-    let slow = Answer::TimedOut(Period::from_secs(1));
+async fn swallowed_requests_delay_others_for_bounded_time() {
+    let slow = ProbeResult::TimedOut(Period::from_secs(1));
     for (answer, usual_ms, expected) in [
-        (Answer::Ready, None, 150),
-        (Answer::Status(StatusCode::NOT_FOUND), None, 150),
+        (ProbeResult::Ready, None, 150),
+        (ProbeResult::Status(StatusCode::NOT_FOUND), None, 150),
         (slow.clone(), None, 5_000),
         (slow.clone(), Some(1_500), 1_500),
         (slow, Some(60_000), 5_000),
-        (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), None, 5_000),
+        (ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE), None, 5_000),
     ] {
         let stage = stage(Policy::default(), None).await;
         if let Some(ms) = usual_ms {
             stage.gate.counters().first_byte(Duration::from_millis(ms), false, None);
         }
-        let model = Model::new(64, 10);
+        let model = LimitedServer::new(64, 10);
         model.swallows.store(4, SeqCst);
         let mut served = held(&stage, 12, &model).await;
         stage.servers.answer(A, answer.clone());
@@ -140,7 +144,7 @@ async fn swallowed_requests_hold_up_the_others_for_a_bounded_time() {
 #[tokio::test(start_paused = true)]
 async fn dead_server_gets_no_more_for_its_silence() {
     let stage = stage(Policy::default(), None).await;
-    let model = Model::new(64, 10);
+    let model = LimitedServer::new(64, 10);
     model.swallows.store(4, SeqCst);
     // The server is gone, without closing its connections.
     let served = held(&stage, 12, &model).await;
@@ -152,9 +156,9 @@ async fn dead_server_gets_no_more_for_its_silence() {
 #[tokio::test(start_paused = true)]
 async fn server_that_bears_8_is_not_trampled() {
     let stage = stage(Policy::default(), None).await;
-    let model = Model::new(8, 2_000);
+    let model = LimitedServer::new(8, 2_000);
     let served = held(&stage, 64, &model).await;
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     let ends = ends(served).await;
     let took = ends.iter().map(|(ms, _)| ms - 1_000).max().unwrap();
     // 8 rounds of 2 s; the first began in two parts, 150 ms apart.
@@ -168,8 +172,8 @@ async fn server_that_bears_8_is_not_trampled() {
 
 #[tokio::test(start_paused = true)]
 async fn suspect_with_streams_left_serves_beside_them() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let mut streams: Vec<_> = (0..41).map(|_| stage.enter().unwrap()).collect();
     streams.iter().for_each(Permit::first_byte);
     // One ends, and the next request takes its place.

@@ -3,10 +3,10 @@
 use super::*;
 use crate::{
     coldstart::TargetKind,
-    state::{PodStart, Seen, Tail},
+    state::{Observation, OutputTail, PodStart},
 };
 
-const GATEWAY: &str = "http://envoy:8080";
+const GATEWAY_URL: &str = "http://envoy:8080";
 
 /// A report of a pod, with the ends of its phases in milliseconds from the start.
 struct PodReport {
@@ -14,7 +14,7 @@ struct PodReport {
     address: Option<&'static str>,
     state: ReportedState,
     moments: Vec<(Phase, u64)>,
-    tail: Option<Tail>,
+    tail: Option<OutputTail>,
 }
 
 fn pod_report(
@@ -26,7 +26,7 @@ fn pod_report(
     PodReport { name, address, state, moments: moments.to_vec(), tail: None }
 }
 
-impl Stage {
+impl KeeperTest {
     async fn report_pods(&self, pods: &[PodReport]) {
         let endpoints = pods.iter().filter_map(|pod| {
             Some(DiscoveredEndpoint {
@@ -38,7 +38,7 @@ impl Stage {
             })
         });
         let starts = pods.iter().map(|pod| {
-            let at = |ms: u64| Seen { at: self.began + Duration::from_millis(ms), stamp: None };
+            let at = |ms: u64| Observation { at: self.began + Duration::from_millis(ms), stamp: None };
             Arc::new(PodStart {
                 name: pod.name.into(),
                 address: pod.address.map(Into::into),
@@ -70,7 +70,7 @@ use Phase::{Create, Dispatch, FirstByte, Load, Propagate, Pull, Schedule, Start}
 
 #[tokio::test(start_paused = true)]
 async fn load_ends_with_the_report_that_opened_the_pod() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(20).await;
@@ -103,7 +103,7 @@ async fn load_ends_with_the_report_that_opened_the_pod() {
 
 #[tokio::test(start_paused = true)]
 async fn record_names_the_pod_that_answered_first() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
     let first = [(Create, 10), (Schedule, 20), (Start, 90)];
     let second = [(Create, 30), (Schedule, 40), (Pull, 60), (Start, 70)];
@@ -114,7 +114,7 @@ async fn record_names_the_pod_that_answered_first() {
             pod_report("a/y", Some(B), NotReady, &second),
         ])
         .await;
-    stage.servers.answer(B, Answer::Ready);
+    stage.servers.answer(B, ProbeResult::Ready);
     released(&mut held).await.first_byte();
     assert_eq!(stage.ms(), 150, "at its second probe");
     let (phases, pod) = stage.record();
@@ -136,7 +136,7 @@ async fn record_names_the_pod_that_answered_first() {
 
 #[tokio::test(start_paused = true)]
 async fn delay_of_the_gateway_is_propagation() {
-    let stage = Stage::new(with(8, 2), Some(GATEWAY), &[]).await;
+    let stage = KeeperTest::new(with(8, 2), Some(GATEWAY_URL), &[]).await;
     let mut held = stage.hold();
     stage.at(1_000).await;
     let seen = [(Create, 100), (Start, 600)];
@@ -146,7 +146,7 @@ async fn delay_of_the_gateway_is_propagation() {
             pod_report("a/y", Some(B), NotReady, &seen),
         ])
         .await;
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     for _ in 0..3 {
         let permit = released(&mut held).await;
         // "no healthy upstream"
@@ -154,7 +154,7 @@ async fn delay_of_the_gateway_is_propagation() {
         held = stage.gate.readmit(held.place(), 1);
     }
     // Another pod is ready by then.
-    stage.servers.answer(B, Answer::Ready);
+    stage.servers.answer(B, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!(stage.ms(), 1_400, "1050 and the back-offs of 50, 100 and 200");
     stage.at(1_430).await;
@@ -177,12 +177,12 @@ async fn delay_of_the_gateway_is_propagation() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_record_has_lines_of_the_newest_pod() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
-    let (older, newer) = (Tail::default(), Tail::default());
+    let (older, newer) = (OutputTail::default(), OutputTail::default());
     older.push("loading".into());
     (0..60).for_each(|line| newer.push(format!("CUDA error {line}")));
-    let pod = |name, at, tail: &Tail| PodReport {
+    let pod = |name, at, tail: &OutputTail| PodReport {
         tail: Some(tail.clone()),
         ..pod_report(name, None, NotReady, &[(Create, at), (Start, at + 5)])
     };
@@ -192,7 +192,10 @@ async fn failed_record_has_lines_of_the_newest_pod() {
     let reason = failed(&mut held).await;
     assert!(reason.starts_with("it ends\nIts last lines:\nCUDA error 50"), "{reason}");
     let [record] = stage.ended().try_into().unwrap();
-    assert_eq!((record.last_lines.len(), &*record.last_lines[0]), (Tail::KEPT, "CUDA error 10"));
+    assert_eq!(
+        (record.last_lines.len(), &*record.last_lines[0]),
+        (OutputTail::MAX_TAIL_LINES, "CUDA error 10")
+    );
     let last = record.phases.last().unwrap();
     assert_eq!((last.name, last.unfinished), (Load, true));
 }
@@ -201,7 +204,7 @@ async fn failed_record_has_lines_of_the_newest_pod() {
 async fn pod_that_refuses_fails_its_one_cold_start() {
     let mut policy = Policy::default();
     policy.failure_grace.service = crate::domain::Period::from_secs(5);
-    let stage = Stage::new(policy, None, &[]).await;
+    let stage = KeeperTest::new(policy, None, &[]).await;
     stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(1_000).await;
@@ -233,7 +236,7 @@ async fn pod_that_refuses_fails_its_one_cold_start() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_that_dies_unanswered_prolongs_its_cold_start() {
-    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[]).await;
     stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(1_000).await;
@@ -246,7 +249,7 @@ async fn pod_that_dies_unanswered_prolongs_its_cold_start() {
     permit.suspect();
     drop(permit);
     held = stage.gate.readmit(held.place(), 1);
-    stage.servers.answer_after(B, Answer::Ready, 10);
+    stage.servers.answer_after(B, ProbeResult::Ready, 10);
     stage.at(3_000).await;
     released(&mut held).await.first_byte();
     let [record] = stage.ended().try_into().unwrap();

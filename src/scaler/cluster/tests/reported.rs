@@ -6,12 +6,12 @@ use crate::domain::Period;
 #[tokio::test(start_paused = true)]
 async fn report_of_ready_overrules_a_rejected_probe() {
     for answer in [
-        Answer::Status(StatusCode::NOT_FOUND),
-        Answer::Status(StatusCode::UNAUTHORIZED),
-        Answer::Status(StatusCode::FOUND),
-        Answer::TimedOut(Period::from_secs(1)),
+        ProbeResult::Status(StatusCode::NOT_FOUND),
+        ProbeResult::Status(StatusCode::UNAUTHORIZED),
+        ProbeResult::Status(StatusCode::FOUND),
+        ProbeResult::TimedOut(Period::from_secs(1)),
     ] {
-        let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+        let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
         stage.servers.answer(A, answer.clone());
         let permit = stage.enter().unwrap();
         permit.suspect();
@@ -24,14 +24,14 @@ async fn report_of_ready_overrules_a_rejected_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_recovers_although_its_path_is_wrong() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
     let permit = stage.enter().unwrap();
     permit.suspect();
     drop(permit);
     let mut held = stage.hold();
     stage.at(520).await;
     assert!(!stage.is_open(A), "requests would be refused as well");
-    stage.servers.answer(A, Answer::Status(StatusCode::NOT_FOUND));
+    stage.servers.answer(A, ProbeResult::Status(StatusCode::NOT_FOUND));
     drop(released(&mut held).await);
     assert_eq!(stage.ms(), 550, "at the next probe");
 }
@@ -39,12 +39,12 @@ async fn pod_recovers_although_its_path_is_wrong() {
 #[tokio::test(start_paused = true)]
 async fn report_outweighs_a_failure_after_30_s() {
     for answer in [
-        Answer::Status(StatusCode::SERVICE_UNAVAILABLE),
-        Answer::Refused,
-        Answer::Unheard(Period::from_millis(200)),
-        Answer::Broken("reset".into()),
+        ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE),
+        ProbeResult::Refused,
+        ProbeResult::Unheard(Period::from_millis(200)),
+        ProbeResult::Broken("reset".into()),
     ] {
-        let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+        let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
         stage.servers.answer(A, answer.clone());
         let permit = stage.enter().unwrap();
         permit.suspect();
@@ -59,10 +59,10 @@ async fn report_outweighs_a_failure_after_30_s() {
 
 #[tokio::test(start_paused = true)]
 async fn pod_reported_unready_needs_our_probe() {
-    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let permit = released(&mut stage.hold()).await;
-    stage.servers.answer(A, Answer::Status(StatusCode::NOT_FOUND));
+    stage.servers.answer(A, ProbeResult::Status(StatusCode::NOT_FOUND));
     permit.suspect();
     drop(permit);
     let _held = stage.hold();

@@ -4,7 +4,7 @@ use super::*;
 
 const PREFILL: Role = Role { helps: true, groups: 0b10 };
 const DECODE: Role = Role { helps: false, groups: 0b01 };
-const GATEWAY: &str = "10.9.9.9:80";
+const GATEWAY_ADDRESS: &str = "10.9.9.9:80";
 
 /// Pods of the decode role serve, and need one of the prefill role.
 fn roles() -> Roles {
@@ -15,7 +15,7 @@ fn roles() -> Roles {
 
 #[tokio::test(start_paused = true)]
 async fn pod_of_one_role_waits_for_the_other() {
-    let stage = Stage::with_roles(Policy::default(), None, roles());
+    let stage = KeeperTest::with_roles(Policy::default(), None, roles());
     stage.report_with_roles(&[(A, Ready, PREFILL), (B, NotReady, DECODE)]).await;
     let mut held = stage.hold();
     stage.at(100).await;
@@ -24,7 +24,7 @@ async fn pod_of_one_role_waits_for_the_other() {
     stage.at(200).await;
     assert!(!stage.is_open(B), "nor does decode alone");
     // Probed like other pods: at 100, 150 and 200, when its port refused.
-    stage.servers.answer(A, Answer::Ready);
+    stage.servers.answer(A, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 250), "at the next probe");
     assert_eq!(permit.endpoint().limit(), 4, "a cold pod has a ramp");
@@ -42,7 +42,7 @@ async fn pod_of_one_role_waits_for_the_other() {
 #[tokio::test(start_paused = true)]
 async fn roles_that_all_serve_open_together() {
     let both = Roles { serve: <_>::default(), ..roles() };
-    let stage = Stage::with_roles(Policy::default(), None, both);
+    let stage = KeeperTest::with_roles(Policy::default(), None, both);
     let serves = |groups| Role { helps: false, groups };
     stage.report_with_roles(&[(A, Ready, serves(0b01))]).await;
     assert!(!stage.is_open(A));
@@ -55,27 +55,27 @@ async fn roles_that_all_serve_open_together() {
 
 #[tokio::test(start_paused = true)]
 async fn gateway_opens_when_every_role_has_a_pod() {
-    let stage = Stage::with_roles(with(4, 4), Some("http://10.9.9.9"), roles());
+    let stage = KeeperTest::with_roles(with(4, 4), Some("http://10.9.9.9"), roles());
     stage.report_with_roles(&[(A, Ready, PREFILL)]).await;
     let mut held = stage.hold();
     stage.at(1000).await;
-    assert!(!stage.is_open(GATEWAY));
+    assert!(!stage.is_open(GATEWAY_ADDRESS));
     stage.report_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
     let permit = released(&mut held).await;
     assert_eq!(
         (permit.endpoint().address(), permit.endpoint().servers()),
-        (GATEWAY, 1),
+        (GATEWAY_ADDRESS, 1),
         "one of them serves"
     );
     stage.report_with_roles(&[(B, Ready, DECODE)]).await;
-    assert!(!stage.is_open(GATEWAY));
+    assert!(!stage.is_open(GATEWAY_ADDRESS));
 }
 
 #[tokio::test(start_paused = true)]
 async fn failed_start_names_the_missing_role() {
     let mut policy = Policy::default();
     policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
-    let stage = Stage::with_roles(policy, None, roles());
+    let stage = KeeperTest::with_roles(policy, None, roles());
     stage.report_with_roles(&[(B, Ready, DECODE)]).await;
     let mut held = stage.hold();
     let reason = failed(&mut held).await;
@@ -84,8 +84,8 @@ async fn failed_start_names_the_missing_role() {
 
 #[tokio::test(start_paused = true)]
 async fn unmet_readiness_gate_keeps_a_pod_closed() {
-    let stage = Stage::new(Policy::default(), None, &[(A, Gated)]).await;
-    stage.servers.answer(A, Answer::Ready);
+    let stage = KeeperTest::new(Policy::default(), None, &[(A, Gated)]).await;
+    stage.servers.answer(A, ProbeResult::Ready);
     let mut held = stage.hold();
     stage.at(5_000).await;
     assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
@@ -107,7 +107,7 @@ async fn unmet_readiness_gate_keeps_a_pod_closed() {
 async fn failed_start_names_the_unmet_gate() {
     let mut policy = Policy::default();
     policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
-    let stage = Stage::new(policy, None, &[(A, Gated), (B, NotReady)]).await;
+    let stage = KeeperTest::new(policy, None, &[(A, Gated), (B, NotReady)]).await;
     let mut held = stage.hold();
     let reason = failed(&mut held).await;
     let why = "1 of 2 pods wait for a readiness gate that they declare";

@@ -17,7 +17,7 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-struct Scene {
+struct StreamsTest {
     directory: Arc<Directory>,
     gate: Arc<Gate>,
     cold_starts: Arc<ColdStarts>,
@@ -25,12 +25,12 @@ struct Scene {
 }
 
 /// A route with a linger of 60 s and an activation timeout of 30 min, the defaults.
-fn scene() -> Scene {
+fn scene() -> StreamsTest {
     let cold_starts = ColdStarts::new(|_| {});
     let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
     let directory = Arc::new(Directory::default());
     directory.publish([gate.clone()]);
-    Scene { directory, gate, cold_starts, ending: CancellationToken::new() }
+    StreamsTest { directory, gate, cold_starts, ending: CancellationToken::new() }
 }
 
 fn trigger() -> Trigger {
@@ -42,7 +42,7 @@ fn trigger() -> Trigger {
     .unwrap()
 }
 
-impl Scene {
+impl StreamsTest {
     fn activity(&self) -> Activity {
         Activity::new(trigger(), self.directory.clone(), self.ending.clone(), Source::default())
     }
@@ -105,7 +105,7 @@ fn shown(is_listed: bool, is_scaled: Option<bool>) -> Vec<PushReceiver> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn true_is_repeated_until_replicas_are_seen_and_no_longer() {
+async fn true_is_repeated_until_replicas_are_observed() {
     let scene = scene();
     scene.gate.demand().set_receivers(shown(true, Some(false)));
     let mut activity = scene.activity();
@@ -128,7 +128,7 @@ async fn true_is_repeated_until_replicas_are_seen_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_up_is_pushed_once_where_replicas_are_not_known() {
+async fn ready_target_with_unknown_replicas_is_pushed_once() {
     let scene = scene();
     let endpoint = scene.up();
     let mut activity = scene.activity();
