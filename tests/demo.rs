@@ -15,7 +15,7 @@ use std::{
 };
 
 use anteroom::{config::Config, kube::ModelRoute};
-use marked::{Mark, Process};
+use marked::{MarkedProcess, ProcessMark};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ const README: &str = include_str!("../README.md");
 
 struct Demo {
     child: Child,
-    mark: Mark,
+    mark: ProcessMark,
 }
 
 /// Result of a demo that has exited.
@@ -32,12 +32,12 @@ struct DemoOutput {
     stdout: String,
     stderr: String,
     /// Processes left running.
-    left: Vec<Process>,
+    left: Vec<MarkedProcess>,
 }
 
 impl Demo {
     fn start(arguments: &[&str]) -> Self {
-        let mark = Mark::new();
+        let mark = ProcessMark::new();
         let child = mark.spawn(Command::new(env!("CARGO_BIN_EXE_anteroom")).arg("demo").args(arguments));
         Self { child, mark }
     }
@@ -58,7 +58,7 @@ impl Demo {
     /// Waits for the process of the model server.
     fn sim(&self) -> Pid {
         loop {
-            let is_sim = |process: &Process| process.command.get(1).is_some_and(|word| word == "sim");
+            let is_sim = |process: &MarkedProcess| process.command.get(1).is_some_and(|word| word == "sim");
             if let Some(sim) = self.mark.processes().into_iter().find(is_sim) {
                 return sim.id;
             }
