@@ -15,7 +15,7 @@ use anteroom::{
     config::{Config, Limits},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
@@ -163,7 +163,7 @@ impl Dial for RecordingServer {
         Box::pin(async move {
             let (ours, theirs) = duplex(PIPE_BYTES);
             tokio::spawn(serve(theirs, sender));
-            io::Result::Ok(Box::new(ours) as Box<dyn Io>)
+            io::Result::Ok(Box::new(ours) as Box<dyn UpstreamIo>)
         })
     }
 }

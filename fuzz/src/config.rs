@@ -1,13 +1,13 @@
 //! The configuration file: errors point into it, and its serialized form parses to the same configuration.
 
-use anteroom::config::{Config, ConfigError, Loaded, Overrides, Problem};
+use anteroom::config::{Config, ConfigError, LoadedConfig, Overrides, Problem};
 
 /// Checks an input that is the file.
 pub fn holds(file: &[u8]) {
     let Ok(text) = str::from_utf8(file) else { return };
-    match Loaded::parse(text, "a.yaml", &Overrides::default()) {
+    match LoadedConfig::parse(text, "a.yaml", &Overrides::default()) {
         Err(error) => error_has_position(text, &error),
-        Ok(Loaded { config, warnings, .. }) => {
+        Ok(LoadedConfig { config, warnings, .. }) => {
             assert!(warnings.iter().all(|warning| is_in(text, warning)), "{warnings:?}");
             assert!(!config.describe().is_empty());
             // JSON is valid YAML.

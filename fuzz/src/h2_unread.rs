@@ -9,7 +9,7 @@ use anteroom::{
     config::Config,
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
-    upstream::{Dial, Dialer, Dialing, Io},
+    upstream::{Dial, Dialer, Dialing, UpstreamIo},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -53,7 +53,7 @@ impl Dial for ReadResponder {
                 }
             }
         });
-        Box::pin(async { io::Result::Ok(Box::new(ours) as Box<dyn Io>) })
+        Box::pin(async { io::Result::Ok(Box::new(ours) as Box<dyn UpstreamIo>) })
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use anteroom::openai::{Scan, ScanError, scan_json};
+use anteroom::openai::{RoutingFields, ScanError, scan_json};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ pub fn holds(body: &[u8]) {
     let skipped =
         with(open, format!(r#""x":[{{"model":"inner"}},{}{}]{comma}"#, "[".repeat(500), "]".repeat(500)));
     assert_eq!(scan_json(&skipped).as_ref(), Ok(&scan), "what is below the top level says nothing");
-    let another = Scan { model: Some("another".into()), ..scan };
+    let another = RoutingFields { model: Some("another".into()), ..scan };
     let entry = r#""\u006dodel":"an\u006fther""#;
     let again = scan_json(&with(close, format!("{comma}{entry}")));
     assert!(
@@ -48,7 +48,7 @@ struct ObjectEntries(Vec<(String, Value)>);
 // === impl ObjectEntries ===
 
 impl ObjectEntries {
-    fn expected(&self) -> Option<Scan> {
+    fn expected(&self) -> Option<RoutingFields> {
         let values =
             |name: &'static str| self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value);
         let model = match values("model").collect::<Vec<_>>()[..] {
@@ -63,7 +63,7 @@ impl ObjectEntries {
             Some(Value::String(text)) => words.contains(&&*text.to_ascii_lowercase()),
             _ => false,
         };
-        Some(Scan { model, stream })
+        Some(RoutingFields { model, stream })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `model` and `stream` in a multipart form, compared with a parser limited to plain forms.
 
-use anteroom::openai::{Scan, boundary, scan_multipart};
+use anteroom::openai::{RoutingFields, boundary, scan_multipart};
 use bytes::Bytes;
 use futures_util::FutureExt;
 
@@ -74,7 +74,7 @@ fn plain_fields<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<(&'a str, &'a 
     }
 }
 
-fn expected(fields: &[(&str, &[u8])]) -> Option<Scan> {
+fn expected(fields: &[(&str, &[u8])]) -> Option<RoutingFields> {
     let contents =
         |known: &'static str| fields.iter().filter(move |(name, _)| *name == known).map(|(_, text)| *text);
     let model = match contents("model").collect::<Vec<_>>()[..] {
@@ -85,7 +85,7 @@ fn expected(fields: &[(&str, &[u8])]) -> Option<Scan> {
     let words = [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"];
     let stream =
         contents("stream").next_back().is_some_and(|text| words.contains(&&*text.to_ascii_lowercase()));
-    Some(Scan { model, stream })
+    Some(RoutingFields { model, stream })
 }
 
 fn is_printable(text: &str) -> bool {

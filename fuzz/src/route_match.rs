@@ -6,7 +6,7 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     domain::{Intercept, Matcher, Policy, Route, Target},
-    proxy::{Match, Model, RouteTable},
+    proxy::{RequestModel, RouteMatch, RouteTable},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -38,17 +38,17 @@ pub fn holds(input: &[u8]) {
     for words in lines(&["ask"]) {
         let ask = RouteQuery::of(&words);
         let find = |model| match table.find(ask.host, ask.path, &ask.headers, model) {
-            Match::Route(gate) => MatchResult::Route(gate.key().as_str().parse().expect("a number")),
-            Match::Interceptor(found) => MatchResult::Front(found.key().parse().expect("a number")),
-            Match::NeedsModel => MatchResult::NeedsModel,
-            Match::Nothing => MatchResult::Nothing,
+            RouteMatch::Route(gate) => MatchResult::Route(gate.key().as_str().parse().expect("a number")),
+            RouteMatch::Interceptor(found) => MatchResult::Front(found.key().parse().expect("a number")),
+            RouteMatch::NeedsModel => MatchResult::NeedsModel,
+            RouteMatch::Nothing => MatchResult::Nothing,
         };
         let models = || table.models().iter().map(|model| Some(&**model)).chain([ask.model, None]);
         for model in models() {
-            assert_eq!(find(Model::Read(model)), expected(&routes, &ask, model), "{ask:?} {model:?}");
+            assert_eq!(find(RequestModel::Read(model)), expected(&routes, &ask, model), "{ask:?} {model:?}");
         }
-        let unread = find(Model::Unread);
-        let same = models().all(|model| find(Model::Read(model)) == unread);
+        let unread = find(RequestModel::Unread);
+        let same = models().all(|model| find(RequestModel::Read(model)) == unread);
         assert!(
             same || unread == MatchResult::NeedsModel,
             "{ask:?} is decided, though it depends on the model"
@@ -56,7 +56,7 @@ pub fn holds(input: &[u8]) {
         if unread == MatchResult::NeedsModel {
             let some = models()
                 .flatten()
-                .any(|model| matches!(find(Model::Read(Some(model))), MatchResult::Route(_)));
+                .any(|model| matches!(find(RequestModel::Read(Some(model))), MatchResult::Route(_)));
             assert!(some, "{ask:?} is read for nothing");
         }
     }
