@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     wire::{CHAT, chat, get, post},
 };
 
@@ -23,7 +23,7 @@ use RequiredOutcome::{Pass, Refuse, RefuseOrPass};
 
 /// Model server that records the bodies of its requests.
 struct BodyRecorder {
-    upstream: Upstream,
+    upstream: TestUpstream,
     bodies: Arc<Mutex<Vec<String>>>,
 }
 
@@ -31,7 +31,7 @@ impl BodyRecorder {
     async fn new() -> Self {
         let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
         let record = bodies.clone();
-        let upstream = Upstream::warm().await.automatic(move |mut call| {
+        let upstream = TestUpstream::warm().await.automatic(move |mut call| {
             let record = record.clone();
             async move {
                 let body = call
@@ -47,7 +47,7 @@ impl BodyRecorder {
     }
 
     /// Returns the bodies received since the last call. Sends a sentinel last, so nothing else may be in flight.
-    async fn taken(&self, proxy: &Proxy) -> Vec<String> {
+    async fn taken(&self, proxy: &TestProxy) -> Vec<String> {
         let mut client = proxy.client().await;
         assert_eq!(client.ask(post(CHAT, SENTINEL)).await.status(), 200);
         let mut bodies = std::mem::take(&mut *self.bodies.lock());
@@ -64,7 +64,7 @@ async fn all(cases: &[(&str, String, RequiredOutcome)]) {
     let mut wrong = Vec::new();
     for matching in ["", "match: {}"] {
         let recorder = BodyRecorder::new().await;
-        let proxy = Proxy::tiny(&recorder.upstream.url(), matching).await;
+        let proxy = TestProxy::tiny(&recorder.upstream.url(), matching).await;
         recorder.taken(&proxy).await;
         for (what, bytes, must) in cases {
             let what = format!("{what} ({matching})");
@@ -286,8 +286,8 @@ async fn heads_are_read_strictly() {
 
 #[tokio::test]
 async fn the_absolute_form_wins_over_the_host() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [good.test] }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [good.test] }").await;
     let request = |target: &str, host: &str| {
         format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 16\r\n\r\n{VALID_BODY}")
     };
@@ -306,8 +306,8 @@ async fn the_absolute_form_wins_over_the_host() {
 
 #[tokio::test]
 async fn http_1_0_is_spoken() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let old = |text: &str| chat(text).replace("HTTP/1.1", "HTTP/1.0");
     let mut client = proxy.sent(old("kept").replace("Host:", "Connection: keep-alive\r\nHost:")).await;
     upstream.call().await.echo().await;
@@ -330,7 +330,7 @@ async fn http_1_0_is_spoken() {
 #[tokio::test]
 async fn body_of_a_rejected_request_is_not_parsed() {
     let recorder = BodyRecorder::new().await;
-    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     let hidden = chat("hidden");
     for path in ["/v1/models", "/health", "/nothing", CHAT] {
         let request =
@@ -345,8 +345,8 @@ async fn body_of_a_rejected_request_is_not_parsed() {
 
 #[tokio::test]
 async fn response_with_two_framings_passes_with_one() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for length in ["3", "300"] {
         let mut client = proxy.sent(chat("x")).await;
         let mut call = upstream.call().await;

@@ -9,18 +9,18 @@ use anteroom::{
 use http::Version;
 
 use crate::support::{
-    Proxy, Upstream,
-    cluster::{Cluster, Pod},
+    TestProxy, TestUpstream,
+    cluster::{FakeCluster, FakePodState},
     h2c::H2c,
     until,
     upstream::{LAST, STREAM, answer, chunk},
     wire::{CHAT, chat, post_with, streaming},
 };
 
-use Pod::{Dead, NotReady, Ready, Terminating};
+use FakePodState::{Dead, NotReady, Ready, Terminating};
 
 /// Waits until this many endpoints are ready.
-async fn open(proxy: &Proxy, count: usize) {
+async fn open(proxy: &TestProxy, count: usize) {
     until(&format!("{count} open endpoints"), async || {
         let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
         endpoints.iter().filter(|endpoint| endpoint["ready"] == true).count() == count
@@ -28,13 +28,13 @@ async fn open(proxy: &Proxy, count: usize) {
     .await;
 }
 
-fn cluster() -> Cluster {
-    Cluster::speaking(Protocol::Http1)
+fn cluster() -> FakeCluster {
+    FakeCluster::speaking(Protocol::Http1)
 }
 
 #[tokio::test]
 async fn first_answering_pod_gets_the_held_requests() {
-    let (one, mut two) = (Upstream::cold().await, Upstream::cold().await);
+    let (one, mut two) = (TestUpstream::cold().await, TestUpstream::cold().await);
     let cluster = cluster();
     let proxy = cluster.proxy(None, "").await;
     cluster.says(&[(one.address, NotReady), (two.address, NotReady)]);
@@ -55,7 +55,7 @@ async fn first_answering_pod_gets_the_held_requests() {
 
 #[tokio::test]
 async fn streams_spread_and_outlive_a_terminating_pod() {
-    let mut pods = [Upstream::warm().await, Upstream::warm().await, Upstream::warm().await];
+    let mut pods = [TestUpstream::warm().await, TestUpstream::warm().await, TestUpstream::warm().await];
     let all = |word| pods.each_ref().map(|pod| (pod.address, word));
     let cluster = cluster();
     let ready = all(Ready);
@@ -127,8 +127,8 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
 
 #[tokio::test]
 async fn unaware_gateway_is_retried() {
-    let pod = Upstream::cold().await;
-    let mut envoy = Upstream::warm().await;
+    let pod = TestUpstream::cold().await;
+    let mut envoy = TestUpstream::warm().await;
     let cluster = cluster();
     let proxy = cluster.proxy(Some(envoy.url()), "").await;
     cluster.says(&[(pod.address, NotReady)]);
@@ -157,7 +157,7 @@ async fn unaware_gateway_is_retried() {
 #[tokio::test]
 async fn server_queues_are_summed_while_there_is_demand() {
     let server = async |waiting: u32| {
-        Upstream::warm().await.automatic(move |call| async move {
+        TestUpstream::warm().await.automatic(move |call| async move {
             if call.head.line() == "GET /metrics" {
                 let series = format!("vllm:num_requests_waiting{{model_name=\"tiny\"}} {waiting}.0\n");
                 return call.finish(answer("200 OK", &[], &series)).await;
@@ -184,16 +184,16 @@ async fn server_queues_are_summed_while_there_is_demand() {
 // === pods of several roles ===
 
 /// Creates a cluster in which decode pods serve and prefill pods are required.
-fn of_two_roles() -> (Cluster, Role, Role) {
+fn of_two_roles() -> (FakeCluster, Role, Role) {
     let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
     let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
-    let cluster = Cluster::with_roles(Roles { serve: labels("decode"), groups });
+    let cluster = FakeCluster::with_roles(Roles { serve: labels("decode"), groups });
     (cluster, Role { helps: false, groups: 0b01 }, Role { helps: true, groups: 0b10 })
 }
 
 #[tokio::test]
 async fn prefill_alone_gets_nothing_and_opens_nothing() {
-    let (mut decode, prefill) = (Upstream::cold().await, Upstream::warm().await);
+    let (mut decode, prefill) = (TestUpstream::cold().await, TestUpstream::warm().await);
     let (cluster, serves, helps) = of_two_roles();
     let proxy = cluster.proxy(None, "").await;
     cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
@@ -219,8 +219,8 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
 
 #[tokio::test]
 async fn gateway_waits_for_both_roles() {
-    let (decode, prefill) = (Upstream::cold().await, Upstream::warm().await);
-    let mut router = Upstream::warm().await;
+    let (decode, prefill) = (TestUpstream::cold().await, TestUpstream::warm().await);
+    let mut router = TestUpstream::warm().await;
     let (cluster, serves, helps) = of_two_roles();
     let proxy = cluster.proxy(Some(router.url()), "").await;
     cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
@@ -236,8 +236,8 @@ async fn gateway_waits_for_both_roles() {
 
 // === HTTP/2 to the pods ===
 
-fn h2c() -> Cluster {
-    Cluster::speaking(Protocol::H2c)
+fn h2c() -> FakeCluster {
+    FakeCluster::speaking(Protocol::H2c)
 }
 
 #[tokio::test]
@@ -335,7 +335,7 @@ async fn a_burst_makes_one_connection() {
 /// response may continue for a while.
 #[tokio::test]
 async fn dead_pod_requeues_unanswered_requests() {
-    let (mut one, mut two) = (Upstream::warm().await, Upstream::warm().await);
+    let (mut one, mut two) = (TestUpstream::warm().await, TestUpstream::warm().await);
     let cluster = cluster();
     cluster.says(&[(one.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use crate::support::{
-    Proxy, Upstream, Wire, h2, route, routes, soon,
+    TestProxy, TestUpstream, Wire, h2, route, routes, soon,
     upstream::answer,
     wire::{CHAT, chat, get, get_with, post_with},
 };
@@ -15,10 +15,10 @@ use crate::support::{
 const FOREIGN_ORIGIN: &str = "https://evil.example";
 
 /// Starts a proxy on a loopback address with the default host check, or with these further keys.
-async fn at_home(url: &str, keys: &str) -> Proxy {
+async fn at_home(url: &str, keys: &str) -> TestProxy {
     let yaml = routes(&[route("tiny", url, "")]);
     assert!(yaml.contains("allowedHosts"), "{yaml}");
-    Proxy::start(&yaml.replace("allowedHosts: [\"*\"]\n", keys)).await
+    TestProxy::start(&yaml.replace("allowedHosts: [\"*\"]\n", keys)).await
 }
 
 /// Returns a simple request (as CORS defines it) with these headers.
@@ -29,7 +29,7 @@ fn simple(host: &str, fields: &[(&str, &str)]) -> String {
 }
 
 /// Asserts that the request gets 403 and wakes nothing.
-async fn is_refused(proxy: &Proxy, request: String) {
+async fn is_refused(proxy: &TestProxy, request: String) {
     let response = proxy.ask(&request).await;
     assert_eq!((response.status(), &*response.code()), (403, "cross_site"), "{request}");
     assert_eq!(response.get("access-control-allow-origin"), None, "{request}");
@@ -38,7 +38,7 @@ async fn is_refused(proxy: &Proxy, request: String) {
 
 #[tokio::test]
 async fn foreign_page_wakes_nothing_on_loopback() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = at_home(&upstream.url(), "").await;
     let host = proxy.address.to_string();
     let own = format!("http://{host}");
@@ -74,7 +74,7 @@ async fn foreign_page_wakes_nothing_on_loopback() {
 
 #[tokio::test]
 async fn foreign_host_wakes_nothing_on_loopback() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = at_home(&upstream.url(), "").await;
     for host in [
         "evil.example",
@@ -107,10 +107,10 @@ async fn foreign_host_wakes_nothing_on_loopback() {
 
 #[tokio::test]
 async fn own_pages_and_clients_are_served_on_loopback() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let yaml = routes(&[route("tiny", &upstream.url(), "match: { hosts: [llm.example, api.test] }")]);
     let yaml = yaml.replace("allowedHosts: [\"*\"]", "allowedHosts: [\"*.home.example\", vpn.example]");
-    let proxy = Proxy::start(&yaml.replace("hosts: [", "hosts: [\"*.lan.example\", ")).await;
+    let proxy = TestProxy::start(&yaml.replace("hosts: [", "hosts: [\"*.lan.example\", ")).await;
     let port = proxy.address.port();
     let own = format!("http://llm.example:{port}");
     let mut asked = 0;
@@ -154,7 +154,7 @@ async fn own_pages_and_clients_are_served_on_loopback() {
 
 #[tokio::test]
 async fn listed_origin_may_ask_and_read() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let keys = "cors: { origins: [\"https://chat.example\", \"http://localhost:3000\"] }\n";
     let proxy = at_home(&upstream.url(), keys).await;
     // The proxy itself responds to the preflight, whether the target is up or not.
@@ -219,14 +219,14 @@ async fn listed_origin_may_ask_and_read() {
     proxy.stop(&[("completed", 2)]).await;
 }
 
-async fn is_refused_warm(proxy: &Proxy, request: String) {
+async fn is_refused_warm(proxy: &TestProxy, request: String) {
     let response = proxy.ask(&request).await;
     assert_eq!((response.status(), &*response.code()), (403, "cross_site"), "{request}");
 }
 
 #[tokio::test]
 async fn other_binds_are_guarded_if_cors_is_configured() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = at_home(&upstream.url(), "").await.reachable();
     let fields = [("Origin", FOREIGN_ORIGIN), ("Sec-Fetch-Site", "cross-site")];
     let mut client = proxy.sent(simple("evil.example", &fields)).await;
@@ -241,7 +241,7 @@ async fn other_binds_are_guarded_if_cors_is_configured() {
 
 #[tokio::test]
 async fn page_opens_no_websocket_to_an_application() {
-    let upstream = Upstream::warm().await;
+    let upstream = TestUpstream::warm().await;
     let proxy = at_home("http://127.0.0.1:1", "").await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
     let upgrade = [("Origin", FOREIGN_ORIGIN), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
@@ -253,7 +253,7 @@ async fn page_opens_no_websocket_to_an_application() {
 
 #[tokio::test]
 async fn admin_port_is_guarded_on_every_path() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     // The admin port is guarded even if the request port is not.
     let proxy = at_home(&upstream.url(), "").await.reachable();
     let ask = async |request: String| Wire::connect(proxy.admin).await.ask(request).await;

@@ -4,8 +4,8 @@ use anteroom::{app::Command, drain::StopSignal};
 use serde_json::Value;
 
 use crate::support::{
-    Proxy, Upstream, soon, until,
-    wire::{Part, Wire, chat, get, get_with, streaming},
+    TestProxy, TestUpstream, soon, until,
+    wire::{BodyPart, Wire, chat, get, get_with, streaming},
 };
 
 /// Client of the event stream.
@@ -17,7 +17,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn new(proxy: &Proxy) -> Self {
+    async fn new(proxy: &TestProxy) -> Self {
         let mut wire = Wire::connect(proxy.admin).await;
         wire.send(get("/api/v1/events")).await;
         let head = wire.head().await.unwrap();
@@ -46,9 +46,9 @@ impl Follower {
                 return Some((name.to_owned(), told));
             }
             match self.wire.part().await {
-                Part::Data(data) => self.buf.push_str(&String::from_utf8(data).unwrap()),
-                Part::Last(_) => return None,
-                Part::Broken => panic!("broken off, after {:?}", self.buf),
+                BodyPart::Data(data) => self.buf.push_str(&String::from_utf8(data).unwrap()),
+                BodyPart::Last(_) => return None,
+                BodyPart::Broken => panic!("broken off, after {:?}", self.buf),
             }
         }
     }
@@ -67,8 +67,8 @@ impl Follower {
 
 #[tokio::test]
 async fn dashboard_is_served_with_its_security_headers() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let page = proxy.admin("/").await;
     assert_eq!((page.status(), page.get("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.get("content-security-policy").unwrap().contains("default-src 'none'"));
@@ -94,8 +94,8 @@ async fn dashboard_is_served_with_its_security_headers() {
 
 #[tokio::test]
 async fn follower_gets_a_snapshot_then_each_phase() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut follower = Follower::new(&proxy).await;
     let (event, told) = follower.next().await.unwrap();
     assert_eq!(
@@ -138,8 +138,8 @@ async fn follower_gets_a_snapshot_then_each_phase() {
 
 #[tokio::test]
 async fn only_so_many_follow() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut followers = Vec::new();
     for _ in 0..16 {
         followers.push(Follower::new(&proxy).await);
@@ -160,8 +160,8 @@ async fn only_so_many_follow() {
 
 #[tokio::test]
 async fn watcher_receives_draining_and_end() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::start(&format!(
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::start(&format!(
         "drainTimeout: 10m\n{}",
         crate::support::routes(&[crate::support::route("tiny", &upstream.url(), "")])
     ))

@@ -6,10 +6,10 @@ use anteroom::domain::{Intercept, InterceptTimeouts};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Proxy, Upstream, Wire,
+    TestProxy, TestUpstream, Wire,
     proxy::{route, routes},
     upstream::answer,
-    wire::{Response, get_with, post, post_with},
+    wire::{WireResponse, get_with, post, post_with},
 };
 
 const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -17,7 +17,7 @@ const MESSAGES: &str = "/v1/messages";
 const RESPONSES: &str = "/v1/responses";
 
 /// Returns status, error type and code of an Anthropic error, and checks that the request id is in body and headers.
-fn anthropic(response: &Response) -> (u16, String, String) {
+fn anthropic(response: &WireResponse) -> (u16, String, String) {
     let json = response.json();
     assert_eq!((&json["type"], json["error"]["message"].is_string()), (&json!("error"), true), "{json}");
     assert_eq!(json["request_id"].as_str(), response.get("x-request-id"));
@@ -48,8 +48,8 @@ async fn events_after_head(client: &mut Wire) -> Vec<(String, Value)> {
 
 #[tokio::test]
 async fn refusals_of_messages_have_anthropics_shape() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "hold: { maxRequests: 1 }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "hold: { maxRequests: 1 }").await;
     let body = |model: &str| json!({"model": model, "messages": []}).to_string();
     for (request, status, kind, code) in [
         (post(MESSAGES, &body("other")), 404, "not_found_error", "model_not_found"),
@@ -88,9 +88,9 @@ async fn refusals_of_messages_have_anthropics_shape() {
 
 #[tokio::test]
 async fn failures_below_a_prefix_have_their_apis_shape() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let more = "match: { paths: [/team] }, hold: { timeout: 50ms }";
-    let proxy = Proxy::start(&routes(&[route("tiny", &upstream.url(), more)])).await;
+    let proxy = TestProxy::start(&routes(&[route("tiny", &upstream.url(), more)])).await;
     let response = proxy.ask(post("/team/v1/messages", "{}")).await;
     assert_eq!(anthropic(&response), (504, "timeout_error".into(), "cold_start_timeout".into()));
     proxy.ask(post("/team/v1/responses", "{}")).await.is_error(504, "cold_start_timeout");
@@ -100,8 +100,9 @@ async fn failures_below_a_prefix_have_their_apis_shape() {
 
 #[tokio::test]
 async fn late_failures_are_events_of_their_api() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy =
+        TestProxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let body = r#"{"model":"tiny","stream":true}"#;
     let mut client = proxy.sent(post(MESSAGES, body)).await;
     let [(name, data)] = events(&mut client).await.try_into().unwrap();
@@ -127,8 +128,8 @@ async fn late_server_errors_are_events_of_their_api() {
         (MESSAGES, gateway, "invalid_request_error"),
         (RESPONSES, gateway, "gateway"),
     ] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
         let mut client = proxy.sent(post(path, r#"{"model":"tiny","stream":true}"#)).await;
         assert_eq!(client.head().await.unwrap().status(), 200);
         upstream.wake();
@@ -145,12 +146,13 @@ async fn late_server_errors_are_events_of_their_api() {
 
 #[tokio::test]
 async fn errors_of_grpc_are_a_status_in_the_head() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let timeouts = InterceptTimeouts {
         readiness: Some(Duration::from_millis(50).into()),
         ..InterceptTimeouts::default()
     };
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
+    let proxy =
+        TestProxy::intercepting(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let call = "POST /inference.GRPCInferenceService/ModelInfer HTTP/1.1\r\nHost: api.test\r\nTE: trailers\r\n\
          Content-Type: application/grpc\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0";
     let failed = proxy.ask(call).await;

@@ -4,33 +4,33 @@ use anteroom::drain::StopSignal;
 use tokio::net::TcpStream;
 
 use crate::support::{
-    Proxy, Upstream, h2, route, routes, soon, until,
+    TestProxy, TestUpstream, h2, route, routes, soon, until,
     upstream::{LAST, STREAM, answer, chunk},
-    wire::{CHAT, Part, chat, get, streaming},
+    wire::{BodyPart, CHAT, chat, get, streaming},
 };
 use anteroom::app::Command;
 
-async fn start(times: &str, url: &str, more: &str) -> Proxy {
-    Proxy::start(&format!("{times}\n{}", routes(&[route("tiny", url, more)]))).await
+async fn start(times: &str, url: &str, more: &str) -> TestProxy {
+    TestProxy::start(&format!("{times}\n{}", routes(&[route("tiny", url, more)]))).await
 }
 
-async fn stop(proxy: &Proxy, request: StopSignal) {
+async fn stop(proxy: &TestProxy, request: StopSignal) {
     proxy.commands.send(Command::Stop(request)).await.unwrap();
 }
 
-async fn unready(proxy: &Proxy) {
+async fn unready(proxy: &TestProxy) {
     until("not to be ready", async || proxy.admin("/readyz").await.status() == 503).await;
 }
 
-async fn refuses_connections(proxy: &Proxy) {
+async fn refuses_connections(proxy: &TestProxy) {
     until("nothing to be accepted", async || TcpStream::connect(proxy.address).await.is_err()).await;
 }
 
 #[tokio::test]
 async fn unready_proxy_serves_during_the_drain_delay() {
-    let (mut up, down) = (Upstream::warm().await, Upstream::cold().await);
+    let (mut up, down) = (TestUpstream::warm().await, TestUpstream::cold().await);
     let config = routes(&[route("tiny", &up.url(), ""), route("down", &down.url(), "")]);
-    let proxy = Proxy::start(&format!("drainDelay: 10m\n{config}")).await;
+    let proxy = TestProxy::start(&format!("drainDelay: 10m\n{config}")).await;
     let mut client = proxy.sent(chat("before")).await;
     up.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -54,7 +54,7 @@ async fn unready_proxy_serves_during_the_drain_delay() {
 
 #[tokio::test]
 async fn drain_ends_with_the_last_request() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut idle = proxy.client().await;
     assert_eq!(idle.ask(get("/health")).await.status(), 200);
@@ -88,7 +88,7 @@ async fn drain_ends_with_the_last_request() {
 
 #[tokio::test]
 async fn drain_serves_held_requests_once_target_is_ready() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
     proxy.held(1).await;
@@ -104,7 +104,7 @@ async fn drain_serves_held_requests_once_target_is_ready() {
 
 #[tokio::test]
 async fn drain_rejects_held_requests_without_target() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let keepalive = "keepalive: { after: 10ms, interval: 10ms }";
     // A quarter of the timeout is reserved for sending the errors.
     let proxy = start("drainTimeout: 8s", &upstream.url(), keepalive).await;
@@ -124,7 +124,7 @@ async fn drain_rejects_held_requests_without_target() {
 
 #[tokio::test]
 async fn requests_beyond_drain_timeout_are_cut_off() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("drainTimeout: 200ms", &upstream.url(), "").await;
     let mut client = proxy.sent(streaming("endless")).await;
     let mut call = upstream.call().await;
@@ -134,7 +134,7 @@ async fn requests_beyond_drain_timeout_are_cut_off() {
     let mut unanswered = proxy.sent(chat("unanswered")).await;
     let second = upstream.call().await;
     stop(&proxy, StopSignal::Interrupt).await;
-    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(client.part().await, BodyPart::Broken);
     assert_eq!(unanswered.end().await, b"");
     call.gone().await;
     second.gone().await;
@@ -143,9 +143,9 @@ async fn requests_beyond_drain_timeout_are_cut_off() {
 
 #[tokio::test]
 async fn a_second_order_cuts_at_once() {
-    let (mut upstream, cold) = (Upstream::warm().await, Upstream::cold().await);
+    let (mut upstream, cold) = (TestUpstream::warm().await, TestUpstream::cold().await);
     let config = routes(&[route("tiny", &upstream.url(), ""), route("cold", &cold.url(), "")]);
-    let proxy = Proxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
+    let proxy = TestProxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
     let mut client = proxy.sent(streaming("endless")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -156,13 +156,13 @@ async fn a_second_order_cuts_at_once() {
     stop(&proxy, StopSignal::Terminate).await;
     unready(&proxy).await;
     proxy.stop(&[("draining", 2)]).await;
-    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(client.part().await, BodyPart::Broken);
     held.end().await;
 }
 
 #[tokio::test]
 async fn draining_closes_kept_connections() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("one") + &chat("two")).await;
     let call = upstream.call().await;

@@ -1,7 +1,7 @@
 //! Failure messages: clients get the proxy's reason; the output and the address of the model server are for operators.
 
 use crate::support::{
-    Proxy, Upstream, route, routes, soon,
+    TestProxy, TestUpstream, route, routes, soon,
     wire::{chat, streaming},
 };
 
@@ -32,7 +32,7 @@ fn has_no_secret(text: &str) {
 async fn client_reads_no_output_of_the_server() {
     let early = "keepalive: { mode: comment, after: 1ms, interval: 1h }";
     for (more, request) in [("", chat("x")), (early, streaming("x"))] {
-        let proxy = Proxy::start(&routes(&[failing(more)])).await;
+        let proxy = TestProxy::start(&routes(&[failing(more)])).await;
         let mut client = proxy.sent(request).await;
         let head = client.head().await.unwrap();
         let told = match head.status() {
@@ -68,7 +68,7 @@ async fn client_reads_no_output_of_the_server() {
 
 #[tokio::test]
 async fn full_detail_has_the_last_lines() {
-    let proxy = Proxy::start(&routes(&[failing("failure: { detail: full }")])).await;
+    let proxy = TestProxy::start(&routes(&[failing("failure: { detail: full }")])).await;
     let response = proxy.ask(chat("x")).await;
     response.is_error(503, "cold_start_failed");
     let told = response.json()["error"]["message"].as_str().unwrap().to_owned();
@@ -80,8 +80,8 @@ async fn full_detail_has_the_last_lines() {
 #[tokio::test]
 async fn client_reads_no_address_of_an_endpoint() {
     for (more, is_told) in [("", false), ("failure: { detail: full }", true)] {
-        let mut upstream = Upstream::warm().await;
-        let proxy = Proxy::start(&routes(&[route("tiny", &upstream.url(), more)])).await;
+        let mut upstream = TestUpstream::warm().await;
+        let proxy = TestProxy::start(&routes(&[route("tiny", &upstream.url(), more)])).await;
         let mut client = proxy.sent(chat("x")).await;
         upstream.call().await.reset();
         upstream.call().await.reset();

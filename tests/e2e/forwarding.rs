@@ -3,15 +3,15 @@
 use http_body_util::BodyExt as _;
 
 use crate::support::{
-    Proxy, Upstream, h2, soon,
+    TestProxy, TestUpstream, h2, soon,
     upstream::{LAST, STREAM, answer, chunk},
-    wire::{CHAT, Part, chat, get, post_with, streaming},
+    wire::{BodyPart, CHAT, chat, get, post_with, streaming},
 };
 
 const TINY_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Makes the target known to be up.
-async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -21,8 +21,8 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
 /// nginx in front of the proxy would buffer events, so the header is sent even if the request was not held.
 #[tokio::test]
 async fn event_streams_tell_nginx_not_to_buffer() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     for (kind, own, expected) in [
         ("text/event-stream", None, Some("no")),
@@ -44,8 +44,8 @@ async fn event_streams_tell_nginx_not_to_buffer() {
 
 #[tokio::test]
 async fn an_answer_passes_part_by_part() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(streaming("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -57,11 +57,11 @@ async fn an_answer_passes_part_by_part() {
         // The next part is sent only once the client has this one, a whole event or half of one.
         for part in [format!("data: {token}"), "\n\n".into()] {
             call.send(chunk(&part)).await;
-            assert_eq!(client.part().await, Part::Data(part.into_bytes()));
+            assert_eq!(client.part().await, BodyPart::Data(part.into_bytes()));
         }
     }
     call.finish(LAST).await;
-    assert_eq!(client.part().await, Part::Last(String::new()));
+    assert_eq!(client.part().await, BodyPart::Last(String::new()));
 
     // With a Content-Length instead of chunks: the length is kept, and each part is forwarded as it arrives.
     client.send(chat("y")).await;
@@ -85,14 +85,14 @@ async fn an_answer_passes_part_by_part() {
     call.send("to the end").await;
     client.parts_until("to the end").await;
     drop(call);
-    assert_eq!(client.part().await, Part::Last(String::new()));
+    assert_eq!(client.part().await, BodyPart::Last(String::new()));
     proxy.stop(&[("completed", 3)]).await;
 }
 
 #[tokio::test]
 async fn http_2_response_is_streamed_part_by_part() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     let request = client.send_request(h2::post(proxy.address, CHAT, TINY_BODY));
     let answering = async {
@@ -120,8 +120,8 @@ async fn http_2_response_is_streamed_part_by_part() {
 
 #[tokio::test]
 async fn trailers_pass_to_clients_sending_te_trailers() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let head = "HTTP/1.1 200 OK\r\nTrailer: x-usage\r\nTransfer-Encoding: chunked\r\n\r\n";
     let tail = "0\r\nx-usage: 42\r\n\r\n";
     let mut client =
@@ -131,8 +131,8 @@ async fn trailers_pass_to_clients_sending_te_trailers() {
     call.body().await;
     call.finish(format!("{head}{}{tail}", chunk("x"))).await;
     assert_eq!(client.head().await.unwrap().get("trailer"), Some("x-usage"));
-    assert_eq!(client.part().await, Part::Data(b"x".to_vec()));
-    assert_eq!(client.part().await, Part::Last("x-usage: 42\r\n".into()));
+    assert_eq!(client.part().await, BodyPart::Data(b"x".to_vec()));
+    assert_eq!(client.part().await, BodyPart::Last("x-usage: 42\r\n".into()));
 
     // A client without `TE: trailers` gets the end of the body without trailers.
     client.send(post_with(CHAT, &[], TINY_BODY)).await;
@@ -141,8 +141,8 @@ async fn trailers_pass_to_clients_sending_te_trailers() {
     call.body().await;
     call.finish(format!("{head}{}{tail}", chunk("x"))).await;
     client.head().await.unwrap();
-    assert_eq!(client.part().await, Part::Data(b"x".to_vec()));
-    assert_eq!(client.part().await, Part::Last(String::new()));
+    assert_eq!(client.part().await, BodyPart::Data(b"x".to_vec()));
+    assert_eq!(client.part().await, BodyPart::Last(String::new()));
 
     let mut sender = h2::connect(proxy.address).await;
     let request = sender.send_request(h2::post(proxy.address, CHAT, TINY_BODY));
@@ -160,8 +160,8 @@ async fn trailers_pass_to_clients_sending_te_trailers() {
 
 #[tokio::test]
 async fn heads_without_bodies_end_where_they_end() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     warm_up(&proxy, &mut upstream).await;
     let mut client = proxy.client().await;
 
@@ -200,7 +200,7 @@ async fn heads_without_bodies_end_where_they_end() {
 
 #[tokio::test]
 async fn large_bodies_pass_unchanged_both_ways() {
-    let upstream = Upstream::warm().await.automatic(async |mut call| {
+    let upstream = TestUpstream::warm().await.automatic(async |mut call| {
         // Echoes the body unchanged, with a Content-Length or in chunks.
         let body = call.body().await;
         if call.head.get("x-chunked").is_some() {
@@ -214,7 +214,7 @@ async fn large_bodies_pass_unchanged_both_ways() {
             call.finish(answer("200 OK", &[], &body)).await;
         }
     });
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let text: String = (0..1_000_000).map(|number| format!("{number:07} ")).collect();
     let body = format!(r#"{{"model":"tiny","text":"{text}"}}"#);
     for fields in [&[][..], &[("x-chunked", "1")]] {
@@ -236,8 +236,8 @@ async fn large_bodies_pass_unchanged_both_ways() {
 
 #[tokio::test]
 async fn upload_streams_when_the_target_is_warm() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     warm_up(&proxy, &mut upstream).await;
     let mut client = proxy
         .sent(format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n"))
@@ -246,15 +246,15 @@ async fn upload_streams_when_the_target_is_warm() {
     assert_eq!(call.head.get("transfer-encoding"), Some("chunked"));
     for part in ["one", "two", "three"] {
         client.send(chunk(part)).await;
-        assert_eq!(call.wire.part().await, Part::Data(part.into()));
+        assert_eq!(call.wire.part().await, BodyPart::Data(part.into()));
     }
     // The response may start before the request body has ended.
     call.send(STREAM).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
     client.send(LAST).await;
-    assert_eq!(call.wire.part().await, Part::Last(String::new()));
+    assert_eq!(call.wire.part().await, BodyPart::Last(String::new()));
     call.finish(LAST).await;
-    assert_eq!(client.part().await, Part::Last(String::new()));
+    assert_eq!(client.part().await, BodyPart::Last(String::new()));
     // The connection can be reused.
     client.send(chat("next")).await;
     upstream.call().await.echo().await;
@@ -267,7 +267,7 @@ async fn upload_streams_when_the_target_is_warm() {
         .await;
     client.send(chunk("first")).await;
     let mut call = upstream.call().await;
-    assert_eq!(call.wire.part().await, Part::Data(b"first".into()));
+    assert_eq!(call.wire.part().await, BodyPart::Data(b"first".into()));
     call.send(answer("401 Unauthorized", &[], "no")).await;
     let response = client.response().await;
     assert_eq!((response.status(), &*response.text()), (401, "no"));
@@ -288,8 +288,8 @@ async fn upload_streams_when_the_target_is_warm() {
 
 #[tokio::test]
 async fn client_expecting_100_continue_gets_it() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let request = post_with(CHAT, &[("Expect", "100-continue")], TINY_BODY);
     let (head, body) = request.split_at(request.len() - TINY_BODY.len());
     let mut client = proxy.sent(head).await;
@@ -306,8 +306,8 @@ async fn client_expecting_100_continue_gets_it() {
 
 #[tokio::test]
 async fn request_heads_are_rewritten_correctly() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let fields = [
         ("Connection", "keep-alive, X-Hop"),
@@ -404,8 +404,8 @@ async fn request_heads_are_rewritten_correctly() {
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("one") + &get("/health") + &chat("two")).await;
     let mut call = upstream.call().await;
     assert_eq!(call.text().await, "one");

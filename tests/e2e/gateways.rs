@@ -7,8 +7,8 @@ use anteroom::state::Protocol;
 use futures_util::{StreamExt as _, stream};
 
 use crate::support::{
-    Proxy, Upstream,
-    cluster::{Cluster, Pod::Ready},
+    TestProxy, TestUpstream,
+    cluster::{FakeCluster, FakePodState::Ready},
     soon,
     upstream::{LAST, STREAM, answer, chunk},
     wire::{CHAT, chat, post, streaming},
@@ -54,9 +54,9 @@ impl Fixture {
 }
 
 /// Starts a ready pod, and a proxy that sends its requests to a gateway.
-async fn behind(gateway: &Upstream, more: &str) -> (Upstream, Proxy) {
-    let pod = Upstream::warm().await;
-    let cluster = Cluster::speaking(Protocol::Http1);
+async fn behind(gateway: &TestUpstream, more: &str) -> (TestUpstream, TestProxy) {
+    let pod = TestUpstream::warm().await;
+    let cluster = FakeCluster::speaking(Protocol::Http1);
     cluster.says(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(Some(gateway.url()), more).await;
     (pod, proxy)
@@ -68,7 +68,7 @@ async fn no_gateways_not_yet_reaches_a_client() {
     assert!(fixtures.len() > 30);
     let each = async |fixture: Fixture| {
         // The gateway's own health path is probed only if a server may have run the request.
-        let mut gateway = Upstream::cold().await;
+        let mut gateway = TestUpstream::cold().await;
         let (_pod, proxy) = behind(&gateway, "").await;
         let mut client = proxy.sent(chat(&fixture.name)).await;
         for _ in 0..if fixture.counts() { 1 } else { 3 } {
@@ -95,7 +95,7 @@ async fn a_models_own_error_passes_at_once() {
     let fixtures = Fixture::all("model");
     assert!(fixtures.len() > 10);
     let each = async |fixture: Fixture| {
-        let mut gateway = Upstream::cold().await;
+        let mut gateway = TestUpstream::cold().await;
         let (_pod, proxy) = behind(&gateway, "").await;
         let mut client = proxy.sent(chat(&fixture.name)).await;
         let mut call = gateway.call().await;
@@ -116,7 +116,7 @@ const NOT_FOUND: &str = "404 page not found\n";
 
 #[tokio::test]
 async fn an_error_after_an_answer_of_a_model_passes() {
-    let mut gateway = Upstream::cold().await;
+    let mut gateway = TestUpstream::cold().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("first")).await;
     gateway.call().await.echo().await;
@@ -141,7 +141,7 @@ async fn not_yet_follows_the_route() {
         ("gateway: { notYet: { status: [503] } }", "404 Not Found"),
         ("gateway: { notYet: { status: [503] } }", "400 Bad Request"),
     ] {
-        let mut gateway = Upstream::cold().await;
+        let mut gateway = TestUpstream::cold().await;
         let (_pod, proxy) = behind(&gateway, more).await;
         let mut client = proxy.sent(chat("once")).await;
         let mut call = gateway.call().await;
@@ -150,7 +150,7 @@ async fn not_yet_follows_the_route() {
         assert_eq!(client.response().await.text(), NOT_FOUND, "{more}");
         proxy.stop(&[("completed", 1)]).await;
     }
-    let mut gateway = Upstream::cold().await;
+    let mut gateway = TestUpstream::cold().await;
     let (_pod, proxy) = behind(&gateway, "gateway: { notYet: { status: [425] } }").await;
     let mut client = proxy.sent(chat("twice")).await;
     let mut call = gateway.call().await;
@@ -164,7 +164,7 @@ async fn not_yet_follows_the_route() {
 #[tokio::test]
 async fn possibly_executed_request_is_sent_at_most_twice() {
     // The gateway answers the health path itself, so probes prove nothing about the servers.
-    let mut gateway = Upstream::warm().await;
+    let mut gateway = TestUpstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("costly")).await;
     for _ in 0..2 {
@@ -181,7 +181,7 @@ async fn possibly_executed_request_is_sent_at_most_twice() {
 async fn not_yet_keeps_deadline_and_heartbeats() {
     let not_yet = answer("404 Not Found", &[], NOT_FOUND);
     let always = not_yet.clone();
-    let gateway = Upstream::warm().await.automatic(move |mut call| {
+    let gateway = TestUpstream::warm().await.automatic(move |mut call| {
         let not_yet = always.clone();
         async move {
             call.body().await;
@@ -192,7 +192,7 @@ async fn not_yet_keeps_deadline_and_heartbeats() {
     proxy.ask(chat("late")).await.is_error(504, "cold_start_timeout");
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 
-    let mut gateway = Upstream::warm().await;
+    let mut gateway = TestUpstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "keepalive: { after: 10ms, interval: 10ms }").await;
     let mut client = proxy.sent(streaming("told")).await;
     let mut call = gateway.call().await;
@@ -214,8 +214,8 @@ async fn not_yet_keeps_deadline_and_heartbeats() {
 
 #[tokio::test]
 async fn url_that_is_not_ready_yet_is_held_and_recorded() {
-    let mut dynamo = Upstream::cold().await;
-    let proxy = Proxy::tiny(&dynamo.url(), "").await;
+    let mut dynamo = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&dynamo.url(), "").await;
     let mut client = proxy.sent(chat("patient")).await;
     proxy.starting().await;
     dynamo.wake();
@@ -243,9 +243,9 @@ async fn a_url_that_lost_its_server_is_held_again() {
     for (status, body) in
         [("502 Bad Gateway", page), ("503 Service Unavailable", "{}"), ("504 Gateway Timeout", "")]
     {
-        let mut nginx = Upstream::warm().await;
+        let mut nginx = TestUpstream::warm().await;
         // One at a time, so that their order is visible.
-        let proxy = Proxy::tiny(&nginx.url(), "concurrency: { rampStart: 1 }").await;
+        let proxy = TestProxy::tiny(&nginx.url(), "concurrency: { rampStart: 1 }").await;
         let mut client = proxy.sent(chat("warm")).await;
         nginx.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
@@ -275,8 +275,8 @@ async fn a_url_that_lost_its_server_is_held_again() {
 
 #[tokio::test]
 async fn a_url_that_answers_its_probe_keeps_its_errors() {
-    let mut server = Upstream::warm().await;
-    let proxy = Proxy::tiny(&server.url(), LONG_PROBE_TIMEOUT).await;
+    let mut server = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&server.url(), LONG_PROBE_TIMEOUT).await;
     let mut client = proxy.sent(chat("warm")).await;
     server.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -295,7 +295,7 @@ async fn a_url_that_answers_its_probe_keeps_its_errors() {
 
 #[tokio::test]
 async fn gateway_without_server_gets_startup_time() {
-    let mut gateway = Upstream::warm().await;
+    let mut gateway = TestUpstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("warm")).await;
     gateway.call().await.echo().await;
@@ -314,9 +314,9 @@ async fn gateway_without_server_gets_startup_time() {
 
 #[tokio::test]
 async fn unrepeatable_body_passes_the_error_on() {
-    let mut nginx = Upstream::warm().await;
+    let mut nginx = TestUpstream::warm().await;
     // Without models the body streams, and trailers are not kept.
-    let proxy = Proxy::tiny(&nginx.url(), "match: {}").await;
+    let proxy = TestProxy::tiny(&nginx.url(), "match: {}").await;
     let mut client = proxy.sent(post(CHAT, "{}")).await;
     nginx.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -337,7 +337,7 @@ async fn unrepeatable_body_passes_the_error_on() {
 
 #[tokio::test]
 async fn a_long_error_in_chunks_passes_whole() {
-    let mut gateway = Upstream::cold().await;
+    let mut gateway = TestUpstream::cold().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("long")).await;
     let mut call = gateway.call().await;

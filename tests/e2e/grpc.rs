@@ -18,7 +18,7 @@ use tonic_health::{
 use crate::{
     scaler::channel,
     support::{
-        cluster::{Cluster, Pod},
+        cluster::{FakeCluster, FakePodState},
         soon,
     },
 };
@@ -42,7 +42,7 @@ async fn application() -> (SocketAddr, HealthReporter) {
 #[tokio::test]
 async fn grpc_calls_and_statuses_pass_after_a_cold_start() {
     let (address, reporter) = application().await;
-    let cluster = Cluster::speaking(Protocol::H2c);
+    let cluster = FakeCluster::speaking(Protocol::H2c);
     cluster.says(&[]);
     let anything = Intercept { rules: vec![Matcher::default()], ..Intercept::default() };
     let proxy = cluster.intercepting(Arc::new(anything)).await;
@@ -51,7 +51,7 @@ async fn grpc_calls_and_statuses_pass_after_a_cold_start() {
     let mut waiting = client.clone();
     let held = tokio::spawn(async move { waiting.check(request("app")).await });
     proxy.held(1).await;
-    cluster.says(&[(address, Pod::Ready)]);
+    cluster.says(&[(address, FakePodState::Ready)]);
     let answer = soon("the answer to the held call", held).await.unwrap().unwrap();
     assert_eq!(answer.metadata().get("x-keda-http-cold-start").unwrap(), "true");
     assert_eq!(answer.into_inner().status, ServingStatus::Serving as i32);

@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    Proxy, Upstream, Wire, h2, soon, until,
+    TestProxy, TestUpstream, Wire, h2, soon, until,
     upstream::{STREAM, chunk, reset},
     wire::{CHAT, chat, get, post_with, streaming},
 };
@@ -30,8 +30,8 @@ fn filling(bytes: usize) -> String {
 
 #[tokio::test]
 async fn a_held_client_that_hangs_up_leaves_the_queue() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let bystander = proxy.sent(chat("stays")).await;
     proxy.held(1).await;
     let requests = [
@@ -72,8 +72,8 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
 
 #[tokio::test]
 async fn hangup_behind_pipelined_bytes_is_noticed() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // Old clients send a line break after the body; others pipeline.
     for extra in ["\r\n", &chat("pipelined")] {
         let client = proxy.sent(chat("held") + extra).await;
@@ -100,8 +100,8 @@ async fn goes(mut client: Wire, how: &str) {
 
 #[tokio::test]
 async fn held_hang_up_behind_unread_bytes_is_noticed() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut gone = 0;
     for size in [16 << 10, 60_000, 900_000] {
         for how in DISCONNECT_KINDS {
@@ -126,8 +126,8 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
 
 #[tokio::test]
 async fn hang_up_behind_unread_bytes_ends_the_work() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for (gone, how) in (1..).zip(DISCONNECT_KINDS) {
         let mut client = proxy.sent(chat("goes")).await;
         let mut call = upstream.call().await;
@@ -142,7 +142,7 @@ async fn hang_up_behind_unread_bytes_ends_the_work() {
 }
 
 /// Streams an upload to a server that does not read it, until the proxy stops reading it too.
-async fn stalled_upload(proxy: &Proxy) -> Wire {
+async fn stalled_upload(proxy: &TestProxy) -> Wire {
     const PART_BYTES: usize = 32 << 10;
     let mut client = proxy.sent(post_with(CHAT, &[], "").replace("Length: 0", "Length: 20000000")).await;
     let mut sent = 0;
@@ -166,8 +166,8 @@ async fn stalled_upload(proxy: &Proxy) -> Wire {
 
 #[tokio::test]
 async fn hang_up_behind_a_stalled_upload_is_noticed() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -184,8 +184,8 @@ async fn hang_up_behind_a_stalled_upload_is_noticed() {
 
 #[tokio::test]
 async fn client_that_sends_on_without_end_is_cut_off() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
     proxy.held(1).await;
     let junk = vec![b'x'; 64 << 10];
@@ -196,8 +196,8 @@ async fn client_that_sends_on_without_end_is_cut_off() {
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_after_a_hold() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // In one segment, and one at a time.
     let mut at_once = proxy.sent(chat("first") + &chat("second") + &chat("third")).await;
     proxy.held(1).await;
@@ -227,8 +227,8 @@ async fn pipelined_requests_are_answered_after_a_hold() {
 
 #[tokio::test]
 async fn h2_reset_leaves_the_queue_alone() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     let stays = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","text":"stays"}"#));
     proxy.held(1).await;
@@ -247,8 +247,8 @@ async fn h2_reset_leaves_the_queue_alone() {
 
 #[tokio::test]
 async fn held_request_without_body_detects_disconnect() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}, concurrency: { max: 1 }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}, concurrency: { max: 1 }").await;
     let _busy = proxy.sent(chat("busy")).await;
     let call = upstream.call().await;
     let client = proxy.sent(get("/v1/responses/resp_1")).await;
@@ -260,8 +260,8 @@ async fn held_request_without_body_detects_disconnect() {
 
 #[tokio::test]
 async fn truncated_body_is_never_admitted() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for part in [
         post_with(CHAT, &[], REQUEST_BODY).trim_end_matches('}').to_owned(),
         chunked().trim_end_matches("0\r\n\r\n").to_owned(),
@@ -280,8 +280,8 @@ async fn truncated_body_is_never_admitted() {
 
 #[tokio::test]
 async fn disconnect_mid_stream_ends_silent_work() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for gone in 1..=2 {
         let mut client = proxy.sent(streaming("goes")).await;
         let mut call = upstream.call().await;
@@ -305,8 +305,8 @@ async fn disconnect_mid_stream_ends_silent_work() {
 
 #[tokio::test]
 async fn disconnect_before_head_ends_the_work() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let client = proxy.sent(chat("goes")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -327,8 +327,8 @@ async fn disconnect_before_head_ends_the_work() {
 async fn h2_reset_ends_the_work_at_the_server() {
     use http_body_util::BodyExt as _;
 
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","stream":true}"#));
     let answering = async {
@@ -349,8 +349,8 @@ async fn h2_reset_ends_the_work_at_the_server() {
 
 #[tokio::test]
 async fn lease_keeps_the_target_wanted() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let client = proxy.sent(chat("goes")).await;
     proxy.held(1).await;
     drop(client);

@@ -11,13 +11,13 @@ use std::{
 use tokio::time::sleep;
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     upstream::{LAST, STREAM, chunk},
     wire::{chat, streaming},
 };
 
 /// Sends chats `0`, `1`, … on separate connections, each held before the next one is sent.
-async fn held_in_order(proxy: &Proxy, count: usize) -> Vec<crate::support::Wire> {
+async fn held_in_order(proxy: &TestProxy, count: usize) -> Vec<crate::support::Wire> {
     let mut clients = Vec::new();
     for number in 0..count {
         clients.push(proxy.sent(chat(&number.to_string())).await);
@@ -28,8 +28,8 @@ async fn held_in_order(proxy: &Proxy, count: usize) -> Vec<crate::support::Wire>
 
 #[tokio::test]
 async fn held_requests_go_in_order_within_the_limit() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
     let mut clients = held_in_order(&proxy, 6).await;
     upstream.probed().await;
     assert_eq!(upstream.requests(), 0, "nothing is sent to what is not ready");
@@ -59,8 +59,8 @@ async fn held_requests_go_in_order_within_the_limit() {
 
 #[tokio::test]
 async fn ramp_doubles_with_each_round_of_first_bytes() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8, rampStart: 2 }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 8, rampStart: 2 }").await;
     let mut clients = Vec::new();
     for number in 0..20 {
         clients.push(proxy.sent(streaming(&number.to_string())).await);
@@ -108,8 +108,8 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
 
 #[tokio::test]
 async fn swallowed_requests_do_not_hold_up_the_others() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let _clients = held_in_order(&proxy, 12).await;
     proxy.starting().await;
     upstream.wake();
@@ -126,7 +126,7 @@ async fn swallowed_requests_do_not_hold_up_the_others() {
 async fn server_that_resets_above_8_answers_everybody() {
     let (now, resets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let counts = (now.clone(), resets.clone());
-    let upstream = Upstream::cold().await.automatic(move |call| {
+    let upstream = TestUpstream::cold().await.automatic(move |call| {
         let (now, resets) = counts.clone();
         async move {
             let has_room = now.fetch_add(1, SeqCst) < 8;
@@ -143,7 +143,7 @@ async fn server_that_resets_above_8_answers_everybody() {
             }
         }
     });
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut clients = held_in_order(&proxy, 48).await;
     proxy.starting().await;
     upstream.wake();
@@ -158,8 +158,8 @@ async fn server_that_resets_above_8_answers_everybody() {
 
 #[tokio::test]
 async fn ready_target_gets_its_full_limit_at_once() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 3, rampStart: 1 }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 3, rampStart: 1 }").await;
     let mut clients = Vec::new();
     for number in 0..4 {
         clients.push(proxy.sent(chat(&number.to_string())).await);
@@ -179,8 +179,8 @@ async fn ready_target_gets_its_full_limit_at_once() {
 
 #[tokio::test]
 async fn permit_is_held_until_the_last_byte() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     let mut first = proxy.sent(streaming("first")).await;
     let mut call = upstream.call().await;
     let mut second = proxy.sent(chat("second")).await;
@@ -203,8 +203,8 @@ async fn permit_is_held_until_the_last_byte() {
 
 #[tokio::test]
 async fn one_activation_serves_all_held_requests() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut clients = held_in_order(&proxy, 3).await;
     proxy.starting().await;
     let route = proxy.route("tiny").await;

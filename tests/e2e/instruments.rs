@@ -6,9 +6,9 @@
 use serde_json::Value;
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     upstream::{LAST, STREAM, chunk},
-    wire::{CHAT, Part, chat, post_with},
+    wire::{BodyPart, CHAT, chat, post_with},
 };
 
 /// Result of parsing a stream: the text, and the index of the part taken for the first token.
@@ -101,9 +101,9 @@ fn llmperf(parts: &[String]) -> ParsedStream {
 
 /// Returns the parts of a stream as received, and the index of the part with the first token.
 async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
-    let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
+    let mut upstream = if cold { TestUpstream::cold().await } else { TestUpstream::warm().await };
     let keepalive = "keepalive: { after: 10ms, interval: 10ms, whileStreaming: true }";
-    let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+    let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
     if !cold {
         let mut client = proxy.sent(chat("warm")).await;
         upstream.call().await.echo().await;
@@ -140,7 +140,7 @@ async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
         first.get_or_insert(parts.len() - 1);
     }
     call.finish(chunk("data: [DONE]\n\n") + LAST).await;
-    while let Part::Data(part) = client.part().await {
+    while let BodyPart::Data(part) = client.part().await {
         parts.push(String::from_utf8(part).unwrap());
     }
     proxy.stop(&[("completed", if cold { 1 } else { 2 })]).await;
@@ -149,7 +149,7 @@ async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
 
 async fn beat(client: &mut crate::support::Wire) -> String {
     match client.part().await {
-        Part::Data(data) => String::from_utf8(data).unwrap(),
+        BodyPart::Data(data) => String::from_utf8(data).unwrap(),
         other => panic!("{other:?} instead of a part"),
     }
 }

@@ -11,11 +11,11 @@ use anteroom::{
 };
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     proxy::{parse, route, routes},
     until,
     upstream::{Port, STREAM, answer, chunk},
-    wire::{Part, chat, get, post},
+    wire::{BodyPart, chat, get, post},
 };
 
 const ADD_ON_COLD_START_HEADER: &str = "x-keda-http-cold-start";
@@ -42,7 +42,7 @@ fn bare(method: &str, path: &str) -> String {
 }
 
 /// Makes the target known to be up.
-async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(get("/warm")).await;
     upstream.call().await.finish(answer("204 No Content", &[], "")).await;
     assert_eq!(client.response().await.status(), 204);
@@ -51,10 +51,10 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
 
 #[tokio::test]
 async fn every_method_and_path_is_passed_on() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let rule = |hosts: &str| Matcher { hosts: vec![hosts.into()], ..Matcher::default() };
     let rules = vec![rule("other.test"), rule("*.test")];
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept { rules, ..Intercept::default() }).await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept { rules, ..Intercept::default() }).await;
     let mut client = proxy.client().await;
     for request in [
         get("/"),
@@ -93,8 +93,8 @@ async fn every_method_and_path_is_passed_on() {
 
 #[tokio::test]
 async fn ordinary_route_sets_cold_start_header() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.finish(answer("200 OK", &[(ADD_ON_COLD_START_HEADER, "true")], "{}")).await;
     assert_eq!(client.response().await.get(ADD_ON_COLD_START_HEADER), None);
@@ -103,9 +103,9 @@ async fn ordinary_route_sets_cold_start_header() {
 
 #[tokio::test]
 async fn header_rule_without_value_matches_any_value() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let rules = vec![Matcher { present: ["x-preview".into()].into(), ..Matcher::default() }];
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept { rules, ..Intercept::default() }).await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept { rules, ..Intercept::default() }).await;
     proxy.ask(get("/page")).await.is_error(404, "unknown_path");
     let with = get("/page").replace("\r\n\r\n", "\r\nX-Preview: whatever\r\n\r\n");
     let mut client = proxy.sent(with).await;
@@ -116,8 +116,8 @@ async fn header_rule_without_value_matches_any_value() {
 
 #[tokio::test]
 async fn held_response_has_cold_start_header() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(post("/upload", "not JSON")).await;
     proxy.held(1).await;
     proxy.starting().await;
@@ -132,15 +132,16 @@ async fn held_response_has_cold_start_header() {
 
 #[tokio::test]
 async fn late_target_fails_or_uses_the_fallback() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let timeouts = readiness(Duration::from_millis(50));
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
+    let proxy =
+        TestProxy::intercepting(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let failed = proxy.ask(get("/page")).await;
     failed.is_error(504, "cold_start_timeout");
     assert!(failed.text().contains("timeouts.readiness of the route"), "{}", failed.text());
     assert_eq!(failed.get(ADD_ON_COLD_START_HEADER), None);
 
-    let mut fallback = Upstream::warm().await;
+    let mut fallback = TestUpstream::warm().await;
     let at = |address: String| Intercept { timeouts, fallback: Some(address.into()), ..Intercept::default() };
     proxy.intercept(&upstream.url(), at(fallback.address.to_string())).await;
     let mut client = proxy.sent(post("/page", "what was held")).await;
@@ -167,8 +168,8 @@ async fn late_target_fails_or_uses_the_fallback() {
 
 #[tokio::test]
 async fn placeholder_is_immediate_and_wakes_the_target() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::intercepting(&upstream.url(), placeholder()).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), placeholder()).await;
     let held = proxy.ask(get("/page")).await;
     assert_eq!((held.status(), held.text().as_str()), (503, "<h1>Loading</h1>"));
     assert_eq!(
@@ -193,10 +194,10 @@ async fn placeholder_is_immediate_and_wakes_the_target() {
 
 #[tokio::test]
 async fn hold_limit_refuses_or_gives_the_placeholder() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let bounded = |overflow| Intercept { max_pending: Some(1), overflow, ..placeholder() };
     let refusing = Intercept { placeholder: None, ..bounded(Overflow::Placeholder) };
-    let proxy = Proxy::intercepting(&upstream.url(), refusing).await;
+    let proxy = TestProxy::intercepting(&upstream.url(), refusing).await;
     let mut first = proxy.sent(get("/first")).await;
     proxy.held(1).await;
     proxy.ask(get("/second")).await.is_error(503, "hold_queue_full");
@@ -214,7 +215,7 @@ async fn hold_limit_refuses_or_gives_the_placeholder() {
 
 #[tokio::test]
 async fn static_routes_raise_no_demand() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let pages = BTreeMap::from([
         ("index.html".to_owned(), "<p>closed</p>".into()),
         ("state.json".to_owned(), "{}".into()),
@@ -232,7 +233,7 @@ async fn static_routes_raise_no_demand() {
         route("/missing", StaticAnswer::new(200, [], StaticBody::Missing).unwrap(), ResponseMode::Always),
     ];
     let intercept = Intercept { static_routes, ..Intercept::default() };
-    let proxy = Proxy::intercepting(&upstream.url(), intercept).await;
+    let proxy = TestProxy::intercepting(&upstream.url(), intercept).await;
     for (path, status, kind, body) in [
         ("/healthz/live", 200, Some("text/plain; charset=utf-8"), "OK"),
         ("/old/page", 410, None, ""),
@@ -272,14 +273,14 @@ async fn static_routes_raise_no_demand() {
 
 #[tokio::test]
 async fn an_application_that_takes_too_long_is_a_504() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let limit = Some(Period::from_millis(50));
     for timeouts in [
         InterceptTimeouts { response_header: limit, ..InterceptTimeouts::default() },
         InterceptTimeouts { request: limit, ..InterceptTimeouts::default() },
     ] {
         let intercept = Intercept { timeouts, ..Intercept::default() };
-        let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+        let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
         warm_up(&proxy, &mut upstream).await;
         proxy.intercept(&upstream.url(), intercept).await;
         let mut client = proxy.sent(get("/page")).await;
@@ -293,12 +294,12 @@ async fn an_application_that_takes_too_long_is_a_504() {
 
 #[tokio::test]
 async fn request_time_out_bounds_wait_and_answer() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let limit = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     // A fallback would need time, of which none is left.
     let fallback = Some("127.0.0.1:1".into());
     let intercept = Intercept { timeouts: limit, fallback, ..Intercept::default() };
-    let proxy = Proxy::intercepting(&upstream.url(), intercept).await;
+    let proxy = TestProxy::intercepting(&upstream.url(), intercept).await;
     let late = proxy.ask(get("/page")).await;
     late.is_error(504, "cold_start_timeout");
     assert!(late.text().contains("timeouts.request of the route"), "{}", late.text());
@@ -311,16 +312,16 @@ async fn request_time_out_bounds_wait_and_answer() {
     call.send(STREAM).await;
     call.send(chunk("one")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
-    assert_eq!(client.part().await, Part::Data(b"one".into()));
-    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(client.part().await, BodyPart::Data(b"one".into()));
+    assert_eq!(client.part().await, BodyPart::Broken);
     call.gone().await;
     proxy.stop(&[("cold_start_timeout", 1), ("upstream_error", 1)]).await;
 }
 
 #[tokio::test]
 async fn non_idempotent_request_is_not_retried() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     warm_up(&proxy, &mut upstream).await;
     let mut client = proxy.sent(post("/orders", "one")).await;
     drop(upstream.call().await);
@@ -336,8 +337,9 @@ async fn non_idempotent_request_is_not_retried() {
 /// Health checks and common first paths, for hosts whose routes were removed or never existed.
 #[tokio::test]
 async fn hosts_that_no_route_claims_are_not_found() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::start(&routes(&[route("llm", &upstream.url(), "match: { hosts: [llm.test] }")])).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy =
+        TestProxy::start(&routes(&[route("llm", &upstream.url(), "match: { hosts: [llm.test] }")])).await;
     let app = |hosts: &[&str]| {
         let hosts = hosts.iter().map(|host| (*host).into()).collect();
         let rules = vec![Matcher { hosts, ..Matcher::default() }];

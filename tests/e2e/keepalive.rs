@@ -6,9 +6,9 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
 
 use crate::support::{
-    Proxy, Upstream, Wire,
-    upstream::{Call, LAST, STREAM, answer, chunk},
-    wire::{CHAT, Part, chat, post, post_with, streaming},
+    TestProxy, TestUpstream, Wire,
+    upstream::{LAST, STREAM, UpstreamCall, answer, chunk},
+    wire::{BodyPart, CHAT, chat, post, post_with, streaming},
 };
 
 const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -16,13 +16,13 @@ const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interva
 /// Returns the next part, which must be a heartbeat.
 async fn beat(client: &mut Wire) -> String {
     match client.part().await {
-        Part::Data(data) => String::from_utf8(data).unwrap(),
+        BodyPart::Data(data) => String::from_utf8(data).unwrap(),
         other => panic!("{other:?} instead of a heartbeat"),
     }
 }
 
 /// Sends a request that is held, and returns the client after its early head and first heartbeat.
-async fn early(proxy: &Proxy, request: &str, content_type: &str) -> (Wire, String) {
+async fn early(proxy: &TestProxy, request: &str, content_type: &str) -> (Wire, String) {
     let mut client = proxy.sent(request).await;
     let head = client.head().await.unwrap();
     assert_eq!((head.status(), head.get("transfer-encoding")), (200, Some("chunked")));
@@ -69,8 +69,8 @@ fn error_of(event: &str) -> Value {
 
 #[tokio::test]
 async fn streaming_client_gets_heartbeats_then_response() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut first, beat_1) = early(&proxy, &streaming("first"), "text/event-stream").await;
     let (mut second, beat_2) = early(&proxy, &streaming("second"), "text/event-stream").await;
     for (line, position) in [(&beat_1, 1), (&beat_2, 2)] {
@@ -119,8 +119,8 @@ async fn fast_or_plain_requests_get_no_early_answer() {
         ("keepalive: { mode: off, after: 10ms, interval: 10ms }", streaming("x")),
         ("keepalive: { mode: chunk, after: 10ms, interval: 10ms }", chat("x")),
     ] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
         let mut client = proxy.sent(request).await;
         proxy.held(1).await;
         upstream.probed().await;
@@ -138,8 +138,9 @@ async fn fast_or_plain_requests_get_no_early_answer() {
 
 #[tokio::test]
 async fn deadline_after_early_answer_is_an_event() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy =
+        TestProxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     let error = error_of(&after_beats(&mut client).await);
     assert_eq!(
@@ -173,10 +174,10 @@ async fn server_error_after_early_answer_is_an_event() {
         ("503 Busy", "two\nlines", "503", "server_error", "two\nlines"),
     ];
     for (status, body, code, kind, message) in cases {
-        let mut upstream = Upstream::cold().await;
+        let mut upstream = TestUpstream::cold().await;
         // The target is not a gateway.
         let more = format!("{EARLY_HEARTBEATS}, gateway: {{ notYet: {{ for: 0s }} }}");
-        let proxy = Proxy::tiny(&upstream.url(), &more).await;
+        let proxy = TestProxy::tiny(&upstream.url(), &more).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -189,8 +190,8 @@ async fn server_error_after_early_answer_is_an_event() {
         proxy.stop(&[("completed", 1)]).await;
     }
     // A response that is not a stream becomes one event.
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     upstream.wake();
     upstream.call().await.echo().await;
@@ -202,8 +203,8 @@ async fn failure_after_early_answer_is_an_event() {
     for (begun, told) in
         [("data: half an ev", "data: half an ev\n\n"), ("data: 1\n\n", "data: 1\n\n"), ("", "")]
     {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -222,8 +223,8 @@ async fn failure_after_early_answer_is_an_event() {
         proxy.stop(&[("upstream_error", 1)]).await;
     }
     // Before the head the request is retried, and the client gets an error once the tries are used up.
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     upstream.wake();
     for _ in 0..2 {
@@ -238,8 +239,8 @@ async fn failure_after_early_answer_is_an_event() {
 
 #[tokio::test]
 async fn client_with_heartbeats_may_disconnect() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     drop(client);
     proxy.held(0).await;
@@ -249,8 +250,8 @@ async fn client_with_heartbeats_may_disconnect() {
 
 #[tokio::test]
 async fn short_sdk_timeout_advances_heartbeats() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "keepalive: { after: 10m, interval: 10m }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "keepalive: { after: 10m, interval: 10m }").await;
     let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
     let (mut client, _) = early(&proxy, &request, "text/event-stream").await;
     beat(&mut client).await;
@@ -263,8 +264,9 @@ async fn short_sdk_timeout_advances_heartbeats() {
 
 #[tokio::test]
 async fn heartbeat_chunks_match_the_requested_api() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "keepalive: { mode: chunk, after: 10ms, interval: 10ms }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy =
+        TestProxy::tiny(&upstream.url(), "keepalive: { mode: chunk, after: 10ms, interval: 10ms }").await;
     let body = r#"{"model":"tiny","stream":true}"#;
     for (path, object, content) in [
         (CHAT, "chat.completion.chunk", "/choices/0/delta/content"),
@@ -295,8 +297,8 @@ async fn heartbeat_chunks_match_the_requested_api() {
 #[tokio::test]
 async fn whitespace_precedes_json_if_configured() {
     let keepalive = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
     let (mut client, first) = early(&proxy, &chat("x"), "application/json").await;
     assert_eq!((&*first, &*beat(&mut client).await), ("\n", "\n"));
     let (mut stream, first) = early(&proxy, &streaming("y"), "text/event-stream").await;
@@ -309,8 +311,8 @@ async fn whitespace_precedes_json_if_configured() {
     proxy.stop(&[("completed", 2)]).await;
 
     // A failure is reported as the JSON body.
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{keepalive}, hold: {{ timeout: 3s }}")).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), &format!("{keepalive}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &chat("x"), "application/json").await;
     let error: Value = serde_json::from_str(&client.rest().await.unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "cold_start_timeout");
@@ -330,9 +332,9 @@ async fn answers_of_unknown_form_get_no_heartbeats() {
         ("comment", "/v1/embeddings", stream),
         ("chunk", "/v1/chat/completions/render", stream),
     ] {
-        let mut upstream = Upstream::cold().await;
+        let mut upstream = TestUpstream::cold().await;
         let keepalive = format!("keepalive: {{ mode: {mode}, after: 1ms, interval: 1ms }}");
-        let proxy = Proxy::tiny(&upstream.url(), &keepalive).await;
+        let proxy = TestProxy::tiny(&upstream.url(), &keepalive).await;
         let mut client = proxy.sent(post(path, body)).await;
         proxy.held(1).await;
         upstream.probed().await;
@@ -351,8 +353,8 @@ async fn answers_of_unknown_form_get_no_heartbeats() {
 }
 
 /// Starts a proxy whose target is known to be up, so that requests are not held.
-async fn warm(upstream: &mut Upstream, more: &str) -> Proxy {
-    let proxy = Proxy::tiny(&upstream.url(), more).await;
+async fn warm(upstream: &mut TestUpstream, more: &str) -> TestProxy {
+    let proxy = TestProxy::tiny(&upstream.url(), more).await;
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     client.response().await;
@@ -367,7 +369,7 @@ fn gzip(text: &str) -> Vec<u8> {
 }
 
 /// Sends a response with an encoded body.
-async fn finish_encoded(call: Call, status: &str, kind: &str, coding: &str, body: &[u8]) {
+async fn finish_encoded(call: UpstreamCall, status: &str, kind: &str, coding: &str, body: &[u8]) {
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -400,8 +402,8 @@ async fn encoded_answers_after_an_early_head_are_decoded() {
         (WHITESPACE, false, "400 Bad Request", JSON, "x-gzip", gzip(own), "too long"),
         (WHITESPACE, false, "200 OK", JSON, "br", b"?".to_vec(), "`br`"),
     ] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
         let (mut client, _) = early(&proxy, &asked(stream), if stream { EVENTS } else { JSON }).await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -427,7 +429,7 @@ async fn encoded_answers_after_an_early_head_are_decoded() {
 /// Without an early head, client and server negotiate the encoding.
 #[tokio::test]
 async fn encoded_answers_without_an_early_head_pass() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = warm(&mut upstream, "keepalive: { mode: chunk, interval: 1ms }").await;
     let mut client = proxy
         .sent(post_with(CHAT, &[("Accept-Encoding", "gzip")], r#"{"model":"tiny","stream":true}"#))
@@ -442,7 +444,7 @@ async fn encoded_answers_without_an_early_head_pass() {
     let part = gzip(EVENT);
     call.send(format!("{:x}\r\n", part.len())).await;
     call.finish([&part[..], b"\r\n0\r\n\r\n"].concat()).await;
-    assert_eq!(client.part().await, Part::Data(part));
+    assert_eq!(client.part().await, BodyPart::Data(part));
     proxy.stop(&[("completed", 2)]).await;
 }
 
@@ -456,8 +458,8 @@ async fn answers_of_another_form_become_errors() {
         (WHITESPACE, chat("x"), "200 OK", "text/event-stream", "answered with text/event-stream"),
         (WHITESPACE, chat("x"), "422 Unprocessable", "text/plain", "ID3"),
     ] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
         let (mut client, _) = early(&proxy, &request, "").await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -481,9 +483,9 @@ const LATE_HEARTBEATS: &str = "keepalive: { after: 10m, interval: 10ms }";
 #[tokio::test]
 async fn heartbeats_go_on_until_the_first_byte() {
     for cold in [true, false] {
-        let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
+        let mut upstream = if cold { TestUpstream::cold().await } else { TestUpstream::warm().await };
         let proxy = match cold {
-            true => Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await,
+            true => TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await,
             false => warm(&mut upstream, LATE_HEARTBEATS).await,
         };
         let mut client = if cold {
@@ -535,7 +537,7 @@ async fn heartbeats_before_first_byte_follow_the_response() {
         (anything("keepalive: { mode: off, interval: 10ms }"), STREAM, None),
         (anything(LATE_HEARTBEATS), length, None),
     ] {
-        let mut upstream = Upstream::warm().await;
+        let mut upstream = TestUpstream::warm().await;
         let proxy = warm(&mut upstream, &more).await;
         let mut client = proxy.sent(streaming("x")).await;
         let mut call = upstream.call().await;
@@ -564,7 +566,7 @@ async fn heartbeats_before_first_byte_follow_the_response() {
 /// `upstream.idleTimeout` still bounds the endpoint's own silence.
 #[tokio::test]
 async fn heartbeats_do_not_lift_the_idle_timeout() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let more = "keepalive: { after: 10m, interval: 10ms }, upstream: { idleTimeout: 2s }";
     let proxy = warm(&mut upstream, more).await;
     let mut client = proxy.sent(streaming("x")).await;
@@ -584,9 +586,9 @@ async fn pauses_between_events_get_heartbeats_on_request() {
         for cold in [true, false] {
             let keepalive =
                 format!("keepalive: {{ mode: {mode}, after: 10ms, interval: 10ms, whileStreaming: true }}");
-            let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
+            let mut upstream = if cold { TestUpstream::cold().await } else { TestUpstream::warm().await };
             let proxy = match cold {
-                true => Proxy::tiny(&upstream.url(), &keepalive).await,
+                true => TestProxy::tiny(&upstream.url(), &keepalive).await,
                 false => warm(&mut upstream, &keepalive).await,
             };
             let mut client = proxy.sent(streaming("x")).await;
@@ -630,7 +632,7 @@ async fn pauses_between_events_get_heartbeats_on_request() {
 /// A client that tolerates less silence than the route's interval gets heartbeats earlier, even from a warm target.
 #[tokio::test]
 async fn short_sdk_timeout_advances_heartbeats_after_head() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = warm(&mut upstream, "keepalive: { after: 10m, interval: 10m }").await;
     let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
     let mut client = proxy.sent(request).await;
@@ -650,8 +652,8 @@ async fn chunk_mode_sends_no_comments() {
     let keepalive = "keepalive: { mode: chunk, after: 10ms, interval: 10ms }";
     let body = r#"{"model":"tiny","stream":true}"#;
     for path in [CHAT, "/v1/completions", "/v1/messages"] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
         let (mut client, first) = early(&proxy, &post(path, body), "text/event-stream").await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -670,8 +672,9 @@ async fn chunk_mode_sends_no_comments() {
 /// Events generated by the proxy are also separated from comments by an empty event.
 #[tokio::test]
 async fn errors_after_comments_follow_an_empty_event() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy =
+        TestProxy::tiny(&upstream.url(), &format!("{EARLY_HEARTBEATS}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     let rest = client.rest().await.unwrap();
     let events: String = rest.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
@@ -696,9 +699,9 @@ async fn client_chooses_its_heartbeats() {
         ("off", "comment", Some(": ")),
         ("whitespace", "off", None),
     ] {
-        let mut upstream = Upstream::cold().await;
+        let mut upstream = TestUpstream::cold().await;
         let keepalive = format!("keepalive: {{ mode: {mode}, after: 10ms, interval: 10ms }}");
-        let proxy = Proxy::tiny(&upstream.url(), &keepalive).await;
+        let proxy = TestProxy::tiny(&upstream.url(), &keepalive).await;
         let mut client = proxy.sent(choosing(choice, CHAT, true)).await;
         proxy.held(1).await;
         if let Some(expected) = expected {
@@ -726,7 +729,7 @@ async fn client_chooses_its_heartbeats() {
         proxy.stop(&[("completed", 1)]).await;
     }
     // `off` also suppresses the white space before complete responses, and applies to warm responses too.
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = warm(&mut upstream, LATE_HEARTBEATS).await;
     let mut client = proxy.sent(choosing("off", CHAT, true)).await;
     let mut call = upstream.call().await;
@@ -742,8 +745,8 @@ async fn client_chooses_its_heartbeats() {
 
 #[tokio::test]
 async fn unreadable_choice_of_heartbeats_is_named() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     for choice in ["loud", "", "Off", "off, chunk", "whitespace"] {
         let response = proxy.ask(choosing(choice, CHAT, true)).await;
         response.is_error(400, "invalid_request");

@@ -3,23 +3,23 @@
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    Proxy, Upstream, route, routes, until,
+    TestProxy, TestUpstream, route, routes, until,
     upstream::{LAST, STREAM},
-    wire::{CHAT, Response, chat, post, post_with},
+    wire::{CHAT, WireResponse, chat, post, post_with},
 };
 
 const REQUEST_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Asserts that `Retry-After` is within the range that every SDK honours.
-fn tells_when(response: &Response) {
+fn tells_when(response: &WireResponse) {
     let wait: u64 = response.get("retry-after").expect("Retry-After").parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
 }
 
 #[tokio::test]
 async fn expired_deadline_error_names_its_source() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let bystander = proxy.sent(chat("stays")).await;
     proxy.held(1).await;
     let cases: &[(&[(&str, &str)], &str)] = &[
@@ -46,8 +46,8 @@ async fn expired_deadline_error_names_its_source() {
 
 #[tokio::test]
 async fn route_deadline_applies() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 50ms }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "hold: { timeout: 50ms }").await;
     let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", "5m")], REQUEST_BODY)).await;
     response.is_error(504, "cold_start_timeout");
     assert!(response.text().contains("hold.timeout"), "{}", response.text());
@@ -56,8 +56,8 @@ async fn route_deadline_applies() {
 
 #[tokio::test]
 async fn zero_max_wait_is_rejected_but_wakes_target() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for zero in ["0", "0s", "0.0"] {
         let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", zero)], REQUEST_BODY)).await;
         response.is_error(503, "no_wait");
@@ -76,8 +76,8 @@ async fn zero_max_wait_is_rejected_but_wakes_target() {
 
 #[tokio::test]
 async fn a_wait_that_cannot_be_read_is_refused() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for garbage in ["soon", "-1", "NaN", "inf", "1e99", "5 parsecs", ""] {
         let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", garbage)], REQUEST_BODY)).await;
         assert_eq!((response.status(), &*response.code()), (400, "invalid_request"), "{garbage}");
@@ -94,9 +94,9 @@ async fn a_wait_that_cannot_be_read_is_refused() {
 
 #[tokio::test]
 async fn full_queue_differs_at_zero_and_when_up() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let more = "hold: { maxRequests: 2 }, concurrency: { max: 1, rampStart: 1 }";
-    let proxy = Proxy::tiny(&upstream.url(), more).await;
+    let proxy = TestProxy::tiny(&upstream.url(), more).await;
     let mut first = proxy.sent(chat("first")).await;
     proxy.held(1).await;
     let mut second = proxy.sent(chat("second")).await;
@@ -129,13 +129,13 @@ async fn full_queue_differs_at_zero_and_when_up() {
 
 #[tokio::test]
 async fn the_bytes_of_a_route_and_of_all_are_bounded() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let limits = "limits: { maxBodyBytes: 3000, maxBufferedBytes: 5000 }\n";
     let config = routes(&[
         route("tiny", &upstream.url(), "hold: { maxBytes: 4000 }"),
         route("other", &upstream.url(), ""),
     ]);
-    let proxy = Proxy::start(&format!("{limits}{config}")).await;
+    let proxy = TestProxy::start(&format!("{limits}{config}")).await;
     let body = |model: &str, size: usize| {
         let bare = format!(r#"{{"model":"{model}","text":""}}"#).len();
         post(CHAT, &format!(r#"{{"model":"{model}","text":"{}"}}"#, "x".repeat(size - bare)))
@@ -161,10 +161,10 @@ async fn the_bytes_of_a_route_and_of_all_are_bounded() {
 
 #[tokio::test]
 async fn oversized_body_is_refused_before_it_arrives() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let limits = "limits: { maxBodyBytes: 64KiB }\n";
     let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "")]));
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let bystander = proxy.sent(chat("stays")).await;
     proxy.held(1).await;
 
@@ -203,10 +203,10 @@ async fn oversized_body_is_refused_before_it_arrives() {
 
 #[tokio::test]
 async fn streamed_body_is_bounded_and_breaks_at_the_server() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let limits = "limits: { maxBodyBytes: 64KiB }\n";
     let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "match: {}")]));
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     warm_up(&proxy, &mut upstream).await;
 
     let mut client =
@@ -236,7 +236,7 @@ async fn streamed_body_is_bounded_and_breaks_at_the_server() {
 }
 
 /// Makes the target of a route without models known to be up, so that bodies stream.
-async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(chat("warm")).await;
     let mut call = upstream.call().await;
     call.body().await;

@@ -5,7 +5,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::scaler::{channel, next, scaled, scaler, tiny};
 use crate::support::{
-    Proxy, Upstream, Wire, route, routes, soon, until,
+    TestProxy, TestUpstream, Wire, route, routes, soon, until,
     upstream::Port,
     wire::{chat, get},
 };
@@ -15,8 +15,8 @@ const PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x
 
 #[tokio::test]
 async fn idle_connections_keep_no_scaler_out() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut first = scaler(&proxy).await;
     let mut stream = first.stream_is_active(tiny()).await.unwrap().into_inner();
     assert!(!next(&mut stream).await.unwrap().result);
@@ -41,7 +41,7 @@ async fn idle_connections_keep_no_scaler_out() {
 
 #[tokio::test]
 async fn streams_of_strangers_keep_no_replica_out() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let port = Port::reserve();
     let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
@@ -50,7 +50,7 @@ async fn streams_of_strangers_keep_no_replica_out() {
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
+    let first = TestProxy::start(&config("127.0.0.1:0", place.clone())).await;
     let mut strangers = Vec::new();
     for _ in 0..7 {
         let mut client = PeersClient::new(channel(first.peers).await);
@@ -59,7 +59,7 @@ async fn streams_of_strangers_keep_no_replica_out() {
             strangers.push(soon("a stream", watch).await.unwrap().into_inner());
         }
     }
-    let second = Proxy::start(&config(&place, first.peers.unwrap().to_string())).await;
+    let second = TestProxy::start(&config(&place, first.peers.unwrap().to_string())).await;
     until("the first one", async || second.metric("anteroom_peers", &["connected"]).await == 1).await;
     let client = first.sent(chat("x")).await;
     let mut scaler = scaler(&second).await;
@@ -81,8 +81,8 @@ async fn streams_of_strangers_keep_no_replica_out() {
 
 #[tokio::test]
 async fn trickling_requests_keep_no_probe_out() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut slow = Vec::new();
     for _ in 0..520 {
         let mut wire = Wire::connect(proxy.admin).await;
@@ -97,7 +97,7 @@ async fn trickling_requests_keep_no_probe_out() {
 
 #[tokio::test]
 async fn wrong_token_follows_no_replica() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "right\n").unwrap();
@@ -110,9 +110,9 @@ async fn wrong_token_follows_no_replica() {
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
+    let first = TestProxy::start(&config("127.0.0.1:0", place.clone())).await;
     let service = first.peers.unwrap().to_string();
-    let second = Proxy::start(&config(&place, service)).await;
+    let second = TestProxy::start(&config(&place, service)).await;
     for proxy in [&first, &second] {
         until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
     }

@@ -8,9 +8,9 @@ use std::sync::{
 use serde_json::json;
 
 use crate::support::{
-    Proxy, Upstream, route, routes,
-    upstream::{Call, answer},
-    wire::{Response, chat, get, post},
+    TestProxy, TestUpstream, route, routes,
+    upstream::{UpstreamCall, answer},
+    wire::{WireResponse, chat, get, post},
 };
 
 /// Responds as vLLM does: a list of these models, `/version`, and an empty object for anything else.
@@ -18,9 +18,9 @@ fn vllm(
     models: &'static [&'static str],
     version: &'static str,
     asked: &Arc<AtomicUsize>,
-) -> impl Fn(Call) -> HandlerFuture + use<> {
+) -> impl Fn(UpstreamCall) -> HandlerFuture + use<> {
     let asked = asked.clone();
-    move |mut call: Call| {
+    move |mut call: UpstreamCall| {
         let asked = asked.clone();
         Box::pin(async move {
             let entry = |id: &&str| {
@@ -49,7 +49,7 @@ fn chat_to(model: &str) -> String {
     post("/v1/chat/completions", &format!(r#"{{"model":"{model}"}}"#))
 }
 
-fn ids(list: &Response) -> Vec<String> {
+fn ids(list: &WireResponse) -> Vec<String> {
     let list = list.json();
     let data = list["data"].as_array().unwrap_or_else(|| panic!("{list}"));
     data.iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect()
@@ -58,12 +58,12 @@ fn ids(list: &Response) -> Vec<String> {
 #[tokio::test]
 async fn list_has_server_entries_once_ready() {
     let asked = Arc::<AtomicUsize>::default();
-    let upstream = Upstream::cold().await.automatic(vllm(&["tiny", "foreign"], "1", &asked));
+    let upstream = TestUpstream::cold().await.automatic(vllm(&["tiny", "foreign"], "1", &asked));
     let config = routes(&[
         route("tiny", &upstream.url(), "match: { models: [tiny, tiny-alias] }"),
         route("big", "http://127.0.0.1:1", ""),
     ]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
     // The fields that `vllm bench serve` reads.
     let made_up = client.ask(get("/v1/models")).await.json();
@@ -89,8 +89,8 @@ async fn list_has_server_entries_once_ready() {
 #[tokio::test]
 async fn many_lists_at_once_ask_the_server_once() {
     let asked = Arc::<AtomicUsize>::default();
-    let upstream = Upstream::warm().await.automatic(vllm(&["tiny"], "1", &asked));
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::warm().await.automatic(vllm(&["tiny"], "1", &asked));
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     assert_eq!(proxy.ask(chat("up")).await.status(), 200);
     let mut clients = Vec::new();
     for _ in 0..50 {
@@ -106,8 +106,8 @@ async fn many_lists_at_once_ask_the_server_once() {
 #[tokio::test]
 async fn route_for_any_model_lists_server_models() {
     let asked = Arc::<AtomicUsize>::default();
-    let upstream = Upstream::warm().await.automatic(vllm(&["base", "lora"], "1", &asked));
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let upstream = TestUpstream::warm().await.automatic(vllm(&["base", "lora"], "1", &asked));
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     let mut client = proxy.client().await;
     assert_eq!(ids(&client.ask(get("/v1/models")).await), [""; 0]);
     assert_eq!(client.ask(chat_to("lora")).await.status(), 200);
@@ -119,7 +119,7 @@ async fn route_for_any_model_lists_server_models() {
     drop(upstream);
     assert_eq!(ids(&client.ask(get("/v1/models")).await), ["base", "lora"]);
     // With another target, the old one's list is dropped.
-    let other = Upstream::cold().await;
+    let other = TestUpstream::cold().await;
     assert_ne!(other.url(), url);
     proxy.reload(&routes(&[route("tiny", &other.url(), "match: {}")])).await;
     crate::support::until("the list to go", async || ids(&proxy.ask(get("/v1/models")).await).is_empty())
@@ -138,8 +138,8 @@ async fn failed_model_list_keeps_the_generated_one() {
         ("200 OK", &huge),
     ];
     for (status, body) in bodies {
-        let mut upstream = Upstream::warm().await;
-        let proxy = Proxy::tiny(&upstream.url(), "").await;
+        let mut upstream = TestUpstream::warm().await;
+        let proxy = TestProxy::tiny(&upstream.url(), "").await;
         let mut client = proxy.sent(chat("up")).await;
         upstream.call().await.echo().await;
         client.response().await;
@@ -163,8 +163,8 @@ async fn failed_model_list_keeps_the_generated_one() {
 #[tokio::test]
 async fn version_and_load_are_forwarded_without_waking() {
     let asked = Arc::<AtomicUsize>::default();
-    let upstream = Upstream::cold().await.automatic(vllm(&[], "0.32.0", &asked));
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await.automatic(vllm(&[], "0.32.0", &asked));
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.client().await;
     for path in ["/version", "/load"] {
         let refused = client.ask(get(path)).await;
@@ -188,8 +188,8 @@ async fn version_and_load_are_forwarded_without_waking() {
 #[tokio::test]
 async fn batch_wakes_the_server_as_a_chat_does() {
     let asked = Arc::<AtomicUsize>::default();
-    let upstream = Upstream::cold().await.automatic(vllm(&[], "1", &asked));
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await.automatic(vllm(&[], "1", &asked));
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(post("/v1/chat/completions/batch", r#"{"model":"tiny"}"#)).await;
     proxy.held(1).await;
     upstream.wake();
@@ -200,18 +200,18 @@ async fn batch_wakes_the_server_as_a_chat_does() {
 #[tokio::test]
 async fn version_goes_to_the_host_or_the_only_ready_one() {
     let asked = Arc::<AtomicUsize>::default();
-    let one = Upstream::warm().await.automatic(vllm(&[], "one", &asked));
-    let two = Upstream::warm().await.automatic(vllm(&[], "two", &asked));
-    let three = Upstream::warm().await.automatic(vllm(&[], "three", &asked));
+    let one = TestUpstream::warm().await.automatic(vllm(&[], "one", &asked));
+    let two = TestUpstream::warm().await.automatic(vllm(&[], "two", &asked));
+    let three = TestUpstream::warm().await.automatic(vllm(&[], "three", &asked));
     let config = routes(&[
         route("one", &one.url(), ""),
         route("two", &two.url(), ""),
         route("three", &three.url(), "match: { models: [three], hosts: [three.test] }"),
     ]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
     let at_three = get("/version").replace("api.test", "three.test");
-    let version = |response: Response| response.json()["version"].as_str().unwrap_or_default().to_owned();
+    let version = |response: WireResponse| response.json()["version"].as_str().unwrap_or_default().to_owned();
     client.ask(get("/version")).await.is_error(404, "unknown_path");
     client.ask(&at_three).await.is_error(404, "unknown_path");
     // Another route is up, but not the one for this host.

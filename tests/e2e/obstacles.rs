@@ -3,19 +3,19 @@
 use anteroom::{domain::ObstacleKind, state::Obstacle};
 
 use crate::support::{
-    Proxy, Upstream, soon, until,
-    wire::{Part, chat, streaming},
+    TestProxy, TestUpstream, soon, until,
+    wire::{BodyPart, chat, streaming},
 };
 
 const PAUSED_MESSAGE: &str =
     "ScaledObject `a/chat` is paused at zero. Resume it with `anteroom session start chat -n a --for 2h`";
 
 /// Sets or clears the obstacle of the only route.
-async fn obstruct(proxy: &Proxy, obstacle: Option<(ObstacleKind, &str)>) {
+async fn obstruct(proxy: &TestProxy, obstacle: Option<(ObstacleKind, &str)>) {
     proxy.gate().await.target().set_obstacle(obstacle.map(|(kind, message)| Obstacle::new(kind, message)));
 }
 
-async fn pause(proxy: &Proxy) {
+async fn pause(proxy: &TestProxy) {
     obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED_MESSAGE))).await;
 }
 
@@ -29,7 +29,7 @@ async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
     let mut heard = String::new();
     while !heard.contains(words) {
         match client.part().await {
-            Part::Data(data) => heard += std::str::from_utf8(&data).unwrap(),
+            BodyPart::Data(data) => heard += std::str::from_utf8(&data).unwrap(),
             other => panic!("{other:?} after {heard:?}"),
         }
     }
@@ -38,8 +38,8 @@ async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
 
 #[tokio::test]
 async fn pause_at_zero_rejects_without_waking() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     pause(&proxy).await;
     let refused = proxy.ask(chat("0")).await;
     refused.is_error(503, "autoscaling_paused");
@@ -68,9 +68,9 @@ async fn pause_at_zero_rejects_without_waking() {
 
 #[tokio::test]
 async fn pause_fails_held_requests_at_once() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
-    let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
+    let proxy = TestProxy::tiny(&upstream.url(), soon_told).await;
     let mut plain = proxy.sent(chat("0")).await;
     let mut stream = proxy.sent(streaming("1")).await;
     proxy.held(2).await;
@@ -101,8 +101,8 @@ async fn pause_fails_held_requests_at_once() {
 
 #[tokio::test]
 async fn when_paused_hold_waits_for_the_end_of_a_pause() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "whenPaused: hold").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "whenPaused: hold").await;
     pause(&proxy).await;
     let mut client = proxy.sent(chat("0")).await;
     proxy.held(1).await;
@@ -119,8 +119,8 @@ async fn when_paused_hold_waits_for_the_end_of_a_pause() {
 
 #[tokio::test]
 async fn paused_target_serves_while_ready() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("0")).await;
     upstream.call().await.reply("0").await;
     assert_eq!(client.response().await.status(), 200);
@@ -133,9 +133,9 @@ async fn paused_target_serves_while_ready() {
 
 #[tokio::test]
 async fn reason_is_in_heartbeats_and_deadline_errors() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy =
-        Proxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
+        TestProxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
     obstruct(&proxy, Some((ObstacleKind::ImagePull, "Pod `x` cannot have\r\n\"vllm:none\""))).await;
     let mut client = proxy.sent(streaming("0")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
@@ -159,8 +159,8 @@ async fn reason_is_in_heartbeats_and_deadline_errors() {
 
 #[tokio::test]
 async fn lasting_obstacle_fails_held_requests() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "failureGrace: { crashLoop: 200ms }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "failureGrace: { crashLoop: 200ms }").await;
     let mut client = proxy.sent(chat("0")).await;
     proxy.starting().await;
     obstruct(&proxy, Some((ObstacleKind::CrashLoop, "Pod `x` ended with exit code 1"))).await;
@@ -180,7 +180,7 @@ async fn lasting_obstacle_fails_held_requests() {
 #[tokio::test]
 async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
     let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
-    let proxy = Proxy::tiny("http://vllm.invalid:8000", soon_told).await;
+    let proxy = TestProxy::tiny("http://vllm.invalid:8000", soon_told).await;
     let mut stream = proxy.sent(streaming("0")).await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
     const REASON: &str = "The host name `vllm.invalid` does not resolve (";
@@ -201,10 +201,10 @@ async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
 #[tokio::test]
 async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
     const REASON: &str = "/health answers 404: is `readiness.path` right?";
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     upstream.answers_probes(404);
     let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
-    let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
+    let proxy = TestProxy::tiny(&upstream.url(), soon_told).await;
     let mut stream = proxy.sent(streaming("1")).await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
     let heard = hears(&mut stream, "reason=").await;

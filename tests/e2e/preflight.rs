@@ -2,7 +2,7 @@
 //! origins and loopback addresses see `cross_site.rs`.
 
 use crate::support::{
-    Proxy, Upstream, route, routes,
+    TestProxy, TestUpstream, route, routes,
     upstream::answer,
     wire::{CHAT, chat},
 };
@@ -14,7 +14,7 @@ fn preflight(host: &str, path: &str, method: &str) -> String {
     )
 }
 
-async fn warm(proxy: &Proxy, upstream: &mut Upstream) {
+async fn warm(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(chat("x")).await;
     upstream.call().await.echo().await;
     client.response().await;
@@ -22,8 +22,8 @@ async fn warm(proxy: &Proxy, upstream: &mut Upstream) {
 
 #[tokio::test]
 async fn preflight_is_answered_by_the_warm_server() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await.reachable();
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await.reachable();
     warm(&proxy, &mut upstream).await;
     for (path, method) in [(CHAT, "POST"), ("/v1/responses/resp_1", "DELETE"), ("/v1/embeddings", "POST")] {
         let mut client = proxy.sent(preflight("api.test", path, method)).await;
@@ -54,8 +54,8 @@ async fn preflight_is_answered_by_the_warm_server() {
 
 #[tokio::test]
 async fn preflight_wakes_nothing() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await.reachable();
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await.reachable();
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
     let route = proxy.route("tiny").await;
     assert_eq!((&route["state"], &route["held"]), (&"idle".into(), &0.into()));
@@ -65,9 +65,9 @@ async fn preflight_wakes_nothing() {
 
 #[tokio::test]
 async fn preflight_needs_a_route_without_its_model() {
-    let (mut ours, others) = (Upstream::warm().await, Upstream::warm().await);
+    let (mut ours, others) = (TestUpstream::warm().await, TestUpstream::warm().await);
     let by_host = "match: { hosts: [tiny.test], models: [tiny] }";
-    let proxy = Proxy::start(&routes(&[
+    let proxy = TestProxy::start(&routes(&[
         route("tiny", &ours.url(), by_host),
         route("one", &others.url(), ""),
         route("two", &others.url(), ""),

@@ -5,14 +5,14 @@ use std::sync::{Arc, atomic::Ordering};
 use anteroom::app::Command;
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     proxy::parse,
     route, routes, until,
     upstream::{LAST, STREAM, chunk},
     wire::{CHAT, chat, get, post, streaming},
 };
 
-async fn listed(proxy: &Proxy, names: &[&str]) {
+async fn listed(proxy: &TestProxy, names: &[&str]) {
     until("the new routes", async || {
         let listed = proxy.admin("/api/v1/routes").await.json();
         let routes = listed["routes"].as_array().unwrap();
@@ -23,8 +23,8 @@ async fn listed(proxy: &Proxy, names: &[&str]) {
 
 #[tokio::test]
 async fn held_requests_go_to_the_new_target() {
-    let (old, mut new) = (Upstream::cold().await, Upstream::warm().await);
-    let proxy = Proxy::tiny(&old.url(), "").await;
+    let (old, mut new) = (TestUpstream::cold().await, TestUpstream::warm().await);
+    let proxy = TestProxy::tiny(&old.url(), "").await;
     let mut first = proxy.sent(chat("first")).await;
     proxy.held(1).await;
     let mut second = proxy.sent(streaming("second")).await;
@@ -46,8 +46,8 @@ async fn held_requests_go_to_the_new_target() {
 
 #[tokio::test]
 async fn stream_survives_a_replaced_target() {
-    let (mut old, mut new) = (Upstream::warm().await, Upstream::warm().await);
-    let proxy = Proxy::tiny(&old.url(), "").await;
+    let (mut old, mut new) = (TestUpstream::warm().await, TestUpstream::warm().await);
+    let proxy = TestProxy::tiny(&old.url(), "").await;
     let mut client = proxy.sent(streaming("old")).await;
     let mut call = old.call().await;
     call.body().await;
@@ -76,9 +76,9 @@ async fn stream_survives_a_replaced_target() {
 
 #[tokio::test]
 async fn removed_route_finishes_its_requests() {
-    let (mut tiny, mut other) = (Upstream::cold().await, Upstream::warm().await);
+    let (mut tiny, mut other) = (TestUpstream::cold().await, TestUpstream::warm().await);
     let (tiny_route, other_route) = (route("tiny", &tiny.url(), ""), route("other", &other.url(), ""));
-    let proxy = Proxy::start(&routes(&[tiny_route.clone(), other_route.clone()])).await;
+    let proxy = TestProxy::start(&routes(&[tiny_route.clone(), other_route.clone()])).await;
     let mut held = proxy.sent(chat("held")).await;
     proxy.held(1).await;
     let ask_other = post(CHAT, r#"{"model":"other","stream":true,"text":"stream"}"#);
@@ -113,8 +113,8 @@ async fn removed_route_finishes_its_requests() {
 
 #[tokio::test]
 async fn a_client_of_a_removed_route_may_still_hang_up() {
-    let tiny = Upstream::cold().await;
-    let proxy = Proxy::tiny(&tiny.url(), "").await;
+    let tiny = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&tiny.url(), "").await;
     let held = proxy.sent(chat("held")).await;
     proxy.held(1).await;
     proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
@@ -132,13 +132,13 @@ async fn a_client_of_a_removed_route_may_still_hang_up() {
 
 #[tokio::test]
 async fn new_limits_hold_from_now_on() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config = |limits: &str, more: &str| {
         format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), more)]))
     };
     let tight = config("maxBodyBytes: 100", "hold: { maxRequests: 1 }, concurrency: { max: 1 }");
     let wide = config("maxBodyBytes: 10KiB", "hold: { maxRequests: 9 }, concurrency: { max: 3 }");
-    let proxy = Proxy::start(&tight).await;
+    let proxy = TestProxy::start(&tight).await;
     let mut clients = vec![proxy.sent(chat("0")).await];
     let first = upstream.call().await;
     clients.push(proxy.sent(chat("1")).await);
@@ -174,14 +174,14 @@ async fn new_limits_hold_from_now_on() {
 
 #[tokio::test]
 async fn the_budget_of_all_bodies_changes_too() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let config = |bytes: usize| {
         format!(
             "limits: {{ maxBodyBytes: 100, maxBufferedBytes: {bytes} }}\n{}",
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let proxy = Proxy::start(&config(100)).await;
+    let proxy = TestProxy::start(&config(100)).await;
     let mut held = vec![proxy.sent(chat(&"x".repeat(50))).await];
     proxy.held(1).await;
     proxy.ask(chat(&"x".repeat(50))).await.is_error(503, "hold_queue_full");
@@ -198,8 +198,8 @@ async fn the_budget_of_all_bodies_changes_too() {
 
 #[tokio::test]
 async fn held_request_keeps_the_policies_it_came_with() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let client = proxy.sent(chat("patient")).await;
     proxy.held(1).await;
     proxy.reload(&routes(&[route("tiny", &upstream.url(), "hold: { timeout: 20ms }")])).await;
@@ -213,8 +213,8 @@ async fn held_request_keeps_the_policies_it_came_with() {
 
 #[tokio::test]
 async fn file_routes_precede_cluster_routes() {
-    let (file, mut cluster) = (Upstream::cold().await, Upstream::cold().await);
-    let proxy = Proxy::tiny(&file.url(), "match: {models: [filed]}").await;
+    let (file, mut cluster) = (TestUpstream::cold().await, TestUpstream::cold().await);
+    let proxy = TestProxy::tiny(&file.url(), "match: {models: [filed]}").await;
     let found = parse(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).routes;
     let found = found.into_iter().map(Arc::new).collect();
     proxy.commands.send(Command::ClusterRoutes(Arc::new(found))).await.unwrap();
@@ -238,8 +238,8 @@ async fn file_routes_precede_cluster_routes() {
 
 #[tokio::test]
 async fn proxy_without_cluster_routes_is_not_ready() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     assert_eq!(proxy.admin("/readyz").await.status(), 200);
     proxy.shared.awaits_routes.store(true, Ordering::Relaxed);
     let answer = proxy.admin("/readyz").await;

@@ -4,13 +4,13 @@ use anteroom::drain::StopSignal;
 
 use super::scaler::{next, scaler, tiny};
 use crate::support::{
-    Proxy, Upstream, route, routes, until,
+    TestProxy, TestUpstream, route, routes, until,
     upstream::{LAST, Port, STREAM},
     wire::{chat, streaming},
 };
 
 /// Starts two proxies that know each other's addresses and have the same routes.
-async fn replicas(url: &str) -> (Proxy, Proxy) {
+async fn replicas(url: &str) -> (TestProxy, TestProxy) {
     // The first replica needs the port of the second before it is bound.
     let port = Port::reserve();
     let place = port.url().replace("http://", "");
@@ -20,9 +20,9 @@ async fn replicas(url: &str) -> (Proxy, Proxy) {
             routes(&[route("tiny", url, "scaling: { linger: 0s }, concurrency: { max: 4 }")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
+    let first = TestProxy::start(&config("127.0.0.1:0", place.clone())).await;
     let service = first.peers.unwrap().to_string();
-    let second = Proxy::start(&config(&place, service)).await;
+    let second = TestProxy::start(&config(&place, service)).await;
     for proxy in [&first, &second] {
         until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
     }
@@ -31,7 +31,7 @@ async fn replicas(url: &str) -> (Proxy, Proxy) {
 
 #[tokio::test]
 async fn each_pushes_and_answers_for_both() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let (first, second) = replicas(&upstream.url()).await;
     let mut scaler = scaler(&second).await;
     let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();

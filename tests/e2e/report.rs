@@ -1,7 +1,7 @@
 //! Metrics: the documented ones exist, they balance, and clients cannot create series.
 
 use crate::support::{
-    Proxy, Upstream, route, routes,
+    TestProxy, TestUpstream, route, routes,
     upstream::{LAST, STREAM},
     wire::{CHAT, chat, get, post, post_with, streaming},
 };
@@ -19,8 +19,8 @@ fn series(text: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn documented_metrics_exist() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;
     proxy.starting().await;
     upstream.wake();
@@ -62,8 +62,8 @@ async fn documented_metrics_exist() {
 
 #[tokio::test]
 async fn admitted_is_held_in_flight_and_ended() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
     let balance = async |held: u64, in_flight: u64, ended: u64| {
         proxy.held(held).await;
         proxy.in_flight(in_flight).await;
@@ -110,9 +110,9 @@ async fn admitted_is_held_in_flight_and_ended() {
 
 #[tokio::test]
 async fn clients_cannot_create_series() {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let config = routes(&[route("tiny", &upstream.url(), ""), route("other", &upstream.url(), "")]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let burst = async |number: usize| {
         let odd = format!("odd-{number}\\\"\\n{{}}");
         let mut client = proxy.client().await;
@@ -141,11 +141,11 @@ async fn clients_cannot_create_series() {
 
 #[tokio::test]
 async fn unusual_status_creates_no_series() {
-    let upstream = Upstream::warm().await.automatic(async |mut call| {
+    let upstream = TestUpstream::warm().await.automatic(async |mut call| {
         let status = call.text().await;
         call.finish(crate::support::upstream::answer(&format!("{status} Odd"), &[], "")).await;
     });
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for status in 600..650 {
         assert_eq!(proxy.ask(chat(&status.to_string())).await.status(), status);
     }

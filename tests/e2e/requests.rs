@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::{
-    Proxy, Upstream, Wire, route, routes, until,
+    TestProxy, TestUpstream, Wire, route, routes, until,
     upstream::{LAST, Port, STREAM, answer, chunk},
     wire::{CHAT, chat, get, post_with, streaming},
 };
@@ -20,7 +20,7 @@ fn named_stream(id: &str) -> String {
     post_with(CHAT, &[("x-request-id", id)], r#"{"model":"tiny","stream":true}"#)
 }
 
-impl Proxy {
+impl TestProxy {
     /// Returns the newest request with this id, once it has ended.
     async fn story(&self, id: &str) -> Value {
         until("the request to have ended", async || {
@@ -62,7 +62,10 @@ fn entries(timing: &str) -> Vec<(&str, f64)> {
 }
 
 /// Starts a cold start whose first response is a stream, and sends the head of that response.
-async fn first_answer(upstream: &mut Upstream, proxy: &Proxy) -> (Wire, crate::support::upstream::Call) {
+async fn first_answer(
+    upstream: &mut TestUpstream,
+    proxy: &TestProxy,
+) -> (Wire, crate::support::upstream::UpstreamCall) {
     let client = proxy.sent(named_stream("first")).await;
     proxy.starting().await;
     upstream.wake();
@@ -75,8 +78,8 @@ async fn first_answer(upstream: &mut Upstream, proxy: &Proxy) -> (Wire, crate::s
 
 #[tokio::test]
 async fn first_token_ends_the_record_not_the_role() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "keepalive: { after: 10m }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "keepalive: { after: 10m }").await;
     let (mut client, mut call) = first_answer(&mut upstream, &proxy).await;
     client.head().await.unwrap();
     client.parts_until("role").await;
@@ -114,10 +117,10 @@ async fn answer_without_token_ends_the_record() {
     // The stream breaks off; the stream ends; the client disconnects; the response is not a stream; the response is an
     // error.
     for case in ["breaks", "ends", "goes", "whole", "error"] {
-        let mut upstream = Upstream::cold().await;
+        let mut upstream = TestUpstream::cold().await;
         // The target is not a gateway.
         let more = "keepalive: { after: 10m }, gateway: { notYet: { for: 0s } }";
-        let proxy = Proxy::tiny(&upstream.url(), more).await;
+        let proxy = TestProxy::tiny(&upstream.url(), more).await;
         let outcome = if let "whole" | "error" = case {
             let mut client = proxy.sent(named_stream("first")).await;
             proxy.starting().await;
@@ -169,8 +172,8 @@ async fn answer_without_token_ends_the_record() {
 
 #[tokio::test]
 async fn server_timing_reports_the_hold() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     let mut first = proxy.sent(chat("first")).await;
     proxy.starting().await;
     upstream.probed().await;
@@ -207,9 +210,9 @@ async fn server_timing_reports_the_hold() {
 
 #[tokio::test]
 async fn early_response_ends_with_timing_comment() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let proxy =
-        Proxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
+        TestProxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
     let mut client = proxy.sent(named_stream("early")).await;
     let head = client.head().await.unwrap();
     assert_eq!(head.get("server-timing"), None);
@@ -243,9 +246,9 @@ async fn early_response_ends_with_timing_comment() {
 
 #[tokio::test]
 async fn request_behind_a_tokenless_stream_waits() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let more = "concurrency: { max: 1 }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
-    let proxy = Proxy::tiny(&upstream.url(), more).await;
+    let proxy = TestProxy::tiny(&upstream.url(), more).await;
     let (mut first, call) = first_answer(&mut upstream, &proxy).await;
     first.head().await.unwrap();
     first.parts_until("role").await;
@@ -269,8 +272,8 @@ async fn request_behind_a_tokenless_stream_waits() {
 
 #[tokio::test]
 async fn warm_request_is_recorded_only_on_failure() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // The first request finds the target up.
     let mut client = proxy.sent(chat("first")).await;
     upstream.call().await.echo().await;
@@ -331,8 +334,8 @@ async fn warm_request_is_recorded_only_on_failure() {
 async fn history_includes_failed_attempts() {
     let port = Port::reserve();
     let listener = port.listen();
-    let mut upstream = Upstream::on(listener, true);
-    let proxy = Proxy::tiny(&port.url(), "").await;
+    let mut upstream = TestUpstream::on(listener, true);
+    let proxy = TestProxy::tiny(&port.url(), "").await;
     let mut client = proxy.sent(chat("first")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -369,11 +372,11 @@ async fn history_includes_failed_attempts() {
 
 #[tokio::test]
 async fn failures_are_listed_with_their_reasons() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let more = "hold: { timeout: 3s, maxRequests: 1 }";
     let mut config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
     config += "history: { requests: 2 }\n";
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut waits = proxy.sent(named("waits", "x")).await;
     proxy.held(1).await;
     let held = proxy.admin("/api/v1/requests/waits").await.json()["requests"][0].clone();

@@ -7,18 +7,18 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Proxy, Upstream,
-    cluster::{Cluster, Pod},
+    TestProxy, TestUpstream,
+    cluster::{FakeCluster, FakePodState},
     route, routes, until,
-    upstream::{Call, answer},
-    wire::{Response, chat, get, post},
+    upstream::{UpstreamCall, answer},
+    wire::{WireResponse, chat, get, post},
 };
 
 const RESPONSES: &str = "/v1/responses";
 
 /// Model server that stores responses in memory, as vLLM does.
 struct ResponsesServer {
-    upstream: Upstream,
+    upstream: TestUpstream,
     state: Arc<Mutex<ResponsesServerState>>,
 }
 
@@ -33,10 +33,10 @@ struct ResponsesServerState {
 
 impl ResponsesServer {
     async fn new(name: &'static str) -> Self {
-        Self::on(Upstream::warm().await, name)
+        Self::on(TestUpstream::warm().await, name)
     }
 
-    fn on(upstream: Upstream, name: &'static str) -> Self {
+    fn on(upstream: TestUpstream, name: &'static str) -> Self {
         let state = Arc::new(Mutex::new(ResponsesServerState { name, ..ResponsesServerState::default() }));
         let answering = state.clone();
         let upstream = upstream.automatic(move |call| respond(call, answering.clone()));
@@ -52,7 +52,7 @@ impl ResponsesServer {
     }
 }
 
-async fn respond(mut call: Call, state: Arc<Mutex<ResponsesServerState>>) {
+async fn respond(mut call: UpstreamCall, state: Arc<Mutex<ResponsesServerState>>) {
     let line = call.head.line().to_owned();
     let body: Value = serde_json::from_str(&call.body().await).unwrap_or_default();
     let (status, text) = {
@@ -107,7 +107,7 @@ fn make(more: &str) -> String {
     post(RESPONSES, &format!(r#"{{"model":"tiny","input":"x"{more}}}"#))
 }
 
-fn told(response: &Response) -> (String, String) {
+fn told(response: &WireResponse) -> (String, String) {
     assert_eq!(response.status(), 200, "{}", response.text());
     let json = response.json();
     let text = |key: &str| json[key].as_str().unwrap().to_owned();
@@ -119,15 +119,15 @@ fn delete(path: &str) -> String {
 }
 
 /// Starts three pods of one route, and a proxy that has found them ready.
-async fn pods(cluster: &Cluster, more: &str) -> ([ResponsesServer; 3], Proxy) {
+async fn pods(cluster: &FakeCluster, more: &str) -> ([ResponsesServer; 3], TestProxy) {
     let servers =
         [ResponsesServer::new("a").await, ResponsesServer::new("b").await, ResponsesServer::new("c").await];
-    cluster.says(&servers.each_ref().map(|server| (server.upstream.address, Pod::Ready)));
+    cluster.says(&servers.each_ref().map(|server| (server.upstream.address, FakePodState::Ready)));
     let proxy = replica(cluster, more).await;
     (servers, proxy)
 }
 
-async fn replica(cluster: &Cluster, more: &str) -> Proxy {
+async fn replica(cluster: &FakeCluster, more: &str) -> TestProxy {
     let proxy = cluster.proxy(None, more).await;
     until("three pods", async || {
         let endpoints = proxy.route("tiny").await["endpoints"].as_array().cloned().unwrap_or_default();
@@ -139,7 +139,7 @@ async fn replica(cluster: &Cluster, more: &str) -> Proxy {
 
 #[tokio::test]
 async fn stored_responses_go_to_the_pod_that_made_them() {
-    let cluster = Cluster::speaking(Protocol::Http1);
+    let cluster = FakeCluster::speaking(Protocol::Http1);
     let (servers, proxy) = pods(&cluster, "").await;
     let mut client = proxy.client().await;
     let mut made = Vec::new();
@@ -174,7 +174,7 @@ async fn stored_responses_go_to_the_pod_that_made_them() {
 
 #[tokio::test]
 async fn other_replica_finds_a_stored_response_by_asking() {
-    let cluster = Cluster::speaking(Protocol::Http1);
+    let cluster = FakeCluster::speaking(Protocol::Http1);
     let (servers, proxy) = pods(&cluster, "").await;
     let mut client = proxy.client().await;
     let mut made = Vec::new();
@@ -216,7 +216,7 @@ async fn stored_response_is_found_across_routes() {
         route("tiny", &two.upstream.url(), ""),
         route("down", "http://127.0.0.1:1", ""),
     ]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
     let (id, _) = told(&client.ask(make("")).await);
     assert_eq!(
@@ -234,10 +234,10 @@ async fn stored_response_is_found_across_routes() {
 
 #[tokio::test]
 async fn request_pinned_to_a_busy_pod_lets_others_pass() {
-    let mut slow = Upstream::warm().await;
+    let mut slow = TestUpstream::warm().await;
     let fast = ResponsesServer::new("fast").await;
-    let cluster = Cluster::speaking(Protocol::Http1);
-    cluster.says(&[(slow.address, Pod::Ready)]);
+    let cluster = FakeCluster::speaking(Protocol::Http1);
+    cluster.says(&[(slow.address, FakePodState::Ready)]);
     let proxy = cluster.proxy(None, "concurrency: { max: 1, rampStart: 1 }").await;
     let mut client = proxy.sent(make("")).await;
     let mut call = slow.call().await;
@@ -246,7 +246,7 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     assert_eq!(client.response().await.status(), 200);
     let mut busy = proxy.sent(chat("busy")).await;
     let call = slow.call().await;
-    cluster.says(&[(slow.address, Pod::Ready), (fast.upstream.address, Pod::Ready)]);
+    cluster.says(&[(slow.address, FakePodState::Ready), (fast.upstream.address, FakePodState::Ready)]);
     let mut pinned = proxy.sent(make(r#","previous_response_id":"resp_slow""#)).await;
     proxy.held(1).await;
     for _ in 0..3 {
@@ -266,7 +266,7 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
 #[tokio::test]
 async fn background_job_is_demand_while_it_runs() {
     let server = ResponsesServer::new("a").await;
-    let proxy = Proxy::tiny(&server.upstream.url(), "").await;
+    let proxy = TestProxy::tiny(&server.upstream.url(), "").await;
     let mut client = proxy.client().await;
     let (id, _) = told(&client.ask(make(r#","background":true,"store":true"#)).await);
     proxy.ended("completed", 200, 1).await;

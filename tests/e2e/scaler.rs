@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::support::{
-    Proxy, Upstream,
+    TestProxy, TestUpstream,
     proxy::{options, parse},
     route, routes, soon, until,
     upstream::{LAST, STREAM},
@@ -36,7 +36,7 @@ pub async fn channel(address: Option<SocketAddr>) -> Channel {
     soon("a connection", Channel::from_shared(uri).unwrap().connect()).await.unwrap()
 }
 
-pub async fn scaler(proxy: &Proxy) -> Scaler {
+pub async fn scaler(proxy: &TestProxy) -> Scaler {
     Scaler::new(channel(proxy.scaler).await)
 }
 
@@ -76,9 +76,9 @@ async fn value(scaler: &mut Scaler, name: &str) -> Vec<(String, i64, f64)> {
 
 #[tokio::test]
 async fn demand_lasts_from_request_to_last_byte() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let more = "scaling: { linger: 0s, requestRate: { target: 20 } }, concurrency: { max: 4 }";
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), more)])).await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), more)])).await;
     let mut scaler = scaler(&proxy).await;
     let (depth, rate) = ("tiny-queue-depth".to_owned(), "tiny-request-rate".to_owned());
 
@@ -129,8 +129,8 @@ async fn demand_lasts_from_request_to_last_byte() {
 
 #[tokio::test]
 async fn poll_returning_true_ends_the_signal_phase() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
     let _client = proxy.sent(streaming("x")).await;
     proxy.held(1).await;
@@ -145,9 +145,9 @@ async fn poll_returning_true_ends_the_signal_phase() {
 
 #[tokio::test]
 async fn live_streams_count_until_their_last_byte() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let more = "scaling: { linger: 0s }, concurrency: { max: 64 }";
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), more)])).await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), more)])).await;
     let mut scaler = scaler(&proxy).await;
     let mut client = proxy.sent(streaming("x")).await;
     let mut call = upstream.call().await;
@@ -166,8 +166,8 @@ async fn live_streams_count_until_their_last_byte() {
 #[tokio::test]
 async fn push_ends_the_signal_phase() {
     for has_stream in [true, false] {
-        let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+        let mut upstream = TestUpstream::cold().await;
+        let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
         let mut scaler = scaler(&proxy).await;
         let mut stream = None;
         if has_stream {
@@ -195,8 +195,8 @@ async fn push_ends_the_signal_phase() {
 
 #[tokio::test]
 async fn invalid_trigger_error_names_the_remedy() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
     for metadata in [object("other", "tiny"), ScaledObjectRef::default()] {
         let status = scaler.stream_is_active(metadata.clone()).await.unwrap_err();
@@ -221,10 +221,10 @@ async fn invalid_trigger_error_names_the_remedy() {
 
 #[tokio::test]
 async fn early_scaled_object_is_answered_and_starts_it() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let config = |routes: &[String]| format!("drainTimeout: 1s\n{}", scaled(routes));
     let other = route("other", &upstream.url(), "");
-    let proxy = Proxy::start(&config(std::slice::from_ref(&other))).await;
+    let proxy = TestProxy::start(&config(std::slice::from_ref(&other))).await;
     let mut scaler = scaler(&proxy).await;
     // The calls that KEDA makes: for the HPA, for the streams, and with each poll.
     let specs = |specs: proto::GetMetricSpecResponse| {
@@ -256,11 +256,12 @@ async fn early_scaled_object_is_answered_and_starts_it() {
 
 #[tokio::test]
 async fn reload_brings_awaited_route_and_new_specs() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let with =
         |more: &str| scaled(&[route("other", &upstream.url(), ""), route("tiny", &upstream.url(), more)]);
     let proxy =
-        Proxy::start(&format!("drainTimeout: 1s\n{}", scaled(&[route("other", &upstream.url(), "")]))).await;
+        TestProxy::start(&format!("drainTimeout: 1s\n{}", scaled(&[route("other", &upstream.url(), "")])))
+            .await;
     let mut scaler = scaler(&proxy).await;
     let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();
     assert!(!next(&mut stream).await.unwrap().result, "no error, from which KEDA would back off");
@@ -277,9 +278,9 @@ async fn reload_brings_awaited_route_and_new_specs() {
 
 #[tokio::test]
 async fn draining_ends_streams_but_still_answers() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let config = scaled(&[route("tiny", &upstream.url(), "")]);
-    let proxy = Proxy::start(&format!("drainDelay: 10m\n{config}")).await;
+    let proxy = TestProxy::start(&format!("drainDelay: 10m\n{config}")).await;
     let mut scaler = scaler(&proxy).await;
     let serving = async |scaler: Option<SocketAddr>| {
         let request = HealthCheckRequest { service: "externalscaler.ExternalScaler".into() };
@@ -313,8 +314,8 @@ async fn draining_ends_streams_but_still_answers() {
 
 #[tokio::test]
 async fn scaler_supports_reflection() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut reflection = ServerReflectionClient::new(channel(proxy.scaler).await);
     let request = ServerReflectionRequest {
         host: String::new(),

@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 
 use super::scaler::{Scaler, tiny};
 use crate::support::{
-    Proxy,
+    TestProxy,
     proxy::{options, parse},
     route, routes, soon,
 };
@@ -59,7 +59,7 @@ fn config(folder: &Path, client_ca: bool) -> String {
 }
 
 /// Calls the scaler with this trusted authority and client certificate; returns true if the call succeeds.
-async fn ask(proxy: &Proxy, authority: &str, identity: Option<(String, String)>) -> bool {
+async fn ask(proxy: &TestProxy, authority: &str, identity: Option<(String, String)>) -> bool {
     let mut tls =
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("anteroom.test");
     if let Some((cert, key)) = identity {
@@ -80,7 +80,7 @@ async fn certificates_are_replaced_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (ScalerAuthority::new("first"), ScalerAuthority::new("second"));
     first.serve(folder.path());
-    let proxy = Proxy::start(&config(folder.path(), false)).await;
+    let proxy = TestProxy::start(&config(folder.path(), false)).await;
     assert!(ask(&proxy, &first.pem(), None).await);
     assert!(!ask(&proxy, &second.pem(), None).await, "another authority");
     fs::write(folder.path().join("tls.crt"), "half writ").unwrap();
@@ -98,7 +98,7 @@ async fn client_ca_requires_a_certificate() {
         (ScalerAuthority::new("server"), ScalerAuthority::new("clients"), ScalerAuthority::new("others"));
     server.serve(folder.path());
     fs::write(folder.path().join("client-ca.crt"), clients.pem()).unwrap();
-    let proxy = Proxy::start(&config(folder.path(), true)).await;
+    let proxy = TestProxy::start(&config(folder.path(), true)).await;
     let keda =
         |authority: &ScalerAuthority| Some(authority.issue("keda", ExtendedKeyUsagePurpose::ClientAuth));
     assert!(ask(&proxy, &server.pem(), keda(&clients)).await);

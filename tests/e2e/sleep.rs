@@ -5,18 +5,18 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
 use crate::support::{
-    Proxy, Wire, until,
+    TestProxy, Wire, until,
     wire::{CHAT, get, post},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_anteroom");
 
 /// Starts a proxy whose model server sleeps as soon as it is idle.
-async fn sleeper(process: &str, arguments: &[&str]) -> Proxy {
+async fn sleeper(process: &str, arguments: &[&str]) -> TestProxy {
     let command = [BINARY, "sim", "--port", "{port}", "--model", "tiny", "--enable-sleep-mode"];
     let command =
         command.iter().chain(arguments).map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
-    Proxy::start(&format!(
+    TestProxy::start(&format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 1\nroutes:\n  - name: tiny\n    match: {{ models: [tiny] }}\n    \
          readiness: {{ interval: 10ms }}\n    target:\n      process: {{ command: [{command}], whenIdle: sleep, \
          idleTimeout: 20ms, {process} }}\n"
@@ -29,7 +29,7 @@ fn chat(text: &str) -> String {
 }
 
 /// Waits until the server sleeps, and returns its address.
-async fn asleep(proxy: &Proxy) -> SocketAddr {
+async fn asleep(proxy: &TestProxy) -> SocketAddr {
     until("sleep", async || proxy.route("tiny").await["state"] == "sleeping").await;
     let endpoint = proxy.route("tiny").await["endpoints"][0].clone();
     assert_eq!(endpoint["ready"], false, "{endpoint}");

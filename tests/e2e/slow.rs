@@ -5,18 +5,18 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 
 use crate::support::{
-    Proxy, Upstream, h2, route, routes, soon, until,
-    upstream::{Call, STREAM, chunk},
+    TestProxy, TestUpstream, h2, route, routes, soon, until,
+    upstream::{STREAM, UpstreamCall, chunk},
     wire::{CHAT, chat, get, post, streaming},
 };
 
-async fn start(limits: &str, url: &str, more: &str) -> Proxy {
-    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, more)]))).await
+async fn start(limits: &str, url: &str, more: &str) -> TestProxy {
+    TestProxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, more)]))).await
 }
 
 #[tokio::test]
 async fn missing_head_ends_the_connection() {
-    let upstream = Upstream::warm().await;
+    let upstream = TestUpstream::warm().await;
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     // No bytes, part of a head, part of an HTTP/2 preface.
     let mut clients = Vec::new();
@@ -52,7 +52,7 @@ async fn missing_head_ends_the_connection() {
 
 #[tokio::test]
 async fn idle_connection_is_closed() {
-    let upstream = Upstream::warm().await;
+    let upstream = TestUpstream::warm().await;
     let proxy = start("headerTimeout: 30s, idleTimeout: 100ms", &upstream.url(), "").await;
     let mut client = proxy.client().await;
     assert_eq!(client.ask(get("/health")).await.status(), 200);
@@ -66,7 +66,7 @@ async fn idle_connection_is_closed() {
 
 #[tokio::test]
 async fn a_held_or_streaming_request_is_not_idle() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let proxy = start("idleTimeout: 20ms, stallTimeout: 20ms", &upstream.url(), "").await;
     let mut client = proxy.sent(streaming("x")).await;
     let mut other = h2::connect(proxy.address).await;
@@ -95,7 +95,7 @@ async fn a_held_or_streaming_request_is_not_idle() {
 
 #[tokio::test]
 async fn h2_between_requests_is_idle() {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     for _ in 0..2 {
@@ -112,7 +112,7 @@ async fn h2_between_requests_is_idle() {
 
 #[tokio::test]
 async fn stalled_body_gets_408() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("bodyTimeout: 100ms", &upstream.url(), "").await;
     let request = chat("slow");
     let response = proxy.ask(&request[..request.len() - 3]).await;
@@ -135,7 +135,7 @@ async fn stalled_body_gets_408() {
 }
 
 /// Streams data until the connection breaks, and returns the number of bytes sent.
-async fn flood(mut call: Call) -> usize {
+async fn flood(mut call: UpstreamCall) -> usize {
     use tokio::io::AsyncWriteExt as _;
     call.body().await;
     call.send(STREAM).await;
@@ -152,7 +152,7 @@ async fn flood(mut call: Call) -> usize {
 
 #[tokio::test]
 async fn client_that_stops_reading_is_cut_off() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
     let client = proxy.sent(streaming("x")).await;
     let sent = flood(upstream.call().await).await;
@@ -166,7 +166,7 @@ async fn client_that_stops_reading_is_cut_off() {
 
 #[tokio::test]
 async fn http_2_client_that_stops_reading_is_cut_off() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
@@ -182,7 +182,7 @@ async fn http_2_client_that_stops_reading_is_cut_off() {
 
 #[tokio::test]
 async fn oversized_head_is_rejected() {
-    let upstream = Upstream::warm().await;
+    let upstream = TestUpstream::warm().await;
     let proxy = start("maxHeaderBytes: 8KiB", &upstream.url(), "").await;
     let large = "x".repeat(20_000);
     let many: String = (0..2000).map(|number| format!("X-{number}: 1\r\n")).collect();
@@ -202,7 +202,7 @@ async fn oversized_head_is_rejected() {
 
 #[tokio::test]
 async fn connections_above_the_limit_wait_for_one_to_end() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = start("maxConnections: 2", &upstream.url(), "").await;
     let (mut open, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..2 {

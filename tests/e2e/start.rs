@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Upstream, Wire,
+    TestUpstream, Wire,
     proxy::{options, parse},
     route, routes, soon, until,
     upstream::{LAST, STREAM, chunk},
@@ -71,7 +71,7 @@ impl LoggedProcess {
         fs::rename(path.with_extension("new"), path).unwrap();
     }
 
-    async fn ask(&self, request: impl AsRef<[u8]>) -> crate::support::wire::Response {
+    async fn ask(&self, request: impl AsRef<[u8]>) -> crate::support::wire::WireResponse {
         Wire::connect(self.address).await.ask(request).await
     }
 }
@@ -140,7 +140,7 @@ async fn invalid_config_fails_with_its_reason() {
 
 #[tokio::test]
 async fn sigterm_finishes_requests_and_exits_0() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config =
         format!("drainDelay: 100ms\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
     let mut served = LoggedProcess::start(&config).await;
@@ -178,7 +178,7 @@ async fn sigterm_finishes_requests_and_exits_0() {
 
 #[tokio::test]
 async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config =
         format!("drainDelay: 10m\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
     let mut served = LoggedProcess::start(&config).await;
@@ -197,7 +197,7 @@ async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
 
 #[tokio::test]
 async fn a_changed_file_is_used_and_a_bad_one_is_not() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let good = routes(&[route("tiny", &upstream.url(), "")]);
     let mut served = LoggedProcess::start(&good).await;
     let mut held = Wire::connect(served.address).await;
@@ -324,7 +324,7 @@ async fn limit_of_open_files_is_reported_once_per_value() {
 
 #[tokio::test]
 async fn requests_are_in_the_access_log_if_it_is_on() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config = format!("log: {{ access: true }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
     let mut served = LoggedProcess::start(&config).await;
     let mut client = Wire::connect(served.address).await;

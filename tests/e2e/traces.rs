@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use anteroom::telemetry::traces::names;
 
 use crate::support::{
-    Proxy, Upstream,
-    collector::{Collector, Span},
+    TestProxy, TestUpstream,
+    collector::{Collector, ReceivedSpan},
     route, routes, until,
     upstream::{LAST, Port, STREAM, chunk},
     wire::{CHAT, chat, get, post, post_with, streaming},
@@ -17,12 +17,12 @@ const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const TRACED_BODY: &str = r#"{"model":"tiny","text":"x"}"#;
 
 /// Starts a proxy with the route `tiny` that exports traces to this collector.
-async fn traced(collector: &Collector, upstream: &str, more: &str, traces: &str) -> Proxy {
-    Proxy::start(&(collector.config(traces) + &routes(&[route("tiny", upstream, more)]))).await
+async fn traced(collector: &Collector, upstream: &str, more: &str, traces: &str) -> TestProxy {
+    TestProxy::start(&(collector.config(traces) + &routes(&[route("tiny", upstream, more)]))).await
 }
 
 /// Returns the attributes of a span, without those in `but`, which differ between runs.
-fn said(span: &Span, but: &[&str]) -> Vec<(String, String)> {
+fn said(span: &ReceivedSpan, but: &[&str]) -> Vec<(String, String)> {
     let attributes = span.attributes();
     for key in but {
         assert!(attributes.contains_key(*key), "{key} in {attributes:?}");
@@ -39,7 +39,7 @@ fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
 #[tokio::test]
 async fn a_held_request_shows_its_cold_start() {
     let collector = Collector::grpc().await;
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let settings = "serviceName: waiting-room, headers: { authorization: Bearer x }";
     let proxy = traced(&collector, &upstream.url(), "", settings).await;
     let fields = [
@@ -140,7 +140,7 @@ async fn a_held_request_shows_its_cold_start() {
 #[tokio::test]
 async fn every_attempt_is_a_span_of_its_own() {
     let collector = Collector::http().await;
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "protocol: http").await;
     let mut client = proxy.sent(chat("x")).await;
     proxy.starting().await;
@@ -175,7 +175,7 @@ async fn every_attempt_is_a_span_of_its_own() {
 #[tokio::test]
 async fn a_stream_is_one_attempt_until_its_last_byte() {
     let collector = Collector::grpc().await;
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = traced(&collector, &upstream.url(), "match: { models: [tiny, other] }", "").await;
     let mut client = proxy.client().await;
     // The first request is held until the target is known to be up; the test is about the second.
@@ -194,7 +194,7 @@ async fn a_stream_is_one_attempt_until_its_last_byte() {
     proxy.stop(&[("completed", 2)]).await;
 
     let spans = collector.spans();
-    let streamed = |span: &&Span| span.get(names::STREAM) == "true";
+    let streamed = |span: &&ReceivedSpan| span.get(names::STREAM) == "true";
     let server = spans.iter().find(streamed).expect("the one that streams");
     assert_eq!(server.get(names::COLD_START), "false");
     let trace = collector.trace(&server.trace_id());
@@ -208,7 +208,7 @@ async fn a_stream_is_one_attempt_until_its_last_byte() {
 #[tokio::test]
 async fn cold_stream_records_its_first_token() {
     let collector = Collector::grpc().await;
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let more = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = traced(&collector, &upstream.url(), more, "").await;
     let mut client = proxy.sent(streaming("x")).await;
@@ -240,7 +240,7 @@ async fn cold_stream_records_its_first_token() {
 #[tokio::test]
 async fn early_200_is_the_recorded_status() {
     let collector = Collector::grpc().await;
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let more = "hold: { timeout: 3s }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = traced(&collector, &upstream.url(), more, "").await;
     let mut client = proxy.sent(streaming("x")).await;
@@ -283,7 +283,7 @@ async fn early_200_is_the_recorded_status() {
 #[tokio::test]
 async fn rejected_request_has_a_span() {
     let collector = Collector::grpc().await;
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "").await;
     let mut client = proxy.client().await;
     client.ask(post(CHAT, r#"{"model":"nope"}"#)).await.is_error(404, "model_not_found");
@@ -317,7 +317,7 @@ async fn rejected_request_has_a_span() {
 #[tokio::test]
 async fn unsampled_trace_is_propagated_not_exported() {
     let collector = Collector::grpc().await;
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let proxy = traced(&collector, &upstream.url(), "", "sampleRatio: 0").await;
     let mut client = proxy.client().await;
     let mut ask = async |fields: &[(&str, &str)]| {
@@ -355,8 +355,8 @@ async fn unsampled_trace_is_propagated_not_exported() {
 
 #[tokio::test]
 async fn record_has_trace_id_without_export() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let unsampled = PARENT.replace("-01", "-00");
     let mut client = proxy.sent(post_with(CHAT, &[("traceparent", &unsampled)], TRACED_BODY)).await;
     proxy.starting().await;
@@ -376,9 +376,9 @@ async fn record_has_trace_id_without_export() {
 #[tokio::test]
 async fn silent_collector_costs_no_request() {
     let port = Port::reserve();
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let down = format!("traces: {{ endpoint: \"{}\" }}\n", port.url());
-    let proxy = Proxy::start(&(down + &routes(&[route("tiny", &upstream.url(), "")]))).await;
+    let proxy = TestProxy::start(&(down + &routes(&[route("tiny", &upstream.url(), "")]))).await;
     let mut client = proxy.client().await;
     for _ in 0..3 {
         client.send(chat("x")).await;
@@ -427,7 +427,7 @@ fn sample(line: &str) -> MetricSample<'_> {
 #[tokio::test]
 async fn exemplars_lead_from_the_metrics_to_the_trace() {
     let collector = Collector::grpc().await;
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "sampleRatio: 0").await;
     let mut held = proxy.sent(post_with(CHAT, &[("traceparent", PARENT)], TRACED_BODY)).await;
     proxy.starting().await;

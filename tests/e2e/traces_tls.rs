@@ -21,7 +21,7 @@ use tokio_rustls::{
 };
 
 use super::scaler_tls::ScalerAuthority;
-use crate::support::{Upstream, Wire, collector::Collector, route, routes, soon, wire::chat};
+use crate::support::{TestUpstream, Wire, collector::Collector, route, routes, soon, wire::chat};
 
 /// Starts a TLS terminator with this ALPN protocol in front of a collector, and returns its address.
 async fn ends_tls(collector: SocketAddr, authority: &ScalerAuthority, protocol: &str) -> SocketAddr {
@@ -52,7 +52,7 @@ async fn ends_tls(collector: SocketAddr, authority: &ScalerAuthority, protocol: 
 async fn exports_over_tls(collector: Collector, protocol: &str, alpn: &str) {
     let authority = ScalerAuthority::new("collectors");
     let address = ends_tls(collector.address, &authority, alpn).await;
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let folder = tempfile::tempdir().unwrap();
     let (file, roots) = (folder.path().join("anteroom.yaml"), folder.path().join("roots.pem"));
     let traces =

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::support::{
-    Proxy, Upstream, h2, soon, until,
+    TestProxy, TestUpstream, h2, soon, until,
     upstream::{LAST, Port, STREAM, answer, chunk},
-    wire::{CHAT, Part, chat, streaming},
+    wire::{BodyPart, CHAT, chat, streaming},
 };
 
 const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
@@ -18,7 +18,7 @@ fn hasty(wait: &str) -> String {
 }
 
 /// Makes the target known to be up.
-async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(chat("warm")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -30,8 +30,8 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
 #[tokio::test]
 async fn failed_connect_is_held_again_at_the_head() {
     let port = Port::reserve();
-    let mut upstream = Upstream::on(port.listen(), true);
-    let proxy = Proxy::tiny(&port.url(), "concurrency: { max: 8, rampStart: 1 }").await;
+    let mut upstream = TestUpstream::on(port.listen(), true);
+    let proxy = TestProxy::tiny(&port.url(), "concurrency: { max: 8, rampStart: 1 }").await;
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
     // The connection is refused, so the request was not sent, and is held again.
@@ -41,7 +41,7 @@ async fn failed_connect_is_held_again_at_the_head() {
     let mut second = proxy.sent(chat("second")).await;
     proxy.held(2).await;
 
-    let mut upstream = Upstream::on(port.listen(), true);
+    let mut upstream = TestUpstream::on(port.listen(), true);
     for (client, text) in [(&mut first, "first"), (&mut second, "second")] {
         let mut call = upstream.call().await;
         assert_eq!(call.text().await, text);
@@ -55,8 +55,8 @@ async fn failed_connect_is_held_again_at_the_head() {
 #[tokio::test]
 async fn requeued_request_keeps_its_deadline() {
     let port = Port::reserve();
-    let mut upstream = Upstream::on(port.listen(), true);
-    let proxy = Proxy::tiny(&port.url(), "").await;
+    let mut upstream = TestUpstream::on(port.listen(), true);
+    let proxy = TestProxy::tiny(&port.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
@@ -73,8 +73,8 @@ async fn requeued_request_keeps_its_deadline() {
 /// The deadline also applies while the request waits for the probe of the server that broke off.
 #[tokio::test]
 async fn request_awaiting_a_probe_keeps_its_deadline() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     upstream.sleep();
     let mut client = proxy.sent(hasty("200ms")).await;
@@ -87,8 +87,8 @@ async fn request_awaiting_a_probe_keeps_its_deadline() {
 
 #[tokio::test]
 async fn poisoned_request_reaches_two_servers_at_most() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for how in ["resets", "closes", "half a head", "no HTTP"] {
         let before = upstream.requests();
         let mut client = proxy.sent(chat(how)).await;
@@ -123,8 +123,8 @@ async fn poisoned_request_reaches_two_servers_at_most() {
 /// connection, not by the other idle one.
 #[tokio::test]
 async fn stale_connections_cost_no_try() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     let mut clients = [proxy.sent(chat("a")).await, proxy.sent(chat("b")).await];
     let calls = [upstream.call().await, upstream.call().await];
@@ -156,8 +156,8 @@ async fn stale_connections_cost_no_try() {
 /// While a server resets everything, the request waits until it responds, instead of using up its tries.
 #[tokio::test]
 async fn temporarily_resetting_server_is_retried() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("pooled")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -180,8 +180,8 @@ async fn temporarily_resetting_server_is_retried() {
 /// requests keep their full share of the server.
 #[tokio::test]
 async fn dropped_connection_keeps_concurrency_limit() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
     // First show that the server handles 8 at a time.
     let mut proven = Vec::new();
     for number in 0..8 {
@@ -221,8 +221,8 @@ async fn dropped_connection_keeps_concurrency_limit() {
 /// first the kept part, then the rest.
 #[tokio::test]
 async fn streamed_body_is_sent_again() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     warm_up(&proxy, &mut upstream).await;
     let mut client = proxy.sent(chat("whole")).await;
     let mut call = upstream.call().await;
@@ -248,7 +248,7 @@ async fn streamed_body_is_sent_again() {
     let mut call = upstream.call().await;
     for part in [r#"{"text":"#, r#""chu"#] {
         client.send(chunk(part)).await;
-        assert_eq!(call.wire.part().await, Part::Data(part.into()));
+        assert_eq!(call.wire.part().await, BodyPart::Data(part.into()));
     }
     call.reset();
     client.send(chunk(r#"nks"}"#) + LAST).await;
@@ -261,9 +261,9 @@ async fn streamed_body_is_sent_again() {
 /// their memory. A body without room is sent only once.
 #[tokio::test]
 async fn kept_part_of_a_streamed_body_is_bounded() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let limits = "limits: { maxBufferedBytes: 192KiB, maxBodyBytes: 64KiB }";
-    let proxy = Proxy::tiny_with(&upstream.url(), "match: {}, hold: { maxBytes: 64KiB }", limits).await;
+    let proxy = TestProxy::tiny_with(&upstream.url(), "match: {}, hold: { maxBytes: 64KiB }", limits).await;
     warm_up(&proxy, &mut upstream).await;
     let buffered = async || proxy.metric("anteroom_buffered_bytes", &[]).await;
     let body = "x".repeat(40 << 10);
@@ -304,8 +304,8 @@ async fn empty_gateway_is_retried_with_backoff() {
     ];
     for saying in sayings {
         // The health path succeeds even without endpoints, so the probe finds the target up.
-        let mut upstream = Upstream::warm().await;
-        let proxy = Proxy::tiny(&upstream.url(), "").await;
+        let mut upstream = TestUpstream::warm().await;
+        let proxy = TestProxy::tiny(&upstream.url(), "").await;
         let mut client = proxy.sent(chat("patient")).await;
         let began = Instant::now();
         let mut backoff = Duration::ZERO;
@@ -329,9 +329,9 @@ async fn empty_gateway_is_retried_with_backoff() {
 
 #[tokio::test]
 async fn server_503_passes_unchanged() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     // A long timeout, so that a slow probe on a busy machine does not count as failed.
-    let proxy = Proxy::tiny(&upstream.url(), "readiness: { interval: 10ms, timeout: 30s }").await;
+    let proxy = TestProxy::tiny(&upstream.url(), "readiness: { interval: 10ms, timeout: 30s }").await;
     // Until its first response, the target may be a gateway that has not discovered its servers.
     warm_up(&proxy, &mut upstream).await;
     let long = "x".repeat(5000);
@@ -359,8 +359,8 @@ async fn server_503_passes_unchanged() {
 
 #[tokio::test]
 async fn nothing_is_tried_again_after_the_first_byte() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // A stream that breaks off lacks the last chunk.
     let mut client = proxy.sent(streaming("chunked")).await;
     let mut call = upstream.call().await;
@@ -370,7 +370,7 @@ async fn nothing_is_tried_again_after_the_first_byte() {
     call.send(chunk("data: 1\n\n")).await;
     client.parts_until("data: 1").await;
     call.reset();
-    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(client.part().await, BodyPart::Broken);
 
     // A body with a Content-Length ends short of it.
     let mut client = proxy.sent(chat("length")).await;
@@ -408,8 +408,8 @@ async fn nothing_is_tried_again_after_the_first_byte() {
 
 #[tokio::test]
 async fn response_time_out_is_not_retried() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "upstream: { responseTimeout: 50ms }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "upstream: { responseTimeout: 50ms }").await;
     let mut client = proxy.sent(chat("slow")).await;
     let call = upstream.call().await;
     client.response().await.is_error(502, "upstream_error");
@@ -420,14 +420,14 @@ async fn response_time_out_is_not_retried() {
 
 #[tokio::test]
 async fn response_beyond_idle_timeout_is_cut_off() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "upstream: { idleTimeout: 50ms }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "upstream: { idleTimeout: 50ms }").await;
     let mut client = proxy.sent(streaming("pauses")).await;
     let mut call = upstream.call().await;
     call.body().await;
     call.send(STREAM).await;
     client.head().await.unwrap();
-    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(client.part().await, BodyPart::Broken);
     call.gone().await;
 
     // The proxy inspects a 503 before it forwards it, and the same timeout applies to that.
@@ -444,8 +444,8 @@ async fn response_beyond_idle_timeout_is_cut_off() {
 
 #[tokio::test]
 async fn pooled_connections_are_reused() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut connections = Vec::new();
     for text in ["one", "two", "three"] {
         let mut client = proxy.sent(chat(text)).await;
@@ -499,8 +499,8 @@ async fn pooled_connections_are_reused() {
 
 #[tokio::test]
 async fn bytes_after_a_response_reach_no_client() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for _ in 0..20 {
         let mut client = proxy.sent(chat("good")).await;
         let mut call = upstream.call().await;
@@ -518,8 +518,8 @@ async fn bytes_after_a_response_reach_no_client() {
 
 #[tokio::test]
 async fn unrequested_protocol_switch_fails() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let request = chat("switch").replace("Host:", "Connection: upgrade\r\nUpgrade: websocket\r\nHost:");
     let mut client = proxy.sent(request).await;
     let mut call = upstream.call().await;
@@ -534,8 +534,8 @@ async fn unrequested_protocol_switch_fails() {
 #[tokio::test]
 async fn response_headers_have_a_bound_that_is_named() {
     for (more, most) in [("", 100), ("upstream: { maxResponseHeaders: 300 }", 300)] {
-        let mut upstream = Upstream::warm().await;
-        let proxy = Proxy::tiny(&upstream.url(), more).await;
+        let mut upstream = TestUpstream::warm().await;
+        let proxy = TestProxy::tiny(&upstream.url(), more).await;
         let mut ask = async |count: usize| {
             // One more with Content-Length.
             let fields: String = (1..count).map(|number| format!("X-{number}: 1\r\n")).collect();

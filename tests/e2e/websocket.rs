@@ -8,10 +8,10 @@ use anteroom::{
 };
 
 use crate::support::{
-    Proxy, Upstream, Wire,
+    TestProxy, TestUpstream, Wire,
     proxy::{options, parse},
     route, routes, until,
-    upstream::{Call, answer},
+    upstream::{UpstreamCall, answer},
     wire::get,
 };
 
@@ -27,7 +27,7 @@ fn upgrade(to: &str) -> String {
 }
 
 /// Opens a tunnel and returns both ends, after checking the request at the application and the response at the client.
-async fn open(proxy: &Proxy, upstream: &mut Upstream, cold: &str) -> (Wire, Call) {
+async fn open(proxy: &TestProxy, upstream: &mut TestUpstream, cold: &str) -> (Wire, UpstreamCall) {
     let mut client = proxy.sent(upgrade("websocket")).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.get("upgrade"), Some("websocket"));
@@ -46,7 +46,7 @@ async fn open(proxy: &Proxy, upstream: &mut Upstream, cold: &str) -> (Wire, Call
     (client, call)
 }
 
-async fn both_ways(client: &mut Wire, call: &mut Call) {
+async fn both_ways(client: &mut Wire, call: &mut UpstreamCall) {
     for text in [&b"ping"[..], &[b'x'; 100_000]] {
         client.send(text).await;
         assert_eq!(call.wire.exact(text.len()).await.unwrap(), text);
@@ -57,8 +57,8 @@ async fn both_ways(client: &mut Wire, call: &mut Call) {
 
 #[tokio::test]
 async fn tunnel_is_in_flight_until_closed() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
     both_ways(&mut client, &mut call).await;
     proxy.in_flight(1).await;
@@ -75,8 +75,8 @@ async fn tunnel_is_in_flight_until_closed() {
 #[tokio::test]
 async fn unread_tunnel_counts_until_it_is_read() {
     const BYTES: usize = 32 << 20;
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
     let used = async || proxy.metric("anteroom_memory_bytes", &["kind=\"tunnel\""]).await;
     assert_eq!(used().await, 0);
@@ -94,8 +94,8 @@ async fn unread_tunnel_counts_until_it_is_read() {
 
 #[tokio::test]
 async fn closing_client_still_receives_the_rest() {
-    let mut upstream = Upstream::cold().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let waking = async {
         proxy.held(1).await;
         proxy.starting().await;
@@ -118,8 +118,8 @@ async fn closing_client_still_receives_the_rest() {
 
 #[tokio::test]
 async fn tunnel_ends_with_its_limit_and_the_proxy() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, call) = open(&proxy, &mut upstream, "false").await;
     let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
@@ -156,9 +156,9 @@ fn close_of(stream: &[u8], before: &[u8]) -> (u16, String) {
 
 #[tokio::test]
 async fn websocket_that_fails_is_closed_with_its_reason() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
-    let open = async |upstream: &mut Upstream, words: &[u8]| {
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let open = async |upstream: &mut TestUpstream, words: &[u8]| {
         let client = proxy.sent(upgrade("websocket")).await;
         let mut call = upstream.call().await;
         call.send([SWITCHING_PROTOCOLS.as_bytes(), words].concat()).await;
@@ -212,12 +212,12 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
 
 #[tokio::test]
 async fn websocket_is_closed_before_draining_is_over() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let mut config = parse(&routes(&[route("models", "http://127.0.0.1:1", "")]));
     config.drain_delay = Period::from_millis(0);
     // A quarter of the timeout is reserved for the close frame.
     config.drain_timeout = Period::from_secs(8);
-    let proxy = Proxy::start_with(config, options()).await;
+    let proxy = TestProxy::start_with(config, options()).await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(upgrade("websocket")).await;
     let mut call = upstream.call().await;
@@ -233,8 +233,8 @@ async fn websocket_is_closed_before_draining_is_over() {
 
 #[tokio::test]
 async fn refused_upgrade_is_an_ordinary_answer() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.client().await;
     client.send(upgrade("websocket")).await;
     upstream.call().await.finish(answer("426 Upgrade Required", &[("Upgrade", "other")], "no")).await;

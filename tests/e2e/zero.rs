@@ -1,16 +1,16 @@
 //! Requests that wake nothing: they get a response at once, and the target is not even probed.
 
 use crate::support::{
-    Proxy, Upstream, h2, route, routes,
+    TestProxy, TestUpstream, h2, route, routes,
     wire::{CHAT, get, post},
 };
 
 #[tokio::test]
 async fn models_and_health_are_answered_locally() {
-    let (tiny, big) = (Upstream::cold().await, Upstream::cold().await);
+    let (tiny, big) = (TestUpstream::cold().await, TestUpstream::cold().await);
     let more = "match: { models: [tiny, org/tiny-lora] }";
     let config = routes(&[route("tiny", &tiny.url(), more), route("big", &big.url(), "")]);
-    let proxy = Proxy::start(&config).await;
+    let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
 
     let list = client.ask(get("/v1/models")).await;
@@ -40,9 +40,9 @@ async fn models_and_health_are_answered_locally() {
 
 #[tokio::test]
 async fn unrouted_request_is_rejected_at_once() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let more = "match: { models: [tiny], hosts: [api.test] }";
-    let proxy = Proxy::tiny(&upstream.url(), more).await;
+    let proxy = TestProxy::tiny(&upstream.url(), more).await;
     let mut client = proxy.client().await;
     let body = r#"{"model":"tiny"}"#;
     for path in [
@@ -87,8 +87,8 @@ async fn unrouted_request_is_rejected_at_once() {
 
 #[tokio::test]
 async fn http_2_is_answered_likewise() {
-    let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let upstream = TestUpstream::cold().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     for (path, body, status) in [(CHAT, r#"{"model":"other"}"#, 404), (CHAT, "{", 400), ("/nothing", "", 404)]
     {

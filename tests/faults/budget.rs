@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    Proxy, Upstream, Wire, route, routes, until,
+    TestProxy, TestUpstream, Wire, route, routes, until,
     wire::{CHAT, post},
 };
 
@@ -27,7 +27,7 @@ fn chunked(size: usize) -> String {
 }
 
 /// Waits until bodies take this many bytes in total.
-async fn used(proxy: &Proxy, bytes: usize) {
+async fn used(proxy: &TestProxy, bytes: usize) {
     until(&format!("{bytes} to be used"), async || proxy.shared.memory.bodies() == bytes).await;
 }
 
@@ -36,9 +36,9 @@ async fn used(proxy: &Proxy, bytes: usize) {
 /// bytes, and a body that did not fit before then fits.
 #[tokio::test]
 async fn excess_bodies_are_rejected_and_bytes_released() {
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let route = route("tiny", &upstream.url(), "");
-    let proxy = Proxy::start(&format!(
+    let proxy = TestProxy::start(&format!(
         "limits: {{ maxBodyBytes: 400KiB, maxBufferedBytes: 1MiB, bodyTimeout: 30s }}\n{}",
         routes(&[route])
     ))
@@ -95,9 +95,9 @@ async fn excess_bodies_are_rejected_and_bytes_released() {
 /// A body that stalls releases its bytes when it times out.
 #[tokio::test]
 async fn a_body_that_stops_gives_its_share_back() {
-    let upstream = Upstream::cold().await;
+    let upstream = TestUpstream::cold().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
-    let proxy = Proxy::start(&format!("limits: {{ bodyTimeout: 2s }}\n{config}")).await;
+    let proxy = TestProxy::start(&format!("limits: {{ bodyTimeout: 2s }}\n{config}")).await;
     let request = large(300 * KIB);
     let mut clients = Vec::new();
     for _ in 0..10 {
@@ -114,10 +114,10 @@ async fn a_body_that_stops_gives_its_share_back() {
 /// large one takes the memory of bodies that have stalled for 5 s, long before their `bodyTimeout`.
 #[tokio::test]
 async fn unfinished_bodies_keep_no_finished_request_waiting() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let route = route("tiny", &upstream.url(), "hold: { maxBytes: 1600KiB }");
     let limits = "limits: { maxBodyBytes: 400KiB, maxBufferedBytes: 1600KiB, bodyTimeout: 10m, minRate: 0 }";
-    let proxy = Proxy::start(&format!("{limits}\n{}", routes(&[route]))).await;
+    let proxy = TestProxy::start(&format!("{limits}\n{}", routes(&[route]))).await;
     let attack = large(400 * KIB);
     let mut stalled = Vec::new();
     for _ in 0..3 {

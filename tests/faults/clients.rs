@@ -6,8 +6,8 @@ use crate::{
     law,
     served::ProxyProcess,
     support::{
-        Proxy, Upstream, Wire, route, routes, until,
-        upstream::{Call, STREAM, chunk, reset},
+        TestProxy, TestUpstream, Wire, route, routes, until,
+        upstream::{STREAM, UpstreamCall, chunk, reset},
         wire::{chat, streaming},
     },
 };
@@ -16,8 +16,8 @@ use crate::{
 /// as `client_gone`, and the server's connection is closed.
 #[tokio::test]
 async fn half_a_close_is_a_hang_up_in_every_stage() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     // Before the head of the response.
     let mut client = proxy.sent(chat("x")).await;
     let mut call = upstream.call().await;
@@ -52,7 +52,7 @@ async fn half_a_close_is_a_hang_up_in_every_stage() {
 /// server sees every stream end, and the process has no more descriptors and threads than before.
 #[tokio::test]
 async fn vanished_client_leaves_no_state() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 50 }")]);
     let proxy = ProxyProcess::start(&config).await;
     // Warm-up, so that `before` includes what is opened only once.
@@ -93,7 +93,7 @@ async fn vanished_client_leaves_no_state() {
 }
 
 /// Streams data until the connection breaks.
-async fn flood(mut call: Call) {
+async fn flood(mut call: UpstreamCall) {
     let chunk = chunk(&"x".repeat(64 << 10));
     while call.wire.stream.write_all(chunk.as_bytes()).await.is_ok() {}
 }
@@ -102,9 +102,9 @@ async fn flood(mut call: Call) {
 /// slots.
 #[tokio::test]
 async fn stalled_reader_yields_to_waiting_requests() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let routes = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 2 }")]);
-    let proxy = Proxy::start(&format!("limits: {{ stallTimeout: 200ms }}\n{routes}")).await;
+    let proxy = TestProxy::start(&format!("limits: {{ stallTimeout: 200ms }}\n{routes}")).await;
     let (mut stalled, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         stalled.push(proxy.sent(streaming("stalls")).await);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     served::{ANTEROOM, ProxyProcess, arguments},
     support::{
-        Upstream, route, routes, until,
+        TestUpstream, route, routes, until,
         wire::{CHAT, chat, post_with},
     },
 };
@@ -81,7 +81,7 @@ fn is_sane(record: &Value) {
 async fn held_requests_survive_wall_clock_jumps() {
     let clock = FakeWallClock::new();
     let reports = tempfile::tempdir().unwrap();
-    let mut upstream = Upstream::cold().await;
+    let mut upstream = TestUpstream::cold().await;
     let config = format!(
         "report: {{ dir: {:?} }}\n{}",
         reports.path(),

@@ -14,8 +14,8 @@ use crate::{
     served::ProxyProcess,
     sim::prompt,
     support::{
-        Upstream, Wire, h2, route, routes, soon, until,
-        upstream::Call,
+        TestUpstream, Wire, h2, route, routes, soon, until,
+        upstream::UpstreamCall,
         wire::{CHAT, chat, get},
     },
 };
@@ -24,9 +24,9 @@ use crate::{
 const DESCRIPTORS: u64 = 128;
 
 /// Starts a server that responds to its requests once the gate is open.
-async fn gated() -> (Upstream, watch::Sender<bool>) {
+async fn gated() -> (TestUpstream, watch::Sender<bool>) {
     let (gate, opened) = watch::channel(false);
-    let answer = move |call: Call| {
+    let answer = move |call: UpstreamCall| {
         let mut opened = opened.clone();
         async move {
             // A dropped gate means that the test is over.
@@ -35,7 +35,7 @@ async fn gated() -> (Upstream, watch::Sender<bool>) {
             }
         }
     };
-    (Upstream::warm().await.automatic(answer), gate)
+    (TestUpstream::warm().await.automatic(answer), gate)
 }
 
 /// More clients than descriptors: the proxy accepts as many as leave descriptors for its other work, and serves them;

@@ -18,8 +18,8 @@ use tokio::{
 use crate::{
     memory::{InMemoryProxy, connection, read_request},
     support::{
-        Upstream,
-        cluster::{Cluster, Pod},
+        TestUpstream,
+        cluster::{FakeCluster, FakePodState},
         until,
         wire::chat,
     },
@@ -141,16 +141,16 @@ async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
 #[tokio::test]
 async fn flapping_pod_serves_while_it_is_ready() {
     // The server is cold so that no probe opens an endpoint that the cluster has closed.
-    let mut upstream = Upstream::cold().await;
-    let cluster = Cluster::speaking(Protocol::Http1);
+    let mut upstream = TestUpstream::cold().await;
+    let cluster = FakeCluster::speaking(Protocol::Http1);
     let proxy = cluster.proxy(None, "").await;
     for flap in 0..200 {
-        cluster.says(&[(upstream.address, Pod::NotReady)]);
+        cluster.says(&[(upstream.address, FakePodState::NotReady)]);
         until("it to be closed", async || !proxy.gate().await.target().is_up()).await;
         let mut held = proxy.sent(chat(&format!("{flap}"))).await;
         let gate = proxy.gate().await;
         until("one to be held", async || gate.held() == 1).await;
-        cluster.says(&[(upstream.address, Pod::Ready)]);
+        cluster.says(&[(upstream.address, FakePodState::Ready)]);
         upstream.call().await.echo().await;
         assert_eq!(held.response().await.json()["text"], format!("{flap}"));
     }

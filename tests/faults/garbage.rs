@@ -3,8 +3,8 @@
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    Proxy, Upstream, route, routes,
-    upstream::Call,
+    TestProxy, TestUpstream, route, routes,
+    upstream::UpstreamCall,
     wire::{chat, post},
 };
 
@@ -57,11 +57,11 @@ const BODIES: [(&str, &str); 5] = [
 /// is served. If the head has already been sent, the client sees the response break off, and there is no retry.
 #[tokio::test]
 async fn invalid_response_leaves_the_next_request_alone() {
-    let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut upstream = TestUpstream::warm().await;
+    let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let heads = heads();
     let mut completed = 0;
-    let mut good = async |upstream: &mut Upstream| {
+    let mut good = async |upstream: &mut TestUpstream| {
         let mut client = proxy.sent(chat("good")).await;
         upstream.call().await.echo().await;
         assert_eq!(client.response().await.json()["text"], "good");
@@ -107,9 +107,9 @@ async fn invalid_response_leaves_the_next_request_alone() {
 /// applies. The same thread serves other requests in the meantime.
 #[tokio::test]
 async fn informational_response_flood_fails() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     // Only the flood may time out.
-    let proxy = Proxy::start(&routes(&[
+    let proxy = TestProxy::start(&routes(&[
         route("tiny", &upstream.url(), "upstream: { responseTimeout: 300ms }"),
         route("other", &upstream.url(), ""),
     ]))
@@ -132,7 +132,7 @@ async fn informational_response_flood_fails() {
 }
 
 /// Sends a bounded flood: a busy machine would read an endless one for half a minute before it checks the timeout.
-async fn flood(mut call: Call) {
+async fn flood(mut call: UpstreamCall) {
     call.body().await;
     let early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(100);
     for _ in 0..200 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     served::{ANTEROOM, ProxyProcess},
     sim::{SimAddress, prompt, streaming},
-    support::{Wire, route, routes, until, wire::Part},
+    support::{Wire, route, routes, until, wire::BodyPart},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 use tokio::time::{sleep, timeout};
@@ -101,7 +101,7 @@ async fn broken_stream_is_seen_by_its_client_only() {
     for number in 0..8 {
         let mut client = proxy.sent(streaming(&format!("stream {number}"))).await;
         assert_eq!(client.head().await.unwrap().status(), 200);
-        assert!(matches!(client.part().await, Part::Data(_)));
+        assert!(matches!(client.part().await, BodyPart::Data(_)));
         clients.push(client);
     }
     first.kill();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use crate::support::{Wire, wire::Response};
+use crate::support::{Wire, wire::WireResponse};
 
 /// Counts of a proxy, over all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct ProxyCounts {
 const FAULT_TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends a GET to the admin listener.
-pub async fn ask(admin: SocketAddr, path: &str) -> Response {
+pub async fn ask(admin: SocketAddr, path: &str) -> WireResponse {
     let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
     Wire::connect(admin).await.ask(request).await
 }

@@ -7,7 +7,7 @@ use crate::{
     served::ProxyProcess,
     sim::prompt,
     support::{
-        Upstream, Wire, route, routes, until,
+        TestUpstream, Wire, route, routes, until,
         wire::{CHAT, post},
     },
 };
@@ -47,7 +47,7 @@ fn free_address() -> SocketAddr {
 /// 9,000 warnings on each of two listeners stay below the limit on control frames, and would make 2 MB of log.
 #[tokio::test]
 async fn clients_cannot_fill_the_log() {
-    let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
+    let upstream = TestUpstream::warm().await.automatic(|call| async move { call.echo().await });
     let scaler = free_address();
     let config = format!("scaler: {scaler}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
     let proxy = ProxyProcess::start(&config).await;
@@ -69,7 +69,7 @@ async fn clients_cannot_fill_the_log() {
 /// Everything else continues normally, and once the log is read, it reports the number of dropped lines.
 #[tokio::test]
 async fn unread_log_blocks_nothing_and_drops_are_counted() {
-    let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
+    let upstream = TestUpstream::warm().await.automatic(|call| async move { call.echo().await });
     let scaler = free_address();
     let config = format!("scaler: {scaler}\n{}{CHATTY_ROUTE}", routes(&[route("tiny", &upstream.url(), "")]));
     let proxy = ProxyProcess::spawn(&config, |folder| {

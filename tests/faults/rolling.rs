@@ -23,9 +23,9 @@ use crate::{
     law,
     served::ProxyProcess,
     support::{
-        Proxy, Upstream, Wire, route, routes, until,
-        upstream::{Call, LAST, Port, STREAM, chunk},
-        wire::{Response, chat, get, streaming},
+        TestProxy, TestUpstream, Wire, route, routes, until,
+        upstream::{LAST, Port, STREAM, UpstreamCall, chunk},
+        wire::{WireResponse, chat, get, streaming},
     },
 };
 
@@ -128,7 +128,7 @@ async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts:
             let head = wire.head().await.expect("the head of a stream");
             if head.status() != 200 {
                 let body = wire.body(&head).await.expect("a whole body");
-                counts.drained(&Response { head, body });
+                counts.drained(&WireResponse { head, body });
                 continue;
             }
             let all = wire.rest().await.expect("the end of a stream");
@@ -162,14 +162,14 @@ const CHUNKS: usize = 20;
 
 impl ResponseCounts {
     /// Counts a response that asks the client to retry.
-    fn drained(&self, response: &Response) {
+    fn drained(&self, response: &WireResponse) {
         response.is_error(503, "draining");
         assert_eq!(response.get("x-should-retry"), Some("true"));
         self.drained.fetch_add(1, SeqCst);
     }
 }
 
-async fn serve(mut call: Call) {
+async fn serve(mut call: UpstreamCall) {
     let body = call.body().await;
     if !body.contains("\"stream\":true") {
         sleep(Duration::from_millis(20)).await;
@@ -198,7 +198,7 @@ async fn replica(number: usize, ports: &[Port; 2], url: &str) -> ProxyProcess {
 /// accounts for all requests it admitted and exits with 0; its peer drops it and finds it again.
 #[tokio::test]
 async fn rolling_restart_fails_no_request() {
-    let upstream = Upstream::warm().await.automatic(serve);
+    let upstream = TestUpstream::warm().await.automatic(serve);
     // Reserved throughout: client ports come from the same range and could take them while a replica is down.
     let ports = [Port::reserve(), Port::reserve()];
     let balancer = Balancer::start().await;
@@ -266,9 +266,9 @@ fn only_completed(last: &serde_json::Value) -> u64 {
 /// is being closed.
 #[tokio::test]
 async fn kept_alive_connection_gets_connection_close() {
-    let mut upstream = Upstream::warm().await;
+    let mut upstream = TestUpstream::warm().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
-    let proxy = Proxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
+    let proxy = TestProxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
     let mut kept = Vec::new();
     for _ in 0..3 {
         let mut client = proxy.sent(chat("before")).await;

@@ -15,8 +15,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     law::{self, ProxyCounts},
-    marked::Mark,
-    support::{Wire, until, wire::Response},
+    marked::ProcessMark,
+    support::{Wire, until, wire::WireResponse},
 };
 
 /// The executable under test.
@@ -29,7 +29,7 @@ pub struct ProxyProcess {
     pub admin: SocketAddr,
     folder: tempfile::TempDir,
     /// Finds the process and all its descendants, even after they are reparented.
-    mark: Mark,
+    mark: ProcessMark,
     log: Arc<Mutex<Vec<Value>>>,
     /// Lock that must be held to read the log from the pipe.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -69,7 +69,7 @@ impl ProxyProcess {
     pub async fn spawn(config: &str, command: impl FnOnce(&tempfile::TempDir) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("anteroom.yaml"), config).unwrap();
-        let mark = Mark::new();
+        let mark = ProcessMark::new();
         let mut command = command(&folder);
         command.env_remove("RUST_LOG").stdout(Stdio::null());
         let (name, value) = mark.variable();
@@ -137,7 +137,7 @@ impl ProxyProcess {
         self.log.lock().iter().map(|line| format!("{line}\n")).collect()
     }
 
-    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Response {
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> WireResponse {
         Wire::connect(self.address).await.ask(request).await
     }
 

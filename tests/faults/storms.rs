@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::{
     served::ProxyProcess,
-    support::{Upstream, Wire, route, routes, until, wire::chat},
+    support::{TestUpstream, Wire, route, routes, until, wire::chat},
 };
 
 const STEPS: usize = 300;
@@ -82,7 +82,7 @@ fn swap(folder: &Path, number: usize, config: &str) {
 /// is in force; removed routes leave no threads or descriptors.
 #[tokio::test]
 async fn reload_storm_loses_and_leaves_nothing() {
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let upstream = TestUpstream::warm().await.automatic(|call| call.echo());
     let tiny = |more: &str| route("tiny", &upstream.url(), more);
     let others = |number: usize| -> Vec<String> {
         (0..number).map(|other| route(&format!("other-{other}"), &upstream.url(), "")).collect()
