@@ -277,7 +277,9 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for OverlayWrap<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Overlay { inner, path: self.path, edits: self.edits })
+        let value = self.inner.deserialize(Overlay { inner, path: self.path.clone(), edits: self.edits });
+        // Types that parse a text fail after the text was read.
+        self.edits.note(&self.path, value)
     }
 }
 
