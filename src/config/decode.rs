@@ -48,6 +48,7 @@ pub(super) fn decode<'a>(
     expand_variables(&source, source.root(), &KeyPath::default(), &mut expansions, &mut faults, problems);
     (source.faults, source.expansions) = (faults, expansions);
 
+    let mut reported = Vec::new();
     for _ in 0..MAX_DECODINGS {
         let texts = source.expansions.iter().map(|(path, expansion)| (path.clone(), &*expansion.value));
         let (path, error) = match decode_edited(text, Edits::new(&source.faults, texts.collect())) {
@@ -58,8 +59,12 @@ pub(super) fn decode<'a>(
             Error::SerdeMissingField { field, .. } => path.key(*field),
             _ => path.clone(),
         };
-        // What remains after an earlier problem may be invalid for this reason alone.
-        if !source.faults.concern(&place) {
+        // What remains after an earlier problem may be invalid for this reason alone. A value that an alias repeats is
+        // reported once.
+        let defined = source.node(&place).and_then(|node| known(node.defined));
+        let is_repeated = defined.is_some_and(|defined| reported.contains(&defined));
+        reported.extend(defined);
+        if !source.faults.concern(&place) && !is_repeated {
             problems.push(explain(&source, &path, &error, &sections));
         }
         // A variant of an enum cannot be left out, only the whole value.
