@@ -134,13 +134,14 @@ impl Gate {
         self.held() as u64 + self.demand_in_flight()
     }
 
-    /// Admits a request to an endpoint with room, unless others wait. The place is for [`Self::readmit`].
+    /// Admits a request to an endpoint with room, unless other requests are held. The returned position is for
+    /// [`Self::readmit`].
     pub fn enter(self: &Arc<Self>) -> Option<(Permit, QueuePosition)> {
         self.enter_for(None)
     }
 
-    /// Like [`Self::enter`], for a request bound to endpoint `pin`. If the target no longer has that endpoint, any other is
-    /// used, so that a server reports the missing state.
+    /// Like [`Self::enter`], for a request bound to endpoint `pin`. If the target no longer has that endpoint, the
+    /// request goes to any other, which reports the missing state to the client.
     pub fn enter_for(self: &Arc<Self>, pin: Option<u64>) -> Option<(Permit, QueuePosition)> {
         if !self.queue.is_empty() {
             return None;
@@ -166,17 +167,17 @@ impl Gate {
         Some(Permit::new(self, endpoint, PermitKind::Fallback))
     }
 
-    /// Wakes the target for a request that does not wait for it.
+    /// Requests an activation for a request that is not held.
     pub fn wake(&self) {
         if self.paused().is_some() {
-            // The request is gone by the time that autoscaling is resumed.
+            // The request will have ended before autoscaling is resumed, so it creates no demand.
             return;
         }
         self.demand.record_activity();
         if !self.target.is_up() {
             self.demand.request_activation(self.policy.load().readiness.activation_timeout.get());
             if self.target.is_up() {
-                // Became ready meanwhile, perhaps before the lease started.
+                // An endpoint became ready meanwhile, perhaps before the lease started.
                 self.demand.end_activation();
             }
         }
@@ -188,7 +189,8 @@ impl Gate {
     ///
     /// # Errors
     /// [`ProxyError::Draining`], [`ProxyError::AutoscalingPaused`], [`ProxyError::NoWait`],
-    /// [`ProxyError::HoldQueueFull`] (nothing is up) or [`ProxyError::Saturated`] (up, but full).
+    /// [`ProxyError::HoldQueueFull`] (no endpoint is ready) or [`ProxyError::Saturated`] (all ready endpoints are
+    /// full).
     pub fn hold(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Ticket<Permit>, ProxyError> {
         self.hold_for(None, bytes, wait)
     }
@@ -208,7 +210,7 @@ impl Gate {
             return Err(ProxyError::Draining { admitted: false });
         }
         if let Some(obstacle) = self.paused() {
-            // Leaves no demand, or the target would start for no request when autoscaling is resumed.
+            // Creates no demand: it would start the target when autoscaling is resumed, after the request has ended.
             return Err(ProxyError::AutoscalingPaused {
                 route: self.key.clone(),
                 reason: obstacle.message.clone(),
@@ -230,7 +232,8 @@ impl Gate {
         Ok(ticket)
     }
 
-    /// Enqueues a request again whose dispatch failed before its first byte, ahead of all requests admitted after it.
+    /// Enqueues a request again at its old position, ahead of all requests admitted after it, because its dispatch
+    /// failed before the first byte of the response.
     pub fn readmit(self: &Arc<Self>, place: QueuePosition, bytes: usize) -> Ticket<Permit> {
         self.readmit_for(None, place, bytes)
     }
@@ -264,7 +267,7 @@ impl Gate {
         self.queue.release_all(|| ReleaseOutcome::Draining)
     }
 
-    /// Waits for [`Self::evict`]. Endless work must stop then. Cancel-safe.
+    /// Waits for [`Self::evict`], at which tasks that do not end by themselves must stop. Cancel-safe.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
@@ -276,7 +279,7 @@ impl Gate {
             self.demand.request_activation(policy.readiness.activation_timeout.get());
             self.cold_starts.record_held(self.queue.len());
             if self.target.is_up() {
-                // Became ready meanwhile, perhaps before the lease started.
+                // An endpoint became ready meanwhile, perhaps before the lease started.
                 self.demand.end_activation();
             }
         } else {
@@ -288,7 +291,8 @@ impl Gate {
         if self.evicted.is_cancelled() {
             self.evict();
         }
-        // A pause that started between the check and the enqueueing has failed the others already.
+        // A pause that started between the check and the enqueueing has failed all other held requests, but missed this
+        // one.
         self.fail_held_if_paused();
     }
 
@@ -300,11 +304,11 @@ impl Gate {
             .then_some(obstacle)
     }
 
-    /// Fails the held requests if autoscaling is paused and no endpoint is up. Not called when an endpoint goes away, so the
-    /// watcher of the pause must call this periodically.
+    /// Fails the held requests if autoscaling is paused and no endpoint is up. Loss of the last endpoint does not call
+    /// this, so the watcher of the pause must call it periodically.
     pub fn fail_held_if_paused(&self) {
         let Some(obstacle) = self.paused() else { return };
-        // The record first: a client may read it as soon as its request has failed.
+        // Updates the record first: a client may read it as soon as its request has failed.
         self.cold_starts.failed(obstacle.message.full().clone(), Vec::new());
         self.demand.end_activation();
         self.queue.release_all(|| ReleaseOutcome::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
@@ -328,7 +332,7 @@ impl Gate {
                 return Some(endpoint.clone());
             }
         }
-        // A doubted endpoint is mostly alive; better than holding the request.
+        // A doubted endpoint is usually alive, so dispatching to it beats holding the request.
         endpoints.iter().find(|endpoint| endpoint.is_doubted() && endpoint.acquire()).cloned()
     }
 
@@ -338,7 +342,7 @@ impl Gate {
         endpoints.iter().any(|other| other.id() != endpoint.id() && other.room().is_some())
     }
 
-    /// Replaces the fallback if its address has changed; else it keeps its connections.
+    /// Replaces the fallback if its address has changed; otherwise the old one keeps its connections.
     fn set_fallback(&self, policy: &Policy) {
         let address = policy.intercept.as_ref().and_then(|intercept| intercept.fallback.as_deref());
         if self.fallback.load().as_ref().map(|known| known.address()) != address {

@@ -40,7 +40,7 @@ pub struct Demand {
     peers: Mutex<PeerDemand>,
     /// Open streams of `StreamIsActive`.
     streams: AtomicU64,
-    /// Rising edges and activations sent over one of them.
+    /// Rising edges and activations sent over these streams.
     pushes: AtomicU64,
     /// ScaledObjects that name the route; empty outside a cluster.
     receivers: Mutex<Vec<PushReceiver>>,
@@ -63,13 +63,13 @@ pub(crate) enum DemandEvent {
 #[derive(Default)]
 struct PeerDemand {
     counts: Counts,
-    /// Start of the current period in which at least one of them has a ready endpoint.
+    /// Start of the current period in which at least one other replica has a ready endpoint.
     ready_since: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Activation {
-    /// The request that started the pending activation.
+    /// Arrival of the request that started the pending activation.
     since: Option<Instant>,
     /// Activations requested so far.
     count: u64,
@@ -150,7 +150,7 @@ impl Demand {
         }
     }
 
-    /// Returns the demand that `read` returns. If it is false, the next request publishes an edge.
+    /// Returns the result of `read`. If that is no demand, the next request publishes an edge.
     pub fn observe(&self, read: impl Fn() -> Counts) -> Counts {
         self.idle.observe(read, Counts::is_active, || self.publish(DemandEvent::Risen))
     }
@@ -166,7 +166,7 @@ impl Demand {
         activation.count += u64::from(is_first);
         drop(activation);
         if is_first {
-            // An edge even if demand was true before, of an endpoint that has gone since.
+            // Publishes an edge even if demand was true already: that demand may date from an endpoint since lost.
             self.idle.clear();
             self.publish(DemandEvent::Risen);
         } else {
@@ -253,7 +253,7 @@ impl Demand {
         self.peers.lock().counts
     }
 
-    /// Returns the time since which at least one other replica has had a ready endpoint.
+    /// Returns the start of the current period in which at least one other replica has a ready endpoint.
     pub fn peers_ready_since(&self) -> Option<Instant> {
         self.peers.lock().ready_since
     }

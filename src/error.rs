@@ -40,7 +40,7 @@ pub enum Refusal {
     MethodNotAllowed,
     /// No route serves the model.
     ModelNotFound,
-    /// Sent by a web page of another site, or for another site's host.
+    /// Sent by a web page of another site, or with a Host that is not allowed.
     CrossSite,
     /// The request cannot be parsed.
     InvalidRequest,
@@ -95,7 +95,7 @@ pub enum ProxyError {
     ForeignHost(String),
     #[error("{}", Truncated(.0, MAX_MESSAGE_CHARS))]
     InvalidRequest(String),
-    /// The request could be parsed in two ways, so nothing after it on the connection is read.
+    /// The request can be parsed in two ways (request smuggling), so nothing after it on the connection is read.
     #[error("{0}")]
     Ambiguous(String),
     #[error(
@@ -455,7 +455,7 @@ fn too_slow(pause: Duration, rate: ByteCount) -> String {
     format!("The request body paused for more than {pause}{on_average}.")
 }
 
-/// Returns the reason as a suffix.
+/// Formats the reason as the end of a sentence; empty without a reason.
 fn because(reason: Option<&str>) -> String {
     reason.map(|reason| format!(" {reason}")).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! The guardian: a small process between the proxy and a model server. However the proxy ends, it leaves neither the server
-//! nor its children behind.
+//! The guardian: a small process between the proxy and a model server. It stops the server and all of its children,
+//! however the proxy exits.
 //!
 //! The proxy holds the other end of the guardian's standard input, writes nothing, and closes it to stop the command; the
 //! kernel closes it if the proxy is killed. The guardian exits as the command did, with its code or by its signal, once all
@@ -60,7 +60,7 @@ enum GuardianError {
     Setup(io::Error),
 }
 
-/// Exit of the command.
+/// Exit code or signal of the command.
 #[derive(Clone, Copy)]
 enum CommandExit {
     Code(i32),
@@ -99,7 +99,7 @@ pub fn run(args: &GuardianArgs) -> ExitCode {
 async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(GuardianError::Lifeline)?;
     let mut lifeline = pipe::Receiver::from_owned_fd(stdin).map_err(GuardianError::Lifeline)?;
-    // Only the pipe ends the guardian. Handlers that do nothing, as the command would inherit ignored signals.
+    // Only the pipe stops the guardian. Empty handlers instead of ignored signals, which the command would inherit.
     for ignored in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         drop(signal(ignored).map_err(GuardianError::Setup)?);
     }
@@ -118,7 +118,7 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     }
     let mut family = ProcessTree::start(&args.command)?;
     tokio::select! {
-        // The command's own exit first: its status is worth more than a stop.
+        // Polls the exit of the command first: its status is lost if the guardian stops it instead.
         biased;
         () = family.leader_ended() => {}
         () = closed(&mut lifeline) => family.stop(stop_timeout).await,
@@ -127,7 +127,7 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     Ok(family.ended.unwrap_or(CommandExit::Signal(Signal::KILL.as_raw())))
 }
 
-/// Waits until the other end is closed.
+/// Waits until the proxy closes its end of the pipe.
 async fn closed(lifeline: &mut pipe::Receiver) {
     let mut ignored = [0; 64];
     while lifeline.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
@@ -287,7 +287,7 @@ impl CommandExit {
         code.or_else(|| status.terminating_signal().map(Self::Signal))
     }
 
-    /// Ends this process in the same way, without a core dump.
+    /// Ends the guardian with the exit code or signal of the command, without a core dump.
     fn repeat(self) -> ExitCode {
         match self {
             Self::Code(code) => ExitCode::from(code as u8),

@@ -14,11 +14,11 @@ pub(crate) struct H2FrameParser {
     /// Header of the next frame, as far as it has arrived.
     head: [u8; 9],
     have: usize,
-    /// Bytes still to come of the frame before it, or of the preface.
+    /// Bytes to skip before `head`: the rest of the current frame or of the preface.
     skip: usize,
     /// State of a request head that takes more than one frame.
     block: HeaderBlock,
-    /// Newest stream that the client has begun.
+    /// Highest id of a stream that the client has opened.
     newest: u32,
     /// Frames allowed per second, and in a burst.
     most: u32,
@@ -54,13 +54,13 @@ const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 /// Continuation of a head.
 const CONTINUATION: u8 = 0x9;
-/// Flag of both: the head ends with this frame.
+/// Flag of HEADERS and CONTINUATION: the head ends with this frame.
 const END_HEADERS: u8 = 0x4;
 
 const REFILL_PERIOD: Duration = Duration::from_secs(1);
 
 impl H2FrameParser {
-    /// Starts before the preface. `most`: frames allowed per second, and in a burst.
+    /// Creates a parser that expects the preface first. `most`: frames allowed per second, and in a burst.
     pub(crate) fn new(most: u32) -> Self {
         Self {
             head: [0; 9],
@@ -85,7 +85,7 @@ impl H2FrameParser {
         self.block != HeaderBlock::Whole
     }
 
-    /// Returns the newest stream that the client has begun; 0 before the first.
+    /// Returns the highest id of a stream that the client has opened; 0 before the first.
     pub(crate) const fn newest(&self) -> u32 {
         self.newest
     }
@@ -214,13 +214,13 @@ mod tests {
         assert!(!frames.came(&ping), "the 101st in no time");
 
         let mut frames = behind_preface(100);
-        // 100 a second for ten minutes; a minute of silence before earns no more than one second.
+        // 100 frames per second for ten minutes; the idle minute before allows a burst of 100 and no more.
         tokio::time::advance(Duration::from_secs(60)).await;
         for _ in 0..60_000 {
             assert!(frames.came(&ping));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
-        // 200 a second: the savings from the start are all there is beyond 100 of them.
+        // 200 frames per second: only the unused burst allows more than 100 of them.
         let mut more = 0;
         while frames.came(&ping) {
             more += 1;

@@ -14,8 +14,8 @@ use crate::{
 
 /// Held requests that wait for a permit `P`.
 ///
-/// The order is that of admission. A request that returns after a failed dispatch takes its old place, ahead of every
-/// request admitted after it.
+/// The order is that of admission. A request enqueued again after a failed dispatch takes its old position, ahead of
+/// every request admitted after it.
 pub struct HoldQueue<P> {
     inner: Mutex<HoldQueueState<P>>,
     /// Number of waiters, readable without the lock. An arrival is counted, then looks for a free slot; a release frees a
@@ -23,7 +23,7 @@ pub struct HoldQueue<P> {
     /// could wait beside a free slot. A waiter is counted until after it has got a permit, so a reader of this count and
     /// then of the slots misses none.
     len: AtomicUsize,
-    /// Number of the next place; written under the lock.
+    /// Number of the next position; written under the lock.
     next: AtomicU64,
     /// Snapshot of the keys, for positions.
     snapshot: Mutex<KeySnapshot>,
@@ -31,12 +31,13 @@ pub struct HoldQueue<P> {
 
 struct HoldQueueState<P> {
     waiting: BTreeMap<QueueKey, Waiter<P>>,
-    /// Requests that have returned to a place so far.
+    /// Number of requests enqueued again so far.
     returned: u64,
     bytes: usize,
 }
 
-/// Number of the place, then the number of the return; `FIRST_JOIN`, the largest, for a request that has not returned.
+/// Number of the position, then the number of the re-enqueueing; `FIRST_JOIN`, the maximum, for a request enqueued
+/// once.
 type QueueKey = (u64, u64);
 
 const FIRST_JOIN: u64 = u64::MAX;
@@ -62,7 +63,7 @@ pub enum ReleaseOutcome<P> {
     Dispatch(P),
     /// The wait has failed; with the time after which a retry may succeed, `None` if it would fail in the same way.
     Failed(Reason, Option<Duration>),
-    /// The proxy stops.
+    /// The proxy shuts down.
     Draining,
 }
 
@@ -81,7 +82,7 @@ pub struct PositionHandle<P> {
     key: QueueKey,
 }
 
-/// Place of a request in the order of admission, for [`HoldQueue::rejoin`].
+/// Position of a request in the order of admission, for [`HoldQueue::rejoin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct QueuePosition(u64);
 
@@ -137,7 +138,7 @@ impl<P> HoldQueue<P> {
         self.inner.lock().bytes
     }
 
-    /// Returns the time since which the first request waits.
+    /// Returns the time at which the first request in the queue was enqueued.
     pub fn oldest(&self) -> Option<Instant> {
         self.inner.lock().waiting.values().map(|waiter| waiter.since).next()
     }
@@ -172,7 +173,7 @@ impl<P> HoldQueue<P> {
         Ok(self.enter(&mut inner, (number, FIRST_JOIN), ahead, bytes, pin))
     }
 
-    /// Takes an old place again. Not bounded, as the request has been admitted.
+    /// Enqueues a request again at its old position. Ignores the bounds, as the request has been admitted.
     pub fn rejoin(self: &Arc<Self>, place: QueuePosition, bytes: usize) -> Ticket<P> {
         self.rejoin_for(None, place, bytes)
     }
@@ -182,13 +183,13 @@ impl<P> HoldQueue<P> {
         let mut inner = self.inner.lock();
         let returned = inner.returned;
         inner.returned += 1;
-        // Few: requests that returned as well, or were admitted earlier.
+        // A short range: requests admitted earlier or enqueued again before this one.
         let key = (place.0, returned);
         let ahead = inner.waiting.range(..key).count();
         self.enter(&mut inner, key, ahead, bytes, pin)
     }
 
-    /// Returns the place for a request that is dispatched without waiting: just ahead of the next one to join.
+    /// Returns the position for a request that is dispatched without waiting: just ahead of the next one to join.
     pub fn place(&self) -> QueuePosition {
         QueuePosition(self.next.load(Ordering::Relaxed))
     }
@@ -214,15 +215,16 @@ impl<P> HoldQueue<P> {
         self.release_for(|_| next())
     }
 
-    /// Releases waiters in FIFO order. `next` takes the endpoint that a waiter is bound to; if it returns `None` for a bound
-    /// waiter, that one is skipped, for another one the release ends. Returns the number released. Costs one load
-    /// while nothing waits.
+    /// Releases waiters in FIFO order, each with the permit that `next` returns. `next` takes the endpoint that the
+    /// waiter is bound to. On `None`, a bound waiter is skipped, while an unbound one ends the release. Returns the
+    /// number released. Costs one load while nothing waits.
     pub fn release_for(&self, mut next: impl FnMut(Option<u64>) -> Option<P>) -> usize {
         if self.is_empty() {
             return 0;
         }
         let mut count = 0;
-        // The permit of a waiter that has just gone. Dropped without the lock, as dropping a permit may call this again.
+        // The permit of a waiter dropped meanwhile. Kept until the lock is released, as dropping a permit may call this
+        // again.
         let mut unclaimed = None;
         loop {
             let mut inner = self.inner.lock();
@@ -296,7 +298,7 @@ impl<P> HoldQueue<P> {
 impl<P> Ticket<P> {
     /// Waits for the release. Cancel-safe: a permit that was not taken is given back when the ticket is dropped.
     pub async fn released(&mut self) -> ReleaseOutcome<P> {
-        // Cannot fail: the queue, which we hold, has the sender until it is used.
+        // Cannot fail: the ticket keeps the queue alive, and the queue keeps the sender until it is used.
         (&mut self.released).await.unwrap_or(ReleaseOutcome::Draining)
     }
 
@@ -315,7 +317,7 @@ impl<P> Ticket<P> {
         self.since
     }
 
-    /// Returns the place, for [`HoldQueue::rejoin`].
+    /// Returns the position, for [`HoldQueue::rejoin`].
     pub const fn place(&self) -> QueuePosition {
         QueuePosition(self.key.0)
     }
@@ -338,7 +340,7 @@ impl<P> Drop for Ticket<P> {
 // === impl PositionHandle ===
 
 impl<P> PositionHandle<P> {
-    /// Returns the number of requests ahead, at most a second ago.
+    /// Returns the number of requests ahead, from a snapshot at most one second old.
     pub fn ahead(&self) -> usize {
         let now = Instant::now();
         let mut snapshot = self.queue.snapshot.lock();
@@ -419,7 +421,7 @@ mod tests {
         let queue = queue();
         let join = |pin| queue.join_for(pin, 1, BOUNDS).unwrap();
         let (mut pinned, mut any, mut other) = (join(Some(1)), join(None), join(Some(2)));
-        // Endpoint 2 has one place.
+        // Endpoint 2 has room for one request.
         let mut left = 1;
         let mut next = |pin: Option<u64>| {
             let has_room = pin != Some(1) && left > 0;
@@ -434,7 +436,7 @@ mod tests {
     }
 
     proptest! {
-        /// Joins, hang-ups, returns and releases in any order.
+        /// Runs joins, drops, re-enqueueings and releases in random order.
         #[test]
         fn counts_match_tickets_and_releases_are_in_order(steps in prop::collection::vec((0..4_u8, 0..50_usize), 0..200)) {
             let queue: Arc<HoldQueue<u64>> = Arc::default();

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(IpAddr);
 
-/// A bounded set of places. If all are taken, or all that a source may have, a newcomer takes that of an evicted
-/// member.
+/// A bounded set of places. If all places are taken, or as many as one source may have, a newcomer evicts a member and
+/// takes its place.
 pub struct Places {
     max: usize,
     max_per_source: usize,

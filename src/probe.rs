@@ -134,7 +134,7 @@ pub async fn fetch(
 /// connection. Cancel-safe.
 ///
 /// # Errors
-/// The answer of a probe that failed in the same way.
+/// The [`ProbeResult`] of a probe that failed in the same way.
 pub async fn call(address: &str, question: ProbeRequest<'_>) -> Result<(StatusCode, Bytes), ProbeResult> {
     const MAX_PROBE_BODY_BYTES: usize = 64 << 10;
     let read = async |response: Response<Incoming>| {
@@ -166,7 +166,7 @@ async fn ask<T>(
     ask_at(address, address, question, connect, read).await
 }
 
-/// Sends a request to the server `at` one of these addresses, with `address` as its Host.
+/// Sends a request to the first of the addresses `at` that connects, with `address` as its Host.
 async fn ask_at<T>(
     at: impl ToSocketAddrs,
     address: &str,

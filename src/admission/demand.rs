@@ -13,7 +13,7 @@ use crate::demand::Counts;
 /// Counts an open stream of KEDA until it is dropped.
 pub struct OpenStream(Arc<Gate>);
 
-/// A job that a model server runs after the answer to its request. It is demand until this is dropped.
+/// A job that a model server continues after its response. Counts as demand until dropped.
 pub struct BackgroundJob(Arc<Gate>);
 
 impl Gate {
@@ -46,8 +46,8 @@ impl Gate {
         }
     }
 
-    /// Returns the held requests that ready endpoints have room for, which are not demand for more replicas. An endpoint
-    /// that answers nothing for 10 s after it opened has none.
+    /// Returns the number of held requests that ready endpoints are about to admit; these are no demand for further
+    /// replicas. An endpoint without a response head for 10 s has no such room.
     fn soon(&self, held: u64) -> u64 {
         if held == 0 {
             return 0;
@@ -55,7 +55,7 @@ impl Gate {
         if self.target.is_up() {
             return held.min(self.target.room_soon());
         }
-        // Another replica has seen the endpoint first.
+        // Another replica of this proxy may notice a new endpoint first.
         let is_recent = |since: Instant| since.elapsed() < Self::PEER_READY_GRACE;
         if self.demand.peers_ready_since().is_some_and(is_recent) { held } else { 0 }
     }
@@ -101,7 +101,7 @@ impl Gate {
 // === impl BackgroundJob ===
 
 impl BackgroundJob {
-    /// Jobs followed per route.
+    /// Maximum number of jobs counted per route.
     const MAX_JOBS: u64 = 1024;
 
     /// Counts a job, unless the route has too many.
@@ -240,7 +240,7 @@ mod tests {
         tokio::time::advance(secs(1)).await;
         assert_eq!(depth(), 44.3125, "stuck: 44 + 4 × 5 ÷ 64");
         let ReleaseOutcome::Dispatch(first) = held[0].released().await else { panic!("not released") };
-        // The first answer of a round widens nothing, but shows progress.
+        // The first response of a round does not raise the limit, but counts as progress.
         first.first_byte();
         assert_eq!(depth(), 3.75);
         tokio::time::advance(secs(10)).await;
@@ -280,7 +280,7 @@ mod tests {
                 }
             }
         };
-        // Counted: a panic would leave the other side waiting.
+        // Counts misses instead of asserting, as a panic would leave the other thread waiting.
         let mut missed = 0;
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -300,7 +300,7 @@ mod tests {
                 (0..turn % 500).for_each(|_| std::hint::spin_loop());
                 let seen = gate.counts_or_mark_idle().is_active();
                 meet(1, turn + 2);
-                // In any order: the counts include the request, or the request published an edge.
+                // Whatever the order, the counts include the request or the request published an edge.
                 let is_notified = changes.has_changed().unwrap();
                 meet(1, turn + 3);
                 missed += usize::from(!seen && !is_notified);

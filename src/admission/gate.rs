@@ -36,12 +36,12 @@ pub struct Gate {
     pub(super) in_flight_on_fallback: AtomicU64,
     /// Requests in flight that are not demand.
     pub(super) quiet: QuietRequests,
-    /// Jobs of `POST /v1/responses` that continue after their answer.
+    /// Jobs of `POST /v1/responses` that continue after their response.
     pub(super) background_jobs: AtomicU64,
 }
 
-/// Permission to have one request in flight on an endpoint. Lives in the body of the answer; dropping it releases the next
-/// held request.
+/// Permission to have one request in flight on an endpoint. Held until the end of the response body; dropping it
+/// releases the next held request.
 pub struct Permit {
     pub(super) gate: Arc<Gate>,
     pub(super) endpoint: Arc<Endpoint>,

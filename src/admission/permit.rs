@@ -29,13 +29,13 @@ impl Permit {
         &self.endpoint
     }
 
-    /// Records the start of the answer, which may widen the ramp.
+    /// Records the first byte of the response, which may raise the endpoint's limit of requests in flight.
     pub fn first_byte(&self) {
         self.answered(FirstAnswer::whole);
     }
 
-    /// Like [`Self::first_byte`], with the details of the answer in case it ends a cold start. Returns the id of a cold
-    /// start that awaits the first token of this answer.
+    /// Like [`Self::first_byte`], with the details of the response in case it ends a cold start. Returns the id of a
+    /// cold start that awaits the first token of this response.
     pub fn answered(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         // Only demand takes part in a cold start.
         let awaited = match self.kind {

@@ -2,11 +2,12 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Quiet requests, begun and ended since the start.
+/// Numbers of quiet requests begun and ended since the start of the process.
 ///
-/// One begins after it was counted as in flight, and ends before it no longer is. A reader takes `begun` first, then the
-/// requests in flight, then `ended`: the difference has only quiet requests that were in flight all the while. A single
-/// counter, read before or after, would include some that were not, and demand could be read as false during a request.
+/// A quiet request is added to `begun` after it is counted as in flight, and to `ended` before that count drops. A
+/// reader takes `begun` first, then the requests in flight, then `ended`: `begun` minus `ended` covers only quiet
+/// requests that were in flight all the while. A single counter, read before or after, would include some that were
+/// not, and demand could be read as false during a request.
 #[derive(Debug, Default)]
 pub(crate) struct QuietRequests {
     begun: AtomicU64,
@@ -26,7 +27,8 @@ impl QuietRequests {
         self.ended.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns the requests in flight that are demand. A race counts quiet ones as well, and never leaves out others.
+    /// Returns the number of requests in flight that are demand. In a race the number may include quiet requests, but
+    /// never misses one that is demand.
     pub fn subtract_from(&self, in_flight: impl FnOnce() -> u64) -> u64 {
         let begun = self.begun.load(Ordering::Acquire);
         let in_flight = in_flight();

@@ -9,7 +9,7 @@ pub struct Counts {
     pub soon: u64,
     /// Requests in flight.
     pub in_flight: u64,
-    /// Lease or linger keep demand true.
+    /// True while the lease or the linger keeps demand true.
     pub lasting: bool,
     /// Activations requested so far. An increase means that a request found no ready endpoint.
     pub activations: u64,
@@ -17,7 +17,7 @@ pub struct Counts {
     pub request_rate: f64,
     /// Requests queued in the model servers, by their own metrics. All replicas scrape the same servers.
     pub server_queue: u64,
-    /// An endpoint is ready. A replica that has been idle may not have noticed.
+    /// True if an endpoint is ready. A replica without requests may not have noticed yet.
     pub ready: bool,
     /// Open streams of KEDA.
     pub streams: u64,

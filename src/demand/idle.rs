@@ -24,8 +24,8 @@ impl IdleFlag {
         self.0.load(Ordering::SeqCst) && self.0.swap(false, Ordering::SeqCst)
     }
 
-    /// Returns the result of `read`. If it is not active, sets the flag and reads again; `publish` is called for a request
-    /// that was counted in between, as it may have read the flag before.
+    /// Returns the result of `read`. If it is not active, sets the flag and reads again. Calls `publish` if a request
+    /// was counted in between, as that request may have read the flag before it was set.
     pub fn observe<T>(
         &self,
         read: impl Fn() -> T,

@@ -9,8 +9,8 @@ pub struct PushReceiver {
     pub namespace: String,
     /// Name of the ScaledObject.
     pub name: String,
-    /// The status lists a metric of our trigger; KEDA drops pushes until then (kedacore/keda#8168).
+    /// True if the status lists a metric of the route's trigger; KEDA drops pushes before that (kedacore/keda#8168).
     pub is_listed: bool,
-    /// The workload has replicas; `None` if unknown.
+    /// True if the workload has replicas; `None` if unknown.
     pub is_scaled: Option<bool>,
 }

@@ -46,7 +46,7 @@ impl OpenEvent {
     pub const fn end(&self) -> &'static [u8] {
         match (self.line, self.open) {
             (LineKind::Ended, false) => b"",
-            // The first one completes the carriage return.
+            // The first line feed belongs to the carriage return.
             (LineKind::Ended, true) if self.after_return => b"\n\n",
             (LineKind::Ended, true) | (_, false) => b"\n",
             (_, true) => b"\n\n",

@@ -5,7 +5,7 @@ use serde::Deserialize;
 /// Fields of `POST /v1/responses` about stored responses. All are `None` if the body cannot be parsed.
 #[derive(Debug, Default, Deserialize)]
 pub struct ResponseRequest {
-    /// Response to continue, which only the server that stores it can.
+    /// Id of the response to continue; only the server that stores it can do that.
     #[serde(rename = "previous_response_id")]
     pub previous: Option<String>,
     /// True if the server returns before the response is complete.

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{config::budget::UPSTREAM_BUFFER_BYTES, state::Cut};
 
-/// IdleConnection connections of one worker thread, by endpoint.
+/// Idle connections of one worker thread, by endpoint.
 pub(super) struct IdlePool<B>(Mutex<HashMap<u64, Vec<IdleConnection<B>>>>);
 
 /// Connections of one request.
@@ -112,7 +112,7 @@ where
         let address = to.endpoint.address();
         let limit = to.timeouts.connect_timeout.get();
         let connecting = async {
-            // IdleConnection connections hold the missing resources.
+            // Idle connections hold the missing resources.
             let dialed = self.dialer.dial(address, limit, || self.pool.0.lock().clear()).await?;
             let headers = to.timeouts.max_response_headers;
             let cut = to.endpoint.connection();

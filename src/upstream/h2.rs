@@ -42,10 +42,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// H2Connections of one worker thread, by endpoint.
+/// Connections of one worker thread, by endpoint.
 pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<H2Connections<B>>>>);
 
-/// H2Connections to the endpoint of one request.
+/// Connections to the endpoint of one request.
 pub(super) struct StreamConnector<'a, B> {
     dialer: &'a Dialer,
     connections: Arc<H2Connections<B>>,
@@ -55,7 +55,7 @@ pub(super) struct StreamConnector<'a, B> {
     since: Option<Instant>,
 }
 
-/// H2Connections to one endpoint.
+/// Connections to one endpoint.
 struct H2Connections<B> {
     shared: Mutex<Vec<SharedConnection<B>>>,
     /// Held while a connection is opened, so that concurrent requests wait for it instead of opening their own.
@@ -68,7 +68,7 @@ struct SharedConnection<B> {
     usage: Arc<ConnectionUsage>,
 }
 
-/// ConnectionUsage of a connection.
+/// Streams in use on a connection.
 struct ConnectionUsage {
     streams: AtomicUsize,
     /// The server's limit of concurrent streams.
@@ -169,7 +169,7 @@ where
             }
             let dialed = dialer.dial(endpoint.address(), limit, || {}).await?;
             let cut = endpoint.connection();
-            // SharedConnection by requests; each of them waits for `severed` itself.
+            // Several requests share the connection, and each of them awaits `severed` itself.
             cut.set_answering(true);
             let shared = match dialed {
                 Dialed::Tcp(io) => handshake(Severable { io, cut }).await?,
@@ -309,7 +309,7 @@ impl ConnectionUsage {
         self.streams.load(Ordering::Relaxed) < self.max_streams.load(Ordering::Relaxed).max(1)
     }
 
-    /// Returns whether it has been idle for so long that the server may be closing it.
+    /// Returns whether the connection has been idle for so long that the server may be closing it.
     fn is_over(&self) -> bool {
         self.streams.load(Ordering::Relaxed) == 0 && self.idle.lock().elapsed() >= MAX_IDLE
     }

@@ -34,7 +34,7 @@ pub(super) trait Connector<B> {
     type Body;
     /// A connection, or a stream of one.
     type Connection;
-    /// The part of it that is kept until the response has been read.
+    /// The part of a connection that is kept until the response has been read.
     type Answered;
 
     /// Takes a pooled connection.
@@ -59,7 +59,7 @@ pub(super) trait Connector<B> {
     /// Completes when the endpoint is gone, unless its connections end by themselves.
     fn severed(&self, to: &Addressed<'_>) -> impl Future<Output = ()> + Send;
 
-    /// Prepares response and connection for the time until the response has been read.
+    /// Prepares the connection and the response for reading the body.
     fn answered(
         &self,
         to: &Addressed<'_>,
