@@ -124,7 +124,7 @@ impl TargetState {
         self.endpoints.load()
     }
 
-    /// Returns the models that its servers list.
+    /// Returns the models that the target's servers list.
     pub const fn models(&self) -> &ListedModels {
         &self.models
     }
@@ -161,8 +161,8 @@ impl TargetState {
         self.notify(Change::Room);
     }
 
-    /// Marks an endpoint as ready, with an initial `limit`. `None` resumes a former one with at least one slot beyond
-    /// those in use.
+    /// Marks an endpoint as ready, with an initial `limit`. `None` keeps the former limit, raised if possible to one
+    /// slot beyond those in use.
     pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
         match limit {
             Some(limit) => endpoint.ramp.begin(limit.min(endpoint.max_in_flight())),
@@ -291,7 +291,7 @@ impl TargetState {
             return;
         }
         refusing.entry(address.into()).or_insert_with(Instant::now);
-        // Addresses of deleted pods stay until they are displaced.
+        // Addresses of deleted pods are not removed, only evicted by newer ones.
         if refusing.len() > MAX_ADDRESSES
             && let Some(oldest) =
                 refusing.iter().min_by_key(|(_, since)| **since).map(|(address, _)| address.clone())

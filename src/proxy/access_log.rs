@@ -27,7 +27,7 @@ pub(super) struct AccessLine<'a> {
 
 impl AccessLine<'_> {
     pub(super) fn log(&self) {
-        // ASCII, if it is a text.
+        // `to_str` accepts only visible ASCII, so slicing by bytes is safe.
         let request_id = self.request_id.to_str().unwrap_or_default();
         tracing::info!(
             target: ACCESS_TARGET,

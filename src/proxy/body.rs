@@ -42,7 +42,7 @@ pub enum Body {
     Early(Pin<Box<dyn EarlyBody>>),
 }
 
-/// Body of an early response. The trait keeps this file independent of the one that makes them.
+/// Body of an early response. A trait, so that this module does not depend on `keepalive`.
 pub trait EarlyBody: http_body::Body<Data = Bytes, Error = BodyError> + Send {
     /// Returns `true` once the body relays a model server's response, or the error in its place.
     fn relays(&self) -> bool;
@@ -279,9 +279,9 @@ impl Relay {
             Poll::Ready(frame) => frame,
         };
         match frame {
-            // The last part may be known to be the last, as trailers are; then it is not polled again. SDKs hang up
-            // after the last event of a stream, often before they see the end of the response: they have received all
-            // of it.
+            // Completes the request without another poll if this part is known to be the last, such as trailers. SDKs
+            // often disconnect after the last event of a stream, before they see the end of the response: it counts as
+            // complete.
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     forward::remove_reserved(trailers);

@@ -48,7 +48,7 @@ pub struct ClientIo<I> {
     http2: Option<Box<H2FrameParser>>,
     /// hyper has been waiting to read since before the last flush, and so detects a disconnect itself.
     listening: bool,
-    /// Bytes read while hyper did not, or before.
+    /// Bytes read ahead of hyper, which gets them first when it reads again.
     ahead: Vec<u8>,
     /// Bytes of later requests dropped beyond those read ahead. Unless 0, the connection ends with the current request.
     dropped_bytes: u32,
@@ -455,7 +455,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // After a response hyper waits for the next request without another read, since the last one found nothing.
+        // Polled here, too: after a response hyper flushes, and awaits the next request without another read.
         if let Poll::Ready(error) = self.poll_quiet(cx) {
             return Poll::Ready(Err(error));
         }

@@ -101,7 +101,7 @@ impl Connections {
         self.open().saturating_sub(self.leaving.load(Ordering::Relaxed)) < most
     }
 
-    /// Bounds connections about to close, which still hold a descriptor and memory.
+    /// Returns `false` while too many shed connections have yet to close: each holds a descriptor and memory.
     fn may_shed(&self, most: usize) -> bool {
         self.leaving.load(Ordering::Relaxed) < most / 16 + 16
     }

@@ -90,7 +90,7 @@ impl Proxy {
             SendError::Connect { .. } | SendError::ConnectTimeout(_) => {
                 retries.record_unsent(&reason);
                 let is_ours = error.is_ours();
-                // Open connections to the endpoint stay in use.
+                // A local failure says nothing about the endpoint, whose open connections stay in use.
                 if !is_ours {
                     permit.suspect();
                 }

@@ -14,7 +14,7 @@ pub(super) enum DispatchError {
 
 /// A failed dispatch that may be retried.
 pub(super) struct RetryableFailure {
-    /// Held until the request is queued again, so that it still counts as in flight.
+    /// Kept until the request is queued again, so that the request still counts as in flight.
     pub(super) permit: Permit,
     pub(super) reason: String,
     /// The failure is the proxy's own and says nothing about the endpoint: retry without a backoff.
@@ -23,8 +23,8 @@ pub(super) struct RetryableFailure {
     pub(super) reset_at: Option<u32>,
 }
 
-/// Time limit for the verdict on an endpoint that reset a request. Longer than the probe that its owner sends at once
-/// takes by default.
+/// Time limit for the verdict on an endpoint that reset a request. Longer than the default timeout of the probe that
+/// the owner of the endpoint sends at once.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(2);
 
 // === impl RetryableFailure ===

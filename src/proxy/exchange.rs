@@ -159,7 +159,7 @@ impl Exchange {
         self.end_hold(HoldEnd::Dispatched);
     }
 
-    /// Records a dispatch. Its span is described by `head`, and becomes the parent of the endpoint's spans there.
+    /// Records a dispatch. Makes its span the parent of the endpoint's spans, by `traceparent` in `head`.
     pub fn record_dispatch(&mut self, endpoint: &Endpoint, head: &mut request::Parts) {
         if let Some(trace) = &mut self.trace {
             trace.attempt(endpoint, head);
@@ -206,7 +206,7 @@ impl Exchange {
         self.gate.cold_starts().shares(&waits)
     }
 
-    /// Sets the outcome. The last call wins.
+    /// Sets the outcome. A later call overrides it.
     pub fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
         let error = (outcome != Outcome::Completed).then(|| outcome.name());
@@ -222,7 +222,7 @@ impl Exchange {
     /// Sets outcome and status of a failed request. The status is that of `error`, even after an early 200.
     pub fn fail(&mut self, error: &ProxyError) {
         self.status = error.answer().status.as_u16();
-        // An error that is a refusal once admitted: the client's body exceeded its limits while streaming.
+        // A refusal after admission: the streamed body exceeded its limits.
         self.outcome = Some(error.ending().unwrap_or(Outcome::ClientGone));
         self.set_reason(&error.to_string());
     }
@@ -231,7 +231,7 @@ impl Exchange {
         self.story_of_failure().set_reason(reason);
     }
 
-    /// Returns the timeline. One that starts here lacks the request line, which is gone by now.
+    /// Returns the timeline. A timeline that starts here lacks the request line, which is no longer available.
     fn story_of_failure(&mut self) -> &Arc<Story> {
         self.story.get_or_insert_with(|| {
             begin_story(&self.shared, &self.gate, &self.request_id, self.started, None)

@@ -22,7 +22,7 @@ use crate::{
 
 /// Handler of a request.
 pub(super) enum Destination {
-    /// A model route. Without a shape, the request is served only while the model server is up.
+    /// A model route. Without a format, the request is served only while the model server is up.
     Route(Arc<Gate>, Option<ApiFormat>, RequestBody, RoutingFields),
     /// The endpoint that stores the response asked for.
     StoredResponse(Arc<Gate>, Arc<Endpoint>, RequestBody),

@@ -344,7 +344,8 @@ fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {
     append(headers, FORWARDED_FOR, &address.to_string());
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
     headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
-    // Only continued, as servers read the X- headers; a list with a gap would mislead.
+    // Extends an existing `Forwarded` but starts none: servers read the X- headers, and a list with a gap would
+    // mislead.
     if headers.contains_key(FORWARDED) {
         let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
         append(headers, FORWARDED, &format!("for={node};proto=http"));

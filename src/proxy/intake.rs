@@ -72,7 +72,7 @@ impl BufferedBody {
         besides: usize,
     ) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
-        // Reserves at most 1 MiB on the word of the client.
+        // Reserves at most 1 MiB for a length that is only announced.
         let expected = check_content_length(&body, limits)?.unwrap_or(0).min(1 << 20);
         let mut pace = Pace::new(body_pace(limits));
         let mut joined = JoinedBody { expected, ..JoinedBody::default() };

@@ -173,7 +173,7 @@ where
     async move {
         let after_http = PendingUpgrade(client.connection.clone());
         let begins_http2 = tokio::select! {
-            // A client that has sent bytes is served.
+            // Reads before it checks `closing`: a client that has sent bytes is served.
             biased;
             begins = io.begins_http2() => begins,
             () = closing.cancelled() => return,

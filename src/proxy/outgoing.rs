@@ -37,7 +37,7 @@ pub(super) struct StreamedBody(Arc<Mutex<StreamedState>>);
 #[derive(Debug)]
 pub struct BodyReplay {
     state: Arc<Mutex<StreamedState>>,
-    /// Compared with [`StreamedState::current`].
+    /// Number of this dispatch, which may read only while it equals [`StreamedState::current`].
     number: u32,
     /// Parts sent by this dispatch.
     sent: usize,
@@ -53,7 +53,7 @@ struct StreamedState {
     has_ended: bool,
     /// Number of the dispatch that may read. Each dispatch supersedes those before it.
     current: u32,
-    /// Parts received from the client.
+    /// Number of parts received from the client.
     arrived: usize,
     kept: KeptParts,
     /// Bytes until `limits.maxBodyBytes` is reached.

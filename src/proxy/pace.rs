@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Slowness that a client is allowed.
+/// Limits on the pace of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PaceLimit {
     /// Longest single pause.
     pub pause: Duration,
-    /// Bytes that earn back one second; 0: any byte earns back all of the pause.
+    /// Bytes that earn back one second of `pause`; 0: any byte earns back the whole pause.
     pub rate: usize,
 }
 

@@ -173,7 +173,7 @@ impl RequestTrace {
         }
     }
 
-    /// Ends the trace of an admitted request, which got a 200 `early` whatever `ending` says.
+    /// Ends the trace of an admitted request. `early`: the client has got a 200 already, even if `ending` is an error.
     pub(super) fn ended(
         &mut self,
         gate: &Gate,

@@ -39,7 +39,7 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Set when the drain timeout has aborted the remaining requests; their outcome is `draining`.
     pub cut: AtomicBool,
-    /// Log a line for each request.
+    /// True if each request is logged (`log.access`).
     pub access_log: AtomicBool,
     /// Set until the routes of the cluster have been read.
     pub awaits_routes: AtomicBool,

@@ -38,7 +38,7 @@ pub(super) enum HeldMemory {
 /// Time a response of the proxy may stay unread while the memory for such responses is short.
 const UNREAD_ANSWER_TIME: Duration = Duration::from_secs(1);
 
-/// Interval at which the memory is checked, as a shortage sends no notification.
+/// Interval of checks whether memory is short, of which there is no notification.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl Stall ===

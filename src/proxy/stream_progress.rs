@@ -25,7 +25,7 @@ pub struct StreamProgress {
     stalled: AtomicBool,
     /// Bytes of parts that hyper and h2 hold.
     unsent: AtomicUsize,
-    /// Task that waits until they hold none.
+    /// Task that waits until `unsent` is 0.
     sent: AtomicWaker,
 }
 

@@ -119,7 +119,7 @@ impl Tunnel {
                     exchange.end(Outcome::UpstreamError)
                 }
                 TunnelEnd::Draining => exchange.end(Outcome::Draining),
-                // The account determines the reason: disconnected, stalled or cut off.
+                // The exchange determines the reason: disconnected, stalled or cut off.
                 TunnelEnd::ClientBroke => {}
             }
         }
@@ -182,7 +182,7 @@ async fn carry(
         let down = async {
             let copied = async {
                 copy(&mut from_upstream, &mut to_client, &mut frames, &moved, &closed).await?;
-                // A server that dies sends nothing more, and its kernel closes the connection cleanly.
+                // Without a close frame the server has died: its kernel then closes the connection cleanly.
                 if frames.may_close() && !closed.load(Ordering::Relaxed) {
                     return Err(CopyError::Reading);
                 }

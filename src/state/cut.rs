@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Handle that terminates one connection, held by the publisher of the endpoint.
+/// Handle for terminating one connection. The publisher of the endpoint holds it.
 ///
 /// A pod can vanish without closing its connections, when its node dies. A request in flight would then wait for the
 /// full response timeout of the route. The cost per request is one store when its response begins.
@@ -32,7 +32,7 @@ pub(super) struct SeverableConnections {
     open: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
-    /// True if data arrived on any of them.
+    /// True if data arrived on any connection since [`SeverableConnections::take_heard`].
     is_heard: Arc<AtomicBool>,
 }
 

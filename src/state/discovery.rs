@@ -51,7 +51,7 @@ pub struct Selection {
     pub pods: usize,
     /// Ports of the object and those that its pods expose.
     pub ports: Arc<str>,
-    /// True if every pod has a readiness probe, so that ready means more than started.
+    /// True if every pod has a readiness probe; without one, Kubernetes reports a pod as ready once its containers run.
     pub is_probed: bool,
 }
 

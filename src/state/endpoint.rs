@@ -32,7 +32,7 @@ pub struct Endpoint {
     pub(super) ramp: Ramp,
     /// Limit of requests in flight per server.
     pub(super) max: AtomicU32,
-    /// Number of servers it stands for. For a gateway it may be zero or more than one.
+    /// Number of servers at this address: 1, but any number for a gateway.
     pub(super) servers: AtomicU32,
     /// Consecutive failed dispatches.
     failures: AtomicU32,
@@ -101,12 +101,12 @@ impl Endpoint {
         &self.address
     }
 
-    /// Returns whether it accepts requests.
+    /// Returns whether the endpoint accepts requests.
     pub fn is_ready(&self) -> bool {
         self.slots.is_open()
     }
 
-    /// Returns its protocol.
+    /// Returns the protocol of the endpoint.
     pub const fn protocol(&self) -> Protocol {
         self.protocol
     }
@@ -131,7 +131,7 @@ impl Endpoint {
         self.ramp.limit()
     }
 
-    /// Returns the number of servers it stands for. For a gateway it may be zero or more than one.
+    /// Returns the number of servers at this address: 1, but any number for a gateway.
     pub fn servers(&self) -> u32 {
         self.servers.load(Ordering::Relaxed)
     }
@@ -156,7 +156,7 @@ impl Endpoint {
         self.limit() >= self.max_in_flight()
     }
 
-    /// Returns the number of further requests it is about to accept, assuming that a ramp in progress continues.
+    /// Returns the number of further requests that the endpoint is about to accept, if a ramp in progress continues.
     pub fn room_soon(&self) -> u32 {
         if self.is_ready() && (self.is_wide() || self.ramp.progresses()) {
             self.max_in_flight().saturating_sub(self.in_flight())
@@ -191,7 +191,7 @@ impl Endpoint {
         self.ramp.failed(level, start);
     }
 
-    /// Records a failure before the response. The endpoint gets no requests until its owner has seen it respond, and
+    /// Records a failure before the response. The endpoint gets no requests until it responds to its owner's probe, and
     /// then one at first.
     pub fn suspect(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
@@ -251,7 +251,7 @@ impl Endpoint {
         self.trial.is_open()
     }
 
-    /// Records a response after a failure, which settles a doubt.
+    /// Records that the endpoint responded after a failure. Settles an open doubt.
     pub fn vouch(&self) {
         self.trial.answered();
     }

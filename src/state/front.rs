@@ -14,21 +14,21 @@ use tokio::time::Instant;
 /// an error may mean that it has not discovered its servers yet.
 pub struct Front {
     kind: FrontKind,
-    /// True once a model's response passed through it since it was found ready. Loaded for every response.
+    /// True once a model's response has passed through since the gateway was found ready. Loaded for every response.
     has_settled: AtomicBool,
     ready_since: Mutex<Option<Instant>>,
-    /// True while its owner must probe `readiness.path` before the next dispatch.
+    /// True while `readiness.path` must be probed before the next dispatch.
     probe_required: AtomicBool,
-    /// Time and result (true: down) of the last probe in doubt. Locked during the probe.
+    /// Time and result (true: down) of the last probe made because of a doubtful error. Locked during the probe.
     last_probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 /// Source of readiness for an endpoint that may be a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontKind {
-    /// The pods behind it. The gateway itself may answer `readiness.path` at zero, or never.
+    /// The pods behind the gateway, which itself may answer `readiness.path` with none running, or never.
     Gateway,
-    /// Its own `readiness.path`.
+    /// The response of the endpoint to `readiness.path`.
     Url,
 }
 
@@ -45,36 +45,38 @@ impl Front {
         }
     }
 
-    /// Returns the source of its readiness.
+    /// Returns the source of readiness.
     pub const fn kind(&self) -> FrontKind {
         self.kind
     }
 
-    /// Marks it as ready and settling.
+    /// Marks the gateway as ready and settling.
     pub fn found_ready(&self) {
         *self.ready_since.lock() = Some(Instant::now());
         self.has_settled.store(false, Ordering::Relaxed);
     }
 
-    /// Marks it as settled: a model's response passed through it.
+    /// Marks the gateway as settled: a model's response passed through it.
     pub fn settle(&self) {
         if !self.has_settled.load(Ordering::Relaxed) {
             self.has_settled.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether it was found ready less than `within` ago and has not settled.
+    /// Returns whether the gateway was found ready less than `within` ago and has not settled.
     pub fn is_settling(&self, within: Duration) -> bool {
         !self.has_settled.load(Ordering::Relaxed)
             && self.ready_since.lock().is_some_and(|since| since.elapsed() < within)
     }
 
-    /// Returns whether an error warrants a probe. A gateway that never settled has used up its time.
+    /// Returns whether an error warrants a probe. Not for a gateway that has never settled: its settling time has
+    /// passed.
     pub fn is_to_be_doubted(&self) -> bool {
         self.kind == FrontKind::Url || self.has_settled.load(Ordering::Relaxed)
     }
 
-    /// Probes it with `probe` and returns whether it is down. Concurrent callers share one probe. Cancel-safe.
+    /// Awaits `probe` and returns its result: whether the endpoint is down. Concurrent callers share one probe.
+    /// Cancel-safe.
     pub async fn is_down(&self, probe: impl Future<Output = bool>) -> bool {
         let began = Instant::now();
         let mut last = self.last_probe.lock().await;

@@ -21,7 +21,7 @@ pub struct ListedModels {
 pub struct ModelList {
     /// Entries by `id`, as the server wrote them.
     pub models: Arc<BTreeMap<Box<str>, Value>>,
-    /// Endpoint that was queried.
+    /// Id of the endpoint that was queried.
     endpoint: u64,
     /// Time of the next query.
     due: Instant,

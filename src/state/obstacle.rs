@@ -24,7 +24,8 @@ impl Obstacle {
         Self { kind, message: message.into(), since: Instant::now() }
     }
 
-    /// Returns the cause of a start that fails by it: capacity comes and goes, everything else has to be fixed.
+    /// Returns the cause of a start that fails because of this obstacle: lack of capacity may pass, everything else has
+    /// to be fixed.
     pub const fn cause(&self) -> Cause {
         match self.kind {
             ObstacleKind::Unschedulable | ObstacleKind::Quota => Cause::Passing,

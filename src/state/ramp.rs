@@ -92,7 +92,7 @@ impl Ramp {
         self.limit.store(limit, Relaxed);
     }
 
-    /// Begins for a server without history.
+    /// Starts the ramp at `limit`, for a server without history.
     pub(super) fn begin(&self, limit: u32) {
         self.answered.store(0, Relaxed);
         self.proven.store(0, Relaxed);
@@ -101,13 +101,13 @@ impl Ramp {
         self.limit.store(limit, Relaxed);
     }
 
-    /// Restarts at one request, for a server that failed one.
+    /// Restarts the ramp at one request, for a server that failed a request.
     pub(super) fn restart(&self) {
         self.answered.store(0, Relaxed);
         self.limit.store(1, Relaxed);
     }
 
-    /// Resumes for a server that responds again after a failure: one request beyond those still in flight.
+    /// Resumes the ramp for a server that responds again after a failure: one request beyond those still in flight.
     pub(super) fn resume(&self, in_flight: u32, max: u32) {
         let limit = in_flight.saturating_add(1).min(max);
         let bears = if self.has_failed() { self.bears().max(1) } else { max };
@@ -184,7 +184,7 @@ impl Ramp {
         self.base.elapsed().saturating_sub(Duration::from_millis(self.failed_ms.load(Relaxed)))
     }
 
-    /// Returns whether the ramp opened or advanced recently enough to count on the rest of it.
+    /// Returns whether the ramp started or advanced within [`PROGRESS_PERIOD`], so that it is expected to continue.
     pub(super) fn progresses(&self) -> bool {
         self.now_ms().saturating_sub(self.progress_ms.load(Relaxed)) < PROGRESS_PERIOD.as_millis() as u64
     }
@@ -232,7 +232,7 @@ mod tests {
         while ramp.limit() < MAX_CONCURRENCY {
             let limit = ramp.limit();
             rounds.push(limit);
-            // Every request of the round gets its head, and none ends.
+            // Every request of the round gets its response head, and none ends.
             answered(&ramp, before + 1..=limit);
             before = limit;
         }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Open question whether an endpoint that broke off a request is alive.
+/// Unsettled question about an endpoint that broke off a request: is it alive?
 ///
 /// Until it is settled, the endpoint keeps its capacity and proven ramp, so that one request that crashes servers does
 /// not throttle others. The owner probes immediately; a response to any other request settles the doubt too. The
@@ -41,7 +41,7 @@ impl Trial {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Records a response, which settles the question.
+    /// Counts a response and settles the question.
     pub(super) fn answered(&self) {
         self.answers.fetch_add(1, Ordering::SeqCst);
         self.settle();

@@ -177,7 +177,7 @@ async fn no_server(
         return None;
     }
     if front.kind() == FrontKind::Gateway {
-        // Its pods are ready as far as is known: grants the gateway the settling time of a start once more.
+        // Its pods are still reported ready, so it may only have to discover them again: restarts its settling time.
         front.found_ready();
     }
     no_server

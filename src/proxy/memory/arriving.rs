@@ -50,8 +50,8 @@ struct SourceShare {
 #[derive(Debug)]
 struct EvictionScan {
     at: Instant,
-    /// Bytes that a source had to hold at least for its slow bodies to be evicted, or bytes of the newcomer's route. A
-    /// scan with a higher value would find nothing either.
+    /// Bytes that the newcomer's source held, or its route in a scan within one source. Slow bodies were candidates
+    /// only if their own source or route held as much, so a newcomer with this many bytes or more finds none either.
     least: usize,
 }
 
@@ -72,7 +72,7 @@ struct ArrivingBodyState {
     bytes: usize,
     /// Time at which the last [`PROGRESS_BYTES`] had arrived, and the size at that time.
     progressed: (Instant, usize),
-    /// The same for the last [`GROWTH_DIVISOR`] of its size.
+    /// The same for growth by one part in [`GROWTH_DIVISOR`].
     grown: (Instant, usize),
     is_evicted: bool,
 }

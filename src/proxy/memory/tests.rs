@@ -143,7 +143,7 @@ async fn routes_of_a_source_have_equal_shares() {
     assert!(!arriving_for(&memory, owner(1), 1).grow(150 * KIB) && !is_evicted(&large), "nothing comes back");
 }
 
-/// A newcomer of a larger source evicts no slow body, as long as that does not stall.
+/// A newcomer of a larger source does not evict a slow body unless that body is stalled.
 #[tokio::test(start_paused = true)]
 async fn slow_body_gives_way_to_smaller_sources_only() {
     let memory = Memory::new(4000 * KIB);

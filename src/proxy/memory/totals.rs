@@ -41,7 +41,7 @@ pub(super) struct Waiting {
     pub(super) newest: u64,
 }
 
-/// One of them.
+/// A connection or request that waits.
 #[derive(Debug)]
 pub(super) struct WaitingEntry {
     pub(super) bytes: usize,

@@ -1,8 +1,8 @@
 //! Memory of model server responses and WebSockets while their clients do not read.
 //!
-//! Each counts at its maximum, since the bytes in hyper's buffers cannot be observed. A client that is behind for a
-//! moment cannot be told from one that has stopped, so none is rejected; instead, the time a client may be behind
-//! shrinks. The bound is exceeded at most by what stalls within [`MIN_UNREAD_TIME`].
+//! Each counts at its maximum, since the bytes in hyper's buffers cannot be observed. A client that is briefly behind
+//! looks like one that has stopped reading, so none is rejected; instead, the time a client may be behind shrinks. The
+//! bound can be exceeded only by clients that fell behind within the last [`MIN_UNREAD_TIME`].
 
 use std::{
     sync::{Arc, atomic::Ordering},

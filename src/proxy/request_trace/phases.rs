@@ -1,7 +1,7 @@
 //! Spans of the cold-start phases that a held request waited for.
 //!
-//! Taken from the record of the cold start, so that every held request has them, clipped to its hold. A trace is complete
-//! even if another one has the request that caused the cold start.
+//! Taken from the record of the cold start and clipped to the hold, so that every held request has them. The request
+//! that caused the cold start may belong to another trace.
 
 use std::time::Duration;
 
@@ -140,13 +140,13 @@ mod tests {
         assert_eq!(spans[3].parent, spans[2].id);
         assert!(whole.says(names::COLD_START_ID));
 
-        // One that came while weights were read, and went away before they were.
+        // A request that arrived and disconnected while weights were read.
         let mut late = held(at(5), at(6));
         let spans = of(&tracker, &mut late);
         assert_eq!(names(&spans), ["cold_start.load", "cold_start.load.weights"]);
         assert!(spans.iter().all(|span| (span.start, span.end) == (at(5), at(6))));
 
-        // One that had to wait for its turn afterwards, and one that did not wait at all for this.
+        // A request held beyond the first dispatch; then requests held only after it.
         assert_eq!(
             names(&of(&tracker, &mut held(at(12), at(17)))),
             ["cold_start.load", "cold_start.dispatch"]

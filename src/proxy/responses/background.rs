@@ -39,7 +39,7 @@ const POLL_TIMEOUT: Period = Period::from_secs(10);
 /// Consecutive failures before polling stops. A busy server may miss a few.
 const MAX_FAILURES: u32 = 3;
 
-/// Longest response that can be unfinished: those have no output yet.
+/// Maximum bytes of a polled response. A longer one is finished: an unfinished one has no output yet.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
 impl BackgroundResponse {
