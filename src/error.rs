@@ -176,7 +176,7 @@ struct Truncated<'a>(&'a str, usize);
 /// Maximum number of characters that an error repeats from a client's text.
 const MAX_ECHO_CHARS: usize = 128;
 
-/// Appended to a reason without the output of the model server.
+/// Appended to a reason whose output of the model server is withheld from the client.
 const OUTPUT_ELSEWHERE: &str =
     ". Its output is in Anteroom's log and, under this request's id (x-request-id), in the admin API.";
 

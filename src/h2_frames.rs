@@ -48,7 +48,7 @@ pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Error of a connection with too many such frames.
 pub(crate) const TOO_MANY_FRAMES: &str = "too many frames that are no part of a request";
 
-/// Part of a request. h2 bounds empty ones.
+/// Part of a request. h2 itself limits empty DATA frames.
 const DATA: u8 = 0x0;
 /// Start of a request, if its stream is new.
 const HEADERS: u8 = 0x1;

@@ -48,7 +48,8 @@ impl Permit {
         awaited
     }
 
-    /// Marks the endpoint as doubted: it broke off a request that was written, so either may be at fault.
+    /// Marks the endpoint as doubted: it broke off a request that was written, so the endpoint or the request may be at
+    /// fault.
     pub fn doubt(&self) {
         // A fallback is not probed, so it would stay doubted.
         if self.kind != PermitKind::Fallback {

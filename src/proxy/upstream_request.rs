@@ -68,7 +68,8 @@ impl UpstreamRequest {
         Self { head, body: body.into(), retries, intercepted, heartbeats, affinity }
     }
 
-    /// Records that the endpoint reset the connection after the request was written. Either may be at fault.
+    /// Records that the endpoint reset the connection after the request was written: the endpoint or the request may be
+    /// at fault.
     pub(super) fn reset_by(&mut self, permit: Permit, reason: String) -> DispatchError {
         let endpoint = permit.endpoint();
         let answers = endpoint.answers();
