@@ -255,7 +255,7 @@ impl Gate {
         self.cold_starts.pulse().beat();
     }
 
-    /// Starts draining: a request that would be held at zero is rejected from now on.
+    /// Starts draining: from now on, a request is rejected instead of held while no endpoint is ready.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.mark_dirty();

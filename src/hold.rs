@@ -265,7 +265,8 @@ impl<P> HoldQueue<P> {
         waiting.into_values().filter_map(|waiter| waiter.released.send(why()).ok()).count()
     }
 
-    /// Lists the keys in parts, so that the lock is not held for the whole walk. May miss a request that returns meanwhile.
+    /// Lists the keys in parts, so that the lock is not held for the whole walk. May miss a request that is enqueued
+    /// again meanwhile.
     fn list(&self, keys: &mut Vec<QueueKey>) {
         const KEYS_PER_LOCK: usize = 1000;
         keys.clear();

@@ -111,8 +111,9 @@ impl Places {
         Arc::new(Self { max, max_per_source, taken: Mutex::new(taken) })
     }
 
-    /// Takes a place. If none is left, the source with most places loses one (the newcomer's own if it is at its
-    /// limit): its oldest not in use, or else its oldest. `evicted` is cancelled when this place is evicted in turn.
+    /// Takes a place. If none is left, evicts a member of the source with most places; if the newcomer's source is at
+    /// its limit, a member of that one: the oldest not in use, or else the oldest. `evicted` is cancelled when this
+    /// place is evicted in turn.
     pub fn enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Place {
         let mut taken = self.taken.lock();
         if taken.of(source) >= self.max_per_source {
@@ -125,8 +126,8 @@ impl Places {
         self.add(&mut taken, source, evicted)
     }
 
-    /// Takes a place, unless the source is at its limit, or all places are taken and no source has more of them than
-    /// this one would then have: long-lived streams are not evicted for a newcomer of the same source.
+    /// Takes a place. Returns `None` if the source is at its limit, or if all places are taken and no source has more
+    /// of them than this one would then have: long-lived streams are not evicted for a newcomer of the same source.
     pub fn try_enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Option<Place> {
         let mut taken = self.taken.lock();
         let own = taken.of(source);

@@ -27,7 +27,7 @@ impl Gate {
     /// Returns the demand of this replica.
     pub fn counts(&self) -> Counts {
         let scaling = self.policy.load().scaling;
-        // Held before in flight: a request that is dispatched meanwhile counts twice, never not at all.
+        // Reads held before in flight: a request dispatched in between counts twice rather than not at all.
         let held = self.held() as u64;
         let in_flight = self.demand_in_flight();
         let request_rate = scaling

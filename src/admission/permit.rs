@@ -37,7 +37,7 @@ impl Permit {
     /// Like [`Self::first_byte`], with the details of the response in case it ends a cold start. Returns the id of a
     /// cold start that awaits the first token of this response.
     pub fn answered(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
-        // Only demand takes part in a cold start.
+        // Only a response to demand on the target can end a cold start.
         let awaited = match self.kind {
             PermitKind::Demand => self.gate.cold_starts.first_byte(answer),
             PermitKind::Quiet | PermitKind::Fallback => None,

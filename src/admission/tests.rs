@@ -125,7 +125,7 @@ async fn pause_fails_held_requests_at_once() {
     assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", Some(MAX_RETRY_AFTER)));
     assert!(!gate.demand().is_leased());
     assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
-    // A full endpoint goes away during the pause.
+    // A full endpoint is retired during the pause.
     let endpoint = Endpoint::new("127.0.0.1:1", 0);
     gate.target().add(&endpoint);
     gate.target().ready(&endpoint, None);

@@ -378,7 +378,7 @@ impl Relay {
         }
     }
 
-    /// Fits a part of the response between heartbeats.
+    /// Passes a part of the response on, after an empty event if the last heartbeats require one.
     fn after_beats(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let Some(beats) = &mut self.beats else { return frame };
         let frame = frame.map_data(|part| beats.pass(part, self.exchange.id()));

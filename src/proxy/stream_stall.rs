@@ -93,7 +93,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        // Whatever else hyper spawns has no response, and a fresh state never counts as unread.
+        // Other futures that hyper spawns have no response, and their fresh state never counts as unread.
         let progress = self.next.lock().take().unwrap_or_default();
         let (memory, connection) = (self.memory.clone(), self.connection.clone());
         let stall = Stall::new(self.allowed);

@@ -30,7 +30,7 @@ pub struct ModelList {
 // === impl ListedModels ===
 
 impl ListedModels {
-    /// Maximum age of a list: LoRA adapters come and go while a server runs.
+    /// Maximum age of a list: LoRA adapters are loaded and unloaded while a server runs.
     pub const MAX_AGE: Duration = Duration::from_secs(60);
     /// Interval between queries of a server that returned no list.
     pub const RETRY_AFTER: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::Cause;
 use crate::domain::{ObstacleKind, Reason};
 
-/// Reason why a target does not come up, worded for waiting clients.
+/// Reason why a target does not start, worded for waiting clients.
 #[derive(Clone, Debug)]
 pub struct Obstacle {
     /// Kind of the obstacle.

@@ -95,7 +95,7 @@ pub(super) async fn send<B, C: Connector<B>, A: From<C::Answered>>(
         let reused = pooled.as_ref().map(|_| Instant::now());
         let mut connection = match pooled.take() {
             Some(pooled) => pooled,
-            // Boxed: rarely needed.
+            // Boxed to keep the future small: usually a pooled connection is available.
             None => Box::pin(connector.connect(&to)).await?,
         };
         let address = || to.endpoint.address().into();
@@ -144,8 +144,8 @@ pub(super) async fn send<B, C: Connector<B>, A: From<C::Answered>>(
 // === impl Reuse ===
 
 impl Reuse {
-    /// Returns whether a connection that broke before the response was already closed when the request was written, at
-    /// `pooled` if it came from the pool.
+    /// Returns whether a connection that broke before the response had probably been closed by the server before the
+    /// request was written. `pooled`: time of the write if the connection came from the pool.
     fn is_stale(self, pooled: Option<Instant>, error: &hyper::Error) -> bool {
         // A parse error proves that the server is alive.
         self == Self::Pooled && pooled.is_some_and(|at| at.elapsed() < STALE_WINDOW) && !error.is_parse()

@@ -43,7 +43,7 @@ struct NoServer {
     may_have_run: bool,
 }
 
-/// Returns `true` if a response may come from a gateway without a server, and its body decides.
+/// Returns `true` if a response may come from a gateway without a server, so that its body must be inspected.
 pub(super) fn needs_inspection(status: StatusCode, permit: &Permit) -> bool {
     if status.as_u16() < 400 {
         return false;

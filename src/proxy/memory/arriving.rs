@@ -1,4 +1,4 @@
-//! Unfinished bodies, and the choice of those to evict when another one finds no room.
+//! Unfinished bodies, and the choice of bodies to evict when a newcomer finds no room.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
