@@ -73,7 +73,7 @@ struct ProcessTree {
     leader: Pid,
     /// Set once the leader has been reaped.
     ended: Option<CommandExit>,
-    /// SIGCHLD.
+    /// Receives SIGCHLD.
     deaths: unix::Signal,
 }
 

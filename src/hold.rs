@@ -98,9 +98,9 @@ pub enum Full {
 /// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Requests.
+    /// Maximum number of held requests.
     pub requests: usize,
-    /// Bytes of bodies.
+    /// Maximum bytes of their bodies in total.
     pub bytes: usize,
 }
 

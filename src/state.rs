@@ -45,7 +45,7 @@ pub struct TargetState {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     status: Mutex<Status>,
     obstacles: Mutex<Obstacles>,
-    /// The relevant one of `obstacles`.
+    /// The obstacle to report: that of the cluster if there is one, else that of the probes.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
     last_failure: LastFailure,
     /// Addresses that refused the last connection attempt, each with the time of the first refusal; bounded.
@@ -307,7 +307,7 @@ impl TargetState {
         lasting.map(|(address, _)| address.clone()).collect()
     }
 
-    /// Subscribes to the obstacle.
+    /// Subscribes to changes of the obstacle.
     pub fn obstacles(&self) -> watch::Receiver<Option<Arc<Obstacle>>> {
         self.obstacle.subscribe()
     }

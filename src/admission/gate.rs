@@ -49,7 +49,7 @@ pub struct Permit {
     pub(super) level: Level,
 }
 
-/// The accounting of a permit.
+/// Counters that a permit belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum PermitKind {
     /// On the target; the request is demand.

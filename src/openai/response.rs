@@ -27,7 +27,7 @@ pub fn makes_response(path: &str) -> bool {
 }
 
 impl ResponseRequest {
-    /// Parses a body.
+    /// Parses a request body.
     pub fn read(body: &[u8]) -> Self {
         serde_json::from_slice(body).unwrap_or_default()
     }

@@ -34,7 +34,7 @@ pub struct Closer<C> {
     reads: Arc<AtomicU64>,
 }
 
-/// A connection whose close is deferred, with its registration.
+/// A connection whose close is deferred, with the guard that counts it as open.
 pub struct DeferredClose<I, G> {
     /// `None` once dropped.
     parts: Option<(I, G)>,

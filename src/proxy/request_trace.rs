@@ -91,7 +91,7 @@ impl RequestTrace {
         self.context.trace_id
     }
 
-    /// Adds the model and `stream`.
+    /// Adds the model and `stream` to the server span.
     pub(super) fn record_scan(&mut self, scan: &RoutingFields) {
         if let Some(model) = &scan.model {
             self.server.set(names::MODEL, model.to_string());

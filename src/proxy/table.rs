@@ -27,7 +27,7 @@ pub struct RouteTable {
     gates: Vec<Arc<Gate>>,
     /// Model routes, with the models that each names.
     listing: Vec<(Arc<Gate>, Vec<Box<str>>)>,
-    /// There is an [`Interceptor`].
+    /// True if any route is an [`Interceptor`].
     intercepts: bool,
 }
 
@@ -53,7 +53,7 @@ pub enum RequestModel<'a> {
 
 /// Result of a lookup.
 pub enum RouteMatch<'a> {
-    /// The route.
+    /// A model route.
     Route(&'a Arc<Gate>),
     /// A route that proxies any HTTP application.
     Interceptor(&'a Arc<Interceptor>),
@@ -65,7 +65,7 @@ pub enum RouteMatch<'a> {
 
 /// Result of a lookup for a request without a model.
 pub enum NoModelMatch<'a> {
-    /// The route.
+    /// A model route.
     Route(&'a Arc<Gate>),
     /// Several routes, all of whose targets are down.
     NothingUp,

@@ -43,7 +43,7 @@ pub struct DiscoveryProblem {
 /// Object that selects the pods and their port, described for error messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// Kind and name.
+    /// Kind and name of the object.
     pub name: Arc<str>,
     /// Label selector, if there is one.
     pub selector: Option<Arc<str>>,

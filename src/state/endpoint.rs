@@ -141,12 +141,12 @@ impl Endpoint {
         self.max.load(Ordering::Relaxed).saturating_mul(self.servers.load(Ordering::Relaxed))
     }
 
-    /// Reserves a slot, which must be returned with [`Self::release`].
+    /// Reserves a slot, which must be freed with [`Self::release`]. Returns `false` if there is none.
     pub fn acquire(&self) -> bool {
         self.slots.acquire(|| self.limit())
     }
 
-    /// Returns a slot.
+    /// Frees a slot reserved by [`Self::acquire`].
     pub fn release(&self) {
         self.slots.release();
     }

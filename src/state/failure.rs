@@ -1,4 +1,4 @@
-//! Repetition of failed starts.
+//! Detection of starts that fail again for the same reason.
 
 use parking_lot::Mutex;
 

@@ -53,7 +53,7 @@ pub(super) struct Ramp {
 /// Position on the ramp at the dispatch of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
-    /// Requests in flight, including itself.
+    /// Requests in flight, including this one.
     in_flight: u32,
     /// Value of [`Ramp::failures`].
     failures: u32,

@@ -28,7 +28,7 @@ pub trait Scale: Send + Sync {
 /// Desired number of replicas at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
-    /// Desired number.
+    /// Desired number of replicas.
     pub wanted: u32,
     /// Resource version, which changes with the workload.
     pub version: Option<String>,

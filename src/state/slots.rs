@@ -21,7 +21,7 @@ pub(crate) struct Slots {
 // === impl Slots ===
 
 impl Slots {
-    /// Accepts requests.
+    /// Starts accepting requests.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::SeqCst);
     }
@@ -63,7 +63,7 @@ impl Slots {
         false
     }
 
-    /// Returns a slot.
+    /// Frees a slot.
     pub fn release(&self) {
         if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && !self.is_open() {
             self.attention.notify_one();

@@ -34,11 +34,11 @@ pub struct Stamp {
 /// Part of a phase, by our clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartObservation {
-    /// The part.
+    /// Name of the part.
     pub part: Part,
-    /// Begin; `None` if it began with its phase or at the end of the part before it.
+    /// Start; `None` if the part started with its phase or at the end of the part before it.
     pub start: Option<Instant>,
-    /// End.
+    /// Time at which the part ended.
     pub end: Instant,
 }
 

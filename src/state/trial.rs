@@ -20,7 +20,7 @@ pub(super) struct Trial {
     settled: Notify,
 }
 
-/// Result of a doubt.
+/// Verdict on a doubted endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialResult {
     /// The endpoint has responded since; the request is at fault.

@@ -28,7 +28,7 @@ use crate::{config::budget::UPSTREAM_BUFFER_BYTES, state::Cut};
 /// Idle connections of one worker thread, by endpoint.
 pub(super) struct IdlePool<B>(Mutex<HashMap<u64, Vec<IdleConnection<B>>>>);
 
-/// Connections of one request.
+/// HTTP/1.1 connections that one request may take, pooled or new.
 pub(super) struct IdleConnector<'a, B> {
     pool: &'a IdlePool<B>,
     dialer: &'a Dialer,
@@ -39,7 +39,7 @@ struct IdleConnection<B> {
     since: Instant,
 }
 
-/// A connection without a request.
+/// An open HTTP/1.1 connection, and its handle for termination.
 pub(super) struct Pooled<B> {
     sender: SendRequest<B>,
     cut: Arc<Cut>,

@@ -73,7 +73,7 @@ struct ConnectionUsage {
     streams: AtomicUsize,
     /// The server's limit of concurrent streams.
     max_streams: AtomicUsize,
-    /// End of the last stream.
+    /// Time at which the last stream ended.
     idle: Mutex<Instant>,
 }
 
@@ -247,7 +247,7 @@ where
         (_, stream): Self::Connection,
         response: &mut Response<Incoming>,
     ) -> StreamSlot {
-        // The client's connection determines the version of its response.
+        // Same as over HTTP/1.1; the client's own connection determines the version it gets.
         *response.version_mut() = Version::HTTP_11;
         stream
     }

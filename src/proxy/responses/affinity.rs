@@ -8,7 +8,7 @@ pub(in crate::proxy) struct ResponseAffinity {
     pub(in crate::proxy) pin: Option<u64>,
     /// The request creates a response.
     pub(super) creates: bool,
-    /// With `background: true`.
+    /// The request has `background: true`.
     pub(super) background: bool,
 }
 

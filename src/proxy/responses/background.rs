@@ -19,7 +19,7 @@ use crate::{
     upstream::{Reuse, Upstream},
 };
 
-/// A background job.
+/// A background job to poll after its request.
 pub(super) struct BackgroundResponse {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
