@@ -66,8 +66,8 @@ pub fn says_no_endpoint(headers: &HeaderMap, body: &[u8]) -> bool {
             .any(|message| body.windows(message.len()).any(|part| part == message))
 }
 
-/// Returns whether a server may have processed the request despite a gateway's error. The Gateway API specifies an
-/// empty 500 for a route without endpoints.
+/// Returns whether a server may have processed the request despite a gateway's error. An empty 500 means no: the
+/// Gateway API specifies it for a route without endpoints.
 pub fn may_have_run(status: StatusCode, body: &[u8]) -> bool {
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,

@@ -121,7 +121,7 @@ pub fn prepare_request(
     });
     remove_hop_by_hop(&mut parts.headers);
     let headers = &mut parts.headers;
-    // hyper answers `Expect: 100-continue` itself.
+    // Not forwarded: hyper answers `Expect: 100-continue` itself.
     headers.remove(EXPECT);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));

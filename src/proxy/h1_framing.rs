@@ -14,7 +14,7 @@ pub(super) struct RequestFraming {
     heads: u32,
     /// Bytes of the incomplete head, including empty lines before it.
     head_bytes: u32,
-    /// Body length of the current head so far.
+    /// Body length according to the header lines read so far.
     length: BodyLength,
     /// Start of a header line that may hold the length and continues in the next read.
     line: Box<[u8]>,

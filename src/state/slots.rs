@@ -41,7 +41,7 @@ impl Slots {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// Takes a slot, which must be returned with [`Self::release`], if requests are accepted and fewer than `limit` are in
+    /// Takes a slot, which must be freed with [`Self::release`], if requests are accepted and fewer than `limit` are in
     /// flight.
     pub fn acquire(&self, limit: impl Fn() -> u32) -> bool {
         let mut in_flight = self.in_flight();

@@ -25,7 +25,7 @@ pub struct Owner {
     pub route: usize,
 }
 
-/// Bodies whose readers wait for more.
+/// Bodies whose readers wait for more data.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
     all: HashMap<usize, Arc<ArrivingBody>>,
@@ -50,12 +50,12 @@ struct SourceShare {
 #[derive(Debug)]
 struct EvictionScan {
     at: Instant,
-    /// Bytes that the newcomer's source held, or its route in a scan within one source. Slow bodies were candidates
-    /// only if their own source or route held as much, so a newcomer with this many bytes or more finds none either.
+    /// Bytes that the newcomer's source held, or its route for [`SourceShare::fruitless`]. A newcomer whose source or
+    /// route holds more may evict fewer bodies, so the result applies to it, too.
     least: usize,
 }
 
-/// A body whose reader waits for more.
+/// A body whose reader waits for more data.
 #[derive(Debug)]
 pub(super) struct ArrivingBody {
     state: Mutex<ArrivingBodyState>,
@@ -81,7 +81,7 @@ struct ArrivingBodyState {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Newcomer<'a> {
     pub(super) owner: Owner,
-    /// Its entry, if its reader waits for more.
+    /// Its entry, if its reader waits for more data.
     pub(super) arrival: Option<&'a Arc<ArrivingBody>>,
 }
 
