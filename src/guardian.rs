@@ -241,7 +241,8 @@ impl ProcessTree {
         }
     }
 
-    /// Sends SIGTERM to the group and waits up to `grace` for all of it: a shell may exit long before its children.
+    /// Sends SIGTERM to the group and waits up to `grace` for all of its processes: a shell may exit long before its
+    /// children.
     async fn stop(&mut self, grace: Duration) {
         let _ = kill_process_group(self.leader, Signal::TERM);
         let gone = async {

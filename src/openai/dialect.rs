@@ -157,7 +157,7 @@ impl ErrorFields {
     /// `response.failed` event for clients that wait for the end of the response.
     fn responses(&self, request_id: &str) -> [Value; 2] {
         let Self { message, kind, code, param, .. } = self;
-        // The reference has a closed list of codes.
+        // OpenAI's API reference allows only a closed list of codes.
         let reason = match &**kind {
             "rate_limit_error" => "rate_limit_exceeded",
             "invalid_request_error" => "invalid_prompt",
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(event(Dialect::OpenAi, &openai.to_string()), (String::new(), openai.clone()));
         let laid_out = serde_json::to_string_pretty(&anthropic).unwrap();
         assert_eq!(event(Dialect::Anthropic, &laid_out), ("error".to_owned(), anthropic.clone()));
-        // Of another API, or of no known format.
+        // Errors of another API, or in no known format.
         let (name, data) = event(Dialect::Anthropic, &openai.to_string());
         assert_eq!((name.as_str(), &data["error"]["type"]), ("error", &json!("overloaded_error")));
         assert_eq!(data["error"]["message"], "busy");

@@ -18,7 +18,7 @@ struct StoredStatus {
     status: String,
 }
 
-/// Maximum length of an id.
+/// Maximum length of a response id.
 const MAX_RESPONSE_ID_BYTES: usize = 128;
 
 /// Returns whether a POST to this path creates a stored response.

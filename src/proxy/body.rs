@@ -113,7 +113,7 @@ impl Body {
         Self::Full(Some(bytes.into()).filter(|bytes| !bytes.is_empty()), None)
     }
 
-    /// Creates a response of the proxy to an admitted request, which ends with it.
+    /// Creates a response of the proxy to an admitted request. The request ends with this response.
     pub fn ending(bytes: Bytes, exchange: Exchange) -> Self {
         Self::Full(Some(bytes), Some(exchange))
     }

@@ -30,7 +30,7 @@ const MAX_DEFERRED_TURNS: u64 = 256;
 /// Closes the ended connections of one thread. They count as open until closed, which bounds their number.
 pub struct Closer<C> {
     ended: mpsc::UnboundedSender<C>,
-    /// Reads from connections of this thread.
+    /// Number of reads from connections of this thread.
     reads: Arc<AtomicU64>,
 }
 

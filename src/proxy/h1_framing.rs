@@ -56,7 +56,7 @@ enum BodyLength {
     None,
     Known(u64),
     Chunked,
-    /// hyper or the request path rejects the request.
+    /// The length or coding is invalid or contradictory, so hyper or the request path rejects the request.
     Unclear,
 }
 

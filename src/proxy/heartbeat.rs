@@ -112,7 +112,7 @@ impl HeartbeatPreference {
 // === impl Heartbeat ===
 
 impl Heartbeat {
-    /// Returns the heartbeat to send while only the request path tells the form of the response.
+    /// Returns the heartbeat to send before the response, whose form is known only from the request path.
     const fn before_response(mode: KeepaliveMode, stream: bool, shape: ApiFormat) -> Option<Self> {
         match mode {
             KeepaliveMode::Off => None,

@@ -220,7 +220,7 @@ where
             let path = to.head.uri.path_and_query().map_or("/", |path| path.as_str());
             Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
         };
-        // A valid `Host` may be an invalid authority.
+        // A valid `Host` may be an invalid authority, in which case the endpoint's address takes its place.
         let named = host.as_ref().map(HeaderValue::as_bytes).and_then(|host| uri(host).ok());
         if let Some(uri) = named.or_else(|| uri(to.endpoint.address().as_bytes()).ok()) {
             *request.uri_mut() = uri;

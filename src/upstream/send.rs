@@ -56,7 +56,8 @@ pub(super) trait Connector<B> {
         request: Request<Self::Body>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Self::Body>>>> + Send;
 
-    /// Completes when the endpoint is gone, unless its connections end by themselves.
+    /// Completes once the connections of the endpoint are severed. Never completes if each connection fails by itself
+    /// then.
     fn severed(&self, to: &Addressed<'_>) -> impl Future<Output = ()> + Send;
 
     /// Prepares the connection and the response for reading the body.

@@ -148,7 +148,7 @@ async fn no_server(
     if status == StatusCode::SERVICE_UNAVAILABLE && openai::says_no_endpoint(&head.headers, body) {
         return Some(NoServer { may_have_run: false });
     }
-    // The errors of arbitrary applications cannot be classified, and their targets are pods anyway.
+    // Errors of arbitrary applications cannot be classified, and no gateway stands in front of their pods.
     let front = permit.endpoint().front().filter(|_| request.intercepted.is_none())?;
     if openai::is_model_error(status, body) {
         front.settle();
