@@ -46,7 +46,7 @@ impl OpenEvent {
     pub const fn end(&self) -> &'static [u8] {
         match (self.line, self.open) {
             (LineKind::Ended, false) => b"",
-            // The first line feed belongs to the carriage return.
+            // The first line feed completes the CRLF, and the second one ends the event.
             (LineKind::Ended, true) if self.after_return => b"\n\n",
             (LineKind::Ended, true) | (_, false) => b"\n",
             (_, true) => b"\n\n",

@@ -44,7 +44,7 @@ impl ContentDecoder {
         self.encoded = part;
     }
 
-    /// Decodes further. Returns `None` when another part is needed.
+    /// Decodes the next step, of at most `STEP_BYTES` encoded bytes. Returns `None` when another part is needed.
     ///
     /// # Errors
     /// The data is invalid.

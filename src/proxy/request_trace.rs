@@ -37,7 +37,7 @@ pub struct RequestTrace {
     /// The current hold or attempt.
     open: Option<Span>,
     done: Vec<Span>,
-    /// Spans over [`SpanQueue::MAX_SPANS`].
+    /// Number of spans dropped beyond [`SpanQueue::MAX_SPANS`].
     dropped: u64,
     /// Attempts so far.
     sent: u32,

@@ -32,7 +32,7 @@ pub(super) struct SeverableConnections {
     open: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
-    /// True if data arrived on any connection since [`SeverableConnections::take_heard`].
+    /// True if data has arrived on any connection since this flag was last taken.
     is_heard: Arc<AtomicBool>,
 }
 

@@ -186,7 +186,7 @@ impl Endpoint {
     }
 
     /// Records the failure of a request dispatched at `level`, which may have exceeded the server's capacity. Up to
-    /// `start` requests never do.
+    /// `start` requests are assumed to be within it.
     pub fn failed_at(&self, level: Level, start: u32) {
         self.ramp.failed(level, start);
     }

@@ -56,7 +56,7 @@ pub(super) fn needs_inspection(status: StatusCode, permit: &Permit) -> bool {
 
 /// Records that a model server behind a possible gateway responded.
 pub(super) fn note_success(method: &Method, status: StatusCode, endpoint: &Endpoint) {
-    // Gateways answer GETs such as `/v1/models` themselves.
+    // Only POSTs prove a server: gateways answer GETs such as `/v1/models` themselves.
     if let Some(front) = endpoint.front()
         && status.is_success()
         && *method == Method::POST

@@ -70,9 +70,9 @@ pub(super) struct ArrivingBody {
 struct ArrivingBodyState {
     /// Bytes that have arrived; 0 after eviction.
     bytes: usize,
-    /// Time at which the last [`PROGRESS_BYTES`] had arrived, and the size at that time.
+    /// Time at which the body last had grown by [`PROGRESS_BYTES`], and its size at that time.
     progressed: (Instant, usize),
-    /// The same for growth by one part in [`GROWTH_DIVISOR`].
+    /// Time at which the body last had grown by one part in [`GROWTH_DIVISOR`], and its size at that time.
     grown: (Instant, usize),
     is_evicted: bool,
 }
