@@ -23,7 +23,7 @@ use super::{memory::RequestShare, stream_progress::StreamProgress};
 /// threads only read the idle time and request the end.
 #[derive(Default)]
 pub struct ConnectionState {
-    /// Start of the idle period, in µs of [`clock`]; 0 while busy.
+    /// Start of the idle period, in µs since the first use of the clock; 0 while busy.
     idle_since: AtomicU64,
     /// The connection must end as soon as no request is affected.
     closing: AtomicBool,
@@ -45,7 +45,7 @@ pub struct ConnectionState {
     relays: AtomicBool,
     /// Task to run after HTTP, once a response has switched protocols.
     next: Mutex<Option<TakeoverTask>>,
-    /// `next` has been set.
+    /// True once a takeover task has been set.
     leaves_http: AtomicBool,
 }
 

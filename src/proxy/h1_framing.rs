@@ -25,7 +25,7 @@ enum FramingState {
     /// Between two requests: empty lines are skipped.
     #[default]
     Between,
-    /// In a head, at the start of a line or after `line`.
+    /// In a head, at the start of a line or behind the stored part of one.
     Line,
     /// In a head, inside a line that is irrelevant to the body.
     RestOfLine,

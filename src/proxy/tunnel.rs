@@ -212,7 +212,7 @@ async fn carry(
                     let _ = timeout(HALF_CLOSED, up).await;
                 }
             }
-            // The other side has finished too, or was cut off after `HALF_CLOSED`.
+            // The other side has finished too, or was cut off after the half-close timeout.
             Ok(TunnelEnd::Closed)
         };
         let both = async { both.await.unwrap_or_else(|end| end) };
