@@ -44,8 +44,8 @@ struct ServerState {
     next_watch: u64,
     /// Number of watches that clients read.
     watching: watch::Sender<usize>,
-    /// Number of lists read.
-    lists: usize,
+    /// Number of lists read, by collection.
+    lists: HashMap<String, usize>,
     /// True while connections are refused.
     is_away: bool,
     /// Watches on half-open connections: no events, no end.
@@ -147,8 +147,8 @@ impl StandIn {
         assert!(waited.is_ok(), "{} watches instead of {count}", *watching.borrow());
     }
 
-    pub(crate) fn lists(&self) -> usize {
-        self.0.lock().lists
+    pub(crate) fn lists(&self, collection: &str) -> usize {
+        self.0.lock().lists.get(collection).copied().unwrap_or(0)
     }
 
     /// Makes all current watches half-open: no further events, and no end.
@@ -315,7 +315,7 @@ impl ServerState {
         let plain = plain.strip_suffix("/status").unwrap_or(plain);
         let last = plain.rsplit('/').next().unwrap_or_default();
         if method == Method::GET && KINDS.contains(&last) {
-            self.lists += 1;
+            *self.lists.entry(plain.to_owned()).or_default() += 1;
             return Ok(self.list(plain, query));
         }
         if method == Method::GET && plain.matches('/').count() == 3 {
