@@ -66,9 +66,10 @@ impl Admin {
         self.live.clone().run()
     }
 
-    /// Serves this listener. Dead connections are closed after a minute, since streams of events have few slots.
+    /// Accepts connections until the future is dropped. Connections whose client acknowledges nothing are closed after
+    /// a minute: each may hold one of the few slots for event streams.
     pub async fn serve(self, listener: TcpListener) {
-        // It accepts until it is dropped.
+        // axum accepts until this future is dropped; there is no result to handle.
         let router = self.router().layer(middleware::from_fn(bound_large_answers));
         let service = router.into_make_service_with_connect_info::<LargeAnswer>();
         let _ = axum::serve(BoundedListener::new(listener), service).await;
@@ -85,7 +86,7 @@ impl Admin {
             .route("/api/v1/cold-starts", get(cold_starts))
             .route("/api/v1/events", get(events))
             .route("/api/v1/requests", get(requests::recent))
-            // An id may contain anything, even a slash.
+            // A request id is chosen by the client and may contain a slash.
             .route("/api/v1/requests/{*request_id}", get(requests::one))
             .layer(middleware::from_fn_with_state(self.clone(), guard))
             .with_state(self)
@@ -126,7 +127,7 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
     response
 }
 
-/// Has an answer that grows with the number of routes or requests wait for its place. Those to probes never do.
+/// Makes responses whose size grows with the number of routes or requests wait for a place. Probes never wait for one.
 async fn bound_large_answers(
     ConnectInfo(answer): ConnectInfo<LargeAnswer>,
     request: Request,

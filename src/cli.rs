@@ -97,7 +97,8 @@ pub fn main() -> ExitCode {
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(
                 |error| {
-                    // A failed load has logged its traceback, whose cause must remain the last line.
+                    // A failed load has printed vLLM's traceback, whose last line must remain the last line of the
+                    // output.
                     if !matches!(error, SimError::LoadFailed { .. }) {
                         eprintln!("anteroom sim: {error}");
                     }

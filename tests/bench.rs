@@ -361,7 +361,7 @@ fn compare_exit_code_signals_regression() {
     assert!(slower.stdout.contains("Regression: slower in load, t_e2e."), "{}", slower.stdout);
     assert_eq!(compare("slower.json", &["--threshold", "50%"]).code, Some(0));
     assert_eq!(compare("slower.json", &["--floor", "10s"]).code, Some(0));
-    // Five cycles of each cannot show it.
+    // Five cycles per run are too few to show the slowdown.
     for (from, to) in [("before.json", "five-before.json"), ("slower.json", "five-slower.json")] {
         let mut run: Value = serde_json::from_slice(&fs::read(path(from)).unwrap()).unwrap();
         run["cycles"].as_array_mut().unwrap().truncate(5);

@@ -253,8 +253,8 @@ impl ConservationTest {
         }
     }
 
-    /// Plays the prober: a doubted endpoint is probed at once, and a suspect one that is still up gets requests again
-    /// after its backoff.
+    /// Stands in for the prober: a doubted endpoint is probed at once, and a suspect one that is still up gets requests
+    /// again after its backoff.
     fn watch_endpoint(&self, up: &Rc<RefCell<bool>>) {
         let (gate, endpoint, up) = (self.gate.clone(), self.endpoint.clone(), up.clone());
         tokio::task::spawn_local(async move {
@@ -304,7 +304,7 @@ impl ConservationTest {
             held,
             in_flight
         );
-        // A body that is too large is rejected before its model is known.
+        // A body that is too large is rejected before its model is known, so no route counts it.
         let refused = |refusal| counters.refused(refusal) + self.shared.unrouted.refused(refusal);
         let refused: u64 = Refusal::ALL.into_iter().map(refused).sum();
         let answers: u64 = StaticKind::ALL.into_iter().map(|kind| counters.static_answers(kind)).sum();

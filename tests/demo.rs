@@ -197,7 +197,7 @@ fn shape(line: &str) -> String {
         }
     }
     let words: Vec<_> = shape.split_whitespace().filter(|word| !matches!(*word, "s" | "ms" | "%")).collect();
-    // Only numbers remain of an axis.
+    // The labels of an axis are reduced to zeros, so such a line is dropped.
     if words.iter().all(|word| *word == "0") { String::new() } else { words.join(" ") }
 }
 

@@ -61,7 +61,7 @@ fn no_arrow_is_forbidden() {
         wrong.extend(reserved.map(|(_, users)| format!("{arrow}: only for {users:?}")));
     }
     assert!(wrong.is_empty(), "forbidden arrows (docs/architecture.md, Layers):\n{}", wrong.join("\n"));
-    // Guards against finding no dependencies at all.
+    // Guards against a parser that finds no dependencies at all.
     for (from, to) in [("app", "scaler"), ("proxy", "hold"), ("scaler", "state"), ("upstream", "hyper")] {
         let found = arrows.iter().any(|arrow| arrow.from() == from && arrow.leads_to(to));
         assert!(found, "the arrow from `{from}` to `{to}` was not seen");
@@ -117,7 +117,7 @@ fn modules_do_not_use_each_other_in_a_circle() {
 
 #[test]
 fn files_do_not_use_each_other_in_a_circle() {
-    // A path, and a path through a re-export.
+    // Known dependencies that the parser must find: by a path, and by a path through a re-export.
     for (folder, from, to) in [("loadtest/src", "rig", "clients"), ("src", "demo/proxy", "app/start_error")] {
         let uses = paths::graph(&root().join(folder), &non_test_sources(folder));
         assert!(uses[from].contains(to), "the arrow from `{from}` to `{to}` was not seen: {:?}", uses[from]);
@@ -127,7 +127,7 @@ fn files_do_not_use_each_other_in_a_circle() {
 
 /// Fails if any of these use each other in a circle.
 fn assert_no_circle(mut uses: BTreeMap<String, BTreeSet<String>>) {
-    // What uses none of the remaining ones, or is used by none of them, is in no circle and is removed.
+    // A file that uses none of the remaining ones, or is used by none of them, is in no circle and is removed.
     let outside = |uses: &BTreeMap<String, BTreeSet<String>>| {
         let used: BTreeSet<_> = uses.values().flatten().collect();
         let is_outside = |(name, uses_of): &(&String, &BTreeSet<String>)| {

@@ -124,7 +124,7 @@ fn held_request_or_its_target_is_seen() -> bool {
         !queue.is_empty()
     };
     let ((_ticket, is_up), is_seen) = both(move || (join(&arrival), known.is_open()), retires);
-    // A request that finds nothing up starts the target.
+    // A request that finds no open endpoint starts the target itself; any other one must be seen.
     !is_up || is_seen
 }
 
@@ -138,7 +138,7 @@ fn retired_endpoint_is_vacant_or_refuses() -> bool {
     let slots = endpoint(0);
     let wanted = slots.clone();
     let (is_taken, is_vacant) = both(move || wanted.acquire(|| 1), || retire(&slots));
-    // A refused request may have been counted for a moment.
+    // A refused request may have been counted briefly; the owner is notified then.
     if is_taken { !is_vacant } else { is_vacant || slots.attention().now_or_never().is_some() }
 }
 
@@ -182,7 +182,7 @@ fn quiet_request_hides_no_other() -> bool {
 fn change_is_rendered_or_pending() -> bool {
     let (pulse, state) = (Arc::new(Pulse::default()), Arc::new(AtomicU32::new(0)));
     pulse.watch(true);
-    // Of an earlier change.
+    // The notification of an earlier change is still pending.
     pulse.beat();
     let (changed, new) = (pulse.clone(), state.clone());
     let changes = move || {

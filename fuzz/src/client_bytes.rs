@@ -1,5 +1,5 @@
-//! The requests that a model server receives from an HTTP/1 connection are those that a simple parser finds in its
-//! bytes: no smuggled or split request, and no field from elsewhere.
+//! Property: a model server receives exactly the requests that a simple parser finds in the bytes of an HTTP/1
+//! connection: no smuggled or split request, and no field from elsewhere.
 
 use std::{
     io,

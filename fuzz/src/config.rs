@@ -12,7 +12,8 @@ pub fn holds(file: &[u8]) {
             assert!(!config.describe().is_empty());
             // JSON is valid YAML.
             let written = serde_json::to_string(&config).expect("plain types");
-            // An escaped reference, which is written without its escape.
+            // A value that is escaped in the file is serialized without its escape and would be expanded when parsed
+            // again.
             if written.contains("${env:") {
                 return;
             }

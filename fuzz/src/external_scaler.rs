@@ -212,7 +212,8 @@ fn expected(method: &str, fields: &HeaderMap, body: &[u8]) -> Option<Code> {
     let metrics = match (format!("{}/{name}", object.namespace).as_str(), name) {
         ("ml/llama", _) => ["llama-concurrency", "llama-request-rate"],
         (_, "tiny") if is_route => ["tiny-queue-depth"; 2],
-        // A name may contain the object's own namespace, so this finds the same route. No code is expected.
+        // A route name may include the object's own namespace, so this is the route `llama` as well. The status is not
+        // predicted.
         (_, "ml/llama") if is_route && object.namespace == "ml" => return None,
         // Unknown routes are served in case they are created later; their metrics are unknown.
         _ => return metric.is_empty().then_some(Code::Ok),

@@ -60,7 +60,6 @@ impl Dial for ReadResponder {
 /// Checks an input whose lowest bit of the first byte makes the server ready; the other bits are the KiB the client
 /// reads before it stops. The rest is frames: kind, flags, stream and payload length in one byte each, then the
 /// payload. For kind 255 only the payload is sent, which need not be a frame.
-/// alone is sent, which need not be a frame.
 pub fn holds(input: &[u8]) {
     let Some((first, frames)) = input.split_first() else { return };
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");

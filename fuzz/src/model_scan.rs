@@ -36,7 +36,7 @@ pub fn holds(body: &[u8]) {
         "{again:?}: twice the key is an error however it is written"
     );
     if again.is_err() && scan.model.is_none() {
-        // `model` was present as null.
+        // `model` occurred with the value null; a second occurrence is an error.
         let twice = scan_json(&with(close, format!(r#"{comma}"model":null"#)));
         assert_eq!(twice, Err(ScanError::ModelTwice));
     }

@@ -26,7 +26,7 @@ pub fn holds(input: &[u8]) {
         );
     }
     if !body.starts_with(format!("--{boundary}").as_bytes()) {
-        // A part in front would turn a preamble into content.
+        // The body has a preamble, which would become content if a part were put in front of it.
         return;
     }
     let one_more = format!("--{boundary}\r\nContent-Disposition: form-data; name=\"other\"\r\n\r\nmodel\r\n");

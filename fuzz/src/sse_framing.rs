@@ -58,7 +58,7 @@ fn one_more_event_can_be_put_behind(stream: &[u8]) {
     let (after, _) = read(&[stream, event.end(), &more].concat());
     let data = |events: &[FramedEvent]| events.iter().map(|event| event.data.clone()).collect::<Vec<_>>();
     let mut expected = data(&before);
-    // The open event ends with the data it has so far.
+    // The event that is still open ends with the data received so far.
     expected.extend(open);
     expected.push(b"{}".to_vec());
     assert_eq!(data(&after), expected);
@@ -83,7 +83,7 @@ fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
 
 struct FramedEvent {
     data: Vec<u8>,
-    /// Position after the byte that ended it.
+    /// Position after the byte that ended the event.
     end: usize,
 }
 

@@ -52,7 +52,7 @@ const ANTEROOM_START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout of one read on an [`AdminClient`] connection.
 const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A keep-alive connection to the admin API. Reads block, so the event loop of the rig stands still meanwhile.
+/// A keep-alive connection to the admin API. Its reads block the event loop of the rig.
 #[derive(Debug)]
 pub(crate) struct AdminClient {
     stream: TcpStream,
@@ -170,7 +170,7 @@ mod tests {
         let answering = std::thread::spawn(move || {
             for answer in ["HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno", "HTTP/1.1 503 No"] {
                 let (mut stream, _) = listener.accept().unwrap();
-                // Closing with unread data would reset the connection.
+                // Read the request first: closing with unread data would reset the connection.
                 let mut question = [0; 1024];
                 assert!(stream.read(&mut question).unwrap() > 0);
                 stream.write_all(answer.as_bytes()).unwrap();

@@ -34,8 +34,7 @@ pub(crate) enum Contender {
     Envoy,
 }
 
-/// Time for which the exit of a process is awaited after its connections fail: the kernel closes them some time
-/// before it reports the exit.
+/// Time to wait for a process to exit after its connections fail: the kernel closes them before it reports the exit.
 const EXIT_WAIT: Duration = Duration::from_millis(500);
 
 /// Paths of the programs, from the command line.

@@ -4,7 +4,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::LoadtestError;
 
-/// The first cores this process may use.
+/// Cores of a run, taken in order from those that this process may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
     /// Core of the contender alone.

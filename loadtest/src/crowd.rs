@@ -29,7 +29,7 @@ pub(crate) struct Crowd {
     multiplexed: Vec<(Multiplexed, Instant)>,
     message: NumberedRequest,
     buffer: Box<[u8]>,
-    /// Members that send next, one for each request served. `None` stops them.
+    /// Members that send next; each served request lets one of them send. `None` stops sending.
     next: Option<VecDeque<usize>>,
     pub(crate) tally: CrowdTally,
 }
@@ -245,7 +245,8 @@ fn open(server: SocketAddr) -> io::Result<TcpStream> {
     Ok(TcpStream::from_std(stream))
 }
 
-/// Returns the address for the connection with this number: 127.1.0.1 first, none that the load test uses otherwise.
+/// Returns the source address for the connection with this number, from 127.1.0.1 upwards. The load test uses these
+/// addresses for nothing else.
 fn source(opened: u32) -> SocketAddrV4 {
     let number = opened / CONNECTIONS_PER_ADDRESS;
     let [high, middle] = [number / 250 % 250, number % 250].map(|part| part as u8);

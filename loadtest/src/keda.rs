@@ -25,7 +25,7 @@ pub(crate) struct DemandMessage {
 /// Channel for the messages of all streams and the reason when one ends.
 pub(crate) type DemandSender = mpsc::UnboundedSender<Result<DemandMessage, String>>;
 
-/// One connection. KEDA's operator has one to each scaler.
+/// A gRPC connection to a scaler. KEDA's operator keeps one per scaler.
 pub(crate) struct ScalerConnection(SendRequest<Bytes>);
 
 const H2_READY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -53,7 +53,7 @@ pub(crate) struct NumberedRequest {
 pub(crate) struct Inbox {
     /// The head of a stream has arrived, perhaps long before its content.
     begun: bool,
-    /// Incomplete bytes.
+    /// Received bytes of an incomplete head or chunk.
     part: Vec<u8>,
     /// Text of the stream without heartbeats.
     text: Vec<u8>,

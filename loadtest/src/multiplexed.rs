@@ -17,12 +17,12 @@ const FIRST_WINDOW: i64 = 65_535;
 #[derive(Debug)]
 pub(crate) struct Multiplexed {
     stream: TcpStream,
-    /// Incomplete bytes of the input.
+    /// Received bytes of an incomplete frame.
     part: Vec<u8>,
     output: Vec<u8>,
     /// Bytes of request bodies that the server still accepts.
     window: i64,
-    /// Numbers of the requests still to be sent.
+    /// Numbers that identify the requests still to be sent.
     unsent: Range<u32>,
     /// Text of each stream so far, without heartbeats; `None` once it has ended.
     open: Vec<Option<Vec<u8>>>,

@@ -80,7 +80,7 @@ impl fmt::Display for Findings {
         for (at, table) in self.tables.iter().enumerate() {
             writeln!(f)?;
             table::write(f, table)?;
-            // Below the last of the tables that share it.
+            // A legend is printed below the last of the tables that share it.
             if let Some(legend) = table.legend
                 && self.tables.get(at + 1).and_then(|next| next.legend) != Some(legend)
             {

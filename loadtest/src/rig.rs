@@ -25,7 +25,8 @@ const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time a contender may take to respond to its first request.
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Timeout of one attempt within [`FIRST_RESPONSE_TIMEOUT`]; long, because Anteroom holds it until its own health check has passed.
+/// Timeout of one attempt within [`FIRST_RESPONSE_TIMEOUT`]; long, because Anteroom holds the request until its own
+/// health check has passed.
 const START_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause after a failed attempt.
@@ -314,7 +315,7 @@ mod tests {
         let (mut rig, _stop, meter) = rig();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        // Ends when the process does.
+        // The thread ends with the process.
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 drop(stream)

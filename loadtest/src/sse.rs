@@ -27,11 +27,11 @@ pub(crate) struct EventStamp {
     pub(crate) stream: u32,
     /// Number of the event, from 0, without gaps.
     pub(crate) number: u32,
-    /// Time it was written, from [`crate::clock::stamp`].
+    /// Write time of the event, from [`crate::clock::stamp`].
     pub(crate) written: u64,
 }
 
-/// A chunk that is filled in again for every event.
+/// Reusable buffer with the chunk of one event.
 #[derive(Debug)]
 pub(crate) struct EventChunk {
     bytes: Vec<u8>,

@@ -220,7 +220,8 @@ impl TargetStats {
         Some(self.arrivals.first()?.1.saturating_duration_since(self.known?))
     }
 
-    /// Returns the number of requests that arrived later than their number, and the largest displacement in places.
+    /// Returns the number of requests that arrived later than their position in the sending order, and the largest
+    /// displacement in places.
     pub(crate) fn disorder(&self) -> (usize, usize) {
         let late =
             self.arrivals.iter().enumerate().map(|(at, (number, _))| at.saturating_sub(*number as usize));

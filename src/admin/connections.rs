@@ -64,15 +64,15 @@ pub(super) struct BoundedListener {
     building: Arc<Semaphore>,
 }
 
-/// The place of a connection's answer, where that may be large: it is taken before the answer is made, and given back once all
-/// of it has been written.
+/// Place of a large response of one connection: taken before the response is built, released once all of it has been
+/// written.
 #[derive(Clone)]
 pub(super) struct LargeAnswer {
     source: Source,
-    /// Closes the connection: another one needs the place.
+    /// Closes the connection when another connection needs its place.
     evicted: CancellationToken,
     places: Arc<Places>,
-    /// Counts the answers that exist: an evicted one does so until its connection has ended.
+    /// Limits the large responses in memory. An evicted response counts until its connection has ended.
     building: Arc<Semaphore>,
     taken: Arc<Mutex<Option<(Place, OwnedSemaphorePermit)>>>,
 }
@@ -81,9 +81,9 @@ pub(super) struct LargeAnswer {
 pub(super) struct AdminConnection {
     stream: TcpStream,
     last_activity: Instant,
-    /// Arrival of the first byte without a response.
+    /// Arrival time of the first byte of a request that has no response yet.
     request_began: Option<Instant>,
-    /// Bytes received since then.
+    /// Bytes received since `request_began`.
     request_bytes: usize,
     timer: Pin<Box<Sleep>>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -109,7 +109,7 @@ impl BoundedListener {
 
     fn watched(&self, stream: TcpStream, address: SocketAddr, open: OwnedSemaphorePermit) -> AdminConnection {
         let socket = SockRef::from(&stream);
-        // Neither fails on a connection that lives.
+        // Setting these options fails only on a connection that is already closed.
         let _ = socket.set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(UNACKNOWLEDGED_TIMEOUT / 2)
@@ -136,7 +136,8 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (AdminConnection, SocketAddr) {
         loop {
-            // The semaphore is never closed. While too many connections are closing, others wait in the kernel's queue.
+            // Never fails: the semaphore is not closed. While too many connections are closing, new ones wait in the
+            // kernel's accept queue.
             let Ok(open) = self.open.clone().acquire_owned().await else { continue };
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -158,7 +159,7 @@ impl Listener for BoundedListener {
 // === impl LargeAnswer ===
 
 impl LargeAnswer {
-    /// Waits for the place. Cancel-safe.
+    /// Waits until this connection may build a large response. Cancel-safe.
     pub(super) async fn reserve(&self) {
         let mut acquiring = pin!(self.building.clone().acquire_owned());
         loop {
@@ -274,7 +275,7 @@ impl AsyncWrite for AdminConnection {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
-            // All that was to be written has been.
+            // A completed flush means that the whole response is written, so its place is released.
             *self.answer.taken.lock() = None;
         }
         flushed
@@ -315,7 +316,7 @@ mod tests {
         (server, client, listener.places)
     }
 
-    /// Opens more slow connections than are allowed in all and per source.
+    /// Opens more slow connections than the limits in total and per source allow.
     #[tokio::test]
     async fn trickling_connections_keep_no_probe_out() {
         let listener = BoundedListener::new(TcpListener::bind("127.0.0.1:0").await.unwrap());

@@ -35,7 +35,7 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum interval between updates; changes in between are combined.
 const MIN_UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// State for watchers.
+/// Renders the proxy's state when it changes, once for all watchers.
 pub(super) struct Live {
     view: Arc<dyn View>,
     cold_starts: Arc<ColdStarts>,

@@ -40,13 +40,13 @@ pub trait View: Send + Sync {
     fn cluster(&self) -> Option<ClusterCounts>;
 }
 
-/// Counts of the cluster.
+/// Counts of cluster objects, status writes and watches.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterCounts {
     /// Number of objects by kind and verdict.
     pub routes: Vec<(&'static str, &'static str, usize)>,
     /// Number of status writes by outcome.
     pub status_writes: Vec<(&'static str, u64)>,
-    /// Watches of the API server: open ones, losses since the start, and lost ones.
+    /// Watches of the API server: number open, number of losses since the start, number currently lost.
     pub watches: (usize, u64, usize),
 }

@@ -163,7 +163,7 @@ pub struct Cost {
     pub cold_s: f64,
     /// From ready until the end of the last answer.
     pub serving_s: f64,
-    /// From then until the route is at zero. Set by the next cycle.
+    /// From the end of the last answer until the route is at zero. Set by the next cycle.
     pub idle_s: Option<f64>,
 }
 
@@ -318,11 +318,11 @@ impl CycleVerdict {
 // === impl ClockCheck ===
 
 impl ClockCheck {
-    /// Compares a burst with its record. Returns `None` without a token on either side.
+    /// Compares a burst with its record. Returns `None` if the clients or the record have no first token.
     pub(super) fn of(requests: &[RequestResult], record: &ColdStart) -> Option<Self> {
         let tokens = requests.iter().filter_map(|request| Some(request.sent_ms + request.ttft_ms?));
         let client_ms = tokens.reduce(f64::min)?;
-        // A record without a token ends earlier than the client measures.
+        // A record without a first token ends earlier than the client's measurement.
         record.t_e2e_ms?;
         let record_ms = record.phases.iter().map(|phase| phase.duration_ms).sum();
         Some(Self { client_ms, record_ms, difference_percent: 100.0 * (client_ms - record_ms) / client_ms })
@@ -343,7 +343,7 @@ mod tests {
         written.cycles.push(failed(4, "exit code 1"));
         fs::write(&file, serde_json::to_vec(&written).unwrap()).unwrap();
         assert_eq!(Run::read(&file).unwrap(), written);
-        // Keys of a later version.
+        // Keys that a later version may add are ignored.
         let mut more = serde_json::to_value(&written).unwrap();
         more["unknown"] = 1.into();
         more["cycles"][0]["unknown"] = 1.into();

@@ -21,7 +21,7 @@ use super::error::DemoError;
 pub(super) struct ClientState {
     /// Number of SSE comments received while waiting.
     pub(super) heartbeats: u32,
-    /// Text of the last one.
+    /// Text of the last heartbeat.
     pub(super) heartbeat: String,
     pub(super) first_heartbeat: Option<Duration>,
     pub(super) first_token: Option<Duration>,
@@ -160,7 +160,7 @@ impl DemoClient {
         let mut state = self.state.lock();
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             if comment.starts_with("server-timing") {
-                // Timing of the wait, not a heartbeat.
+                // The `server-timing` comment reports the wait; it is not a heartbeat.
                 return Ok(false);
             }
             state.heartbeats += 1;

@@ -26,8 +26,8 @@ fn large(bytes: usize) -> String {
     post(CHAT, &format!(r#"{{"model":"tiny","p":"{}"}}"#, "x".repeat(padding)))
 }
 
-/// 33 bodies that lack 300 bytes each use up the memory for incomplete bodies and send a few more bytes now and then.
-/// One of them is evicted for a body from another source, which is served at once; the others stay.
+/// Fills the memory for incomplete bodies with 33 bodies that lack 300 bytes each and send a few more bytes now and
+/// then. One of them is evicted for a body from another source, which is served at once; the others stay.
 #[tokio::test]
 async fn dripping_bodies_keep_no_other_source_out() {
     let upstream = TestUpstream::warm().await.automatic(|call| call.echo());

@@ -183,7 +183,7 @@ async fn half_sent_calls_keep_no_scaler_out() {
         open.last_mut().unwrap().settled().await;
         keda.is_served().await;
     }
-    // As many from KEDA's own address.
+    // Sends as many incomplete calls from KEDA's own address.
     let mut stream = TcpStream::connect(scaler).await.unwrap();
     stream.write_all(&half_sent(GRPC_CALLS)).await.unwrap();
     let mut own = RawH2 { wire: Wire { stream, buf: Vec::new() } };
@@ -222,7 +222,7 @@ async fn unread_calls_keep_no_scaler_out() {
     ends(proxy, upstream, keda).await;
 }
 
-/// All available places are taken by unread streams of pushes, which do not notice their eviction.
+/// Fills all available stream slots with unread push streams, whose clients do not read the error that evicts them.
 #[tokio::test]
 async fn unread_streams_end_with_their_connection() {
     let (proxy, upstream, mut keda, scaler) = scene().await;
@@ -234,7 +234,7 @@ async fn unread_streams_end_with_their_connection() {
     let ending = tokio::spawn(async move { tokio::io::copy(&mut reads, &mut tokio::io::sink()).await });
     soon("all to be taken", writes.write_all(&bytes)).await.unwrap();
     let streams = async || proxy.metric("anteroom_scaler_streams", &["route=\"tiny\""]).await;
-    // KEDA has one of the places.
+    // KEDA's stream has one of the slots.
     until("all streams", async || streams().await + 1 >= SCALER_STREAMS as u64).await;
     keda.is_served().await;
     // Each new stream evicts one; those evicted first have had a second to end.

@@ -29,7 +29,7 @@ async fn serves(proxy: &TestProxy) {
 async fn continuation_flood_ends_the_connection() {
     let recorder = Recorder::new().await;
     let proxy = start("maxHeaderBytes: 64KiB", &recorder.upstream.url()).await;
-    // Fragments with fields, without content, and with part of a field that never ends.
+    // Fragments of three kinds: whole fields, nothing, and part of a field that never ends.
     let endless = [&[0, 1, b'x', 127, 0xff, 0xff, 0xff, 0x7f][..], &[b'v'; 100]].concat();
     for (what, part) in [("fields", field("x", "y")), ("nothing", Vec::new()), ("half a field", endless)] {
         let mut client = RawH2::connect(proxy.address).await;
@@ -63,7 +63,7 @@ async fn control_frames_above_the_limit_end_it() {
         ("frames of no known kind", frame(0xee, 0, 0, b"what")),
     ];
     for (what, flood) in floods {
-        // SETTINGS, its acknowledgement and two PINGs also count towards the 200.
+        // SETTINGS, its acknowledgement and two PINGs also count towards the limit of 200 frames.
         let mut client = RawH2::connect(proxy.address).await;
         client.settled().await;
         client.send(flood.repeat(150)).await;
@@ -81,7 +81,7 @@ async fn heads_of_closed_streams_are_limited() {
     let recorder = Recorder::new().await;
     let proxy = start("maxControlFrames: 200", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
-    // HEADERS that open a new stream do not count towards the 200.
+    // HEADERS that open a new stream do not count towards the limit of 200 frames.
     for stream in (1..600).step_by(2) {
         client.send(post(stream, CHAT, TINY_BODY)).await;
         assert_eq!(client.answer(stream).await, Ok(200), "{stream}");

@@ -38,7 +38,8 @@ async fn nothing_is_left(proxy: &TestProxy) {
 
 #[tokio::test]
 async fn hang_up_behind_bytes_over_http_2_is_noticed() {
-    // Input is read at any time, and bytes that belong to no request are dropped, so the end is noticed too.
+    // The proxy reads input at any time and drops bytes that belong to no request, so it notices a disconnect behind
+    // them.
     let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     for how in ["closes", "resets"] {

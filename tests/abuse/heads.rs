@@ -28,7 +28,7 @@ async fn number_of_fields_is_limited() {
     let upstream = TestUpstream::cold().await;
     for (limits, most) in [("", 100), ("maxHeaders: 20", 20), ("maxHeaders: 300", 300)] {
         let proxy = start(limits, &upstream.url()).await;
-        // Host is one of the fields.
+        // Host counts as one of the fields.
         for (more, status) in [(most - 1, 200), (most, 431), (most * 3, 431)] {
             let fields = vec![("X", "1"); more];
             let mut client = proxy.sent(get_with("/health", &fields)).await;

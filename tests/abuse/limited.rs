@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Bytes that an attacking client sends. It reads nothing.
+/// Bytes that an attacking client sends; the client reads nothing.
 type AttackBytes = fn(usize) -> Vec<u8>;
 
 /// Time after which an attacking client gives up writing.
@@ -130,8 +130,8 @@ async fn attack(count: usize, to: SocketAddr, bytes: AttackBytes) -> Vec<Wire> {
     open
 }
 
-/// Starts a process with the chart's memory limit, in a cgroup of its own if one can be created. The process must be dropped
-/// first (bindings of a pattern are dropped from the last to the first), as only an empty group can be removed.
+/// Starts a process with the chart's memory limit, in a cgroup of its own if one can be created. The process must be
+/// dropped first (bindings of a pattern are dropped from the last to the first), as only an empty group can be removed.
 async fn start_limited(memory: usize, routes: &[String]) -> (Option<Cgroup>, ServeProcess) {
     anteroom::app::raise_file_limit();
     let group = Cgroup::new(memory);
@@ -140,7 +140,7 @@ async fn start_limited(memory: usize, routes: &[String]) -> (Option<Cgroup>, Ser
             say(format!("limited by the cgroup {}", group.0.display()));
             (format!("echo $$ > {}/cgroup.procs || exit 1", group.0.display()), "")
         }
-        // The values derived from the limit; a test of the configuration checks them.
+        // Without a cgroup, sets the values derived from the memory limit; a test of the configuration checks them.
         Err(error) => {
             say(format!("no cgroup can be made, so only the peak is measured: {error}"));
             (String::new(), "maxBufferedBytes: 256MiB, maxConnections: 6553")
@@ -238,8 +238,8 @@ async fn concurrent_attacks_stay_within_chart_memory() {
     });
     let mut open = Vec::new();
     let mut answered = 0;
-    // Number of requests after the last attack has started: they take as long as an unread relay may last while memory
-    // is short.
+    // Number of requests to send after the last attack has started: together they take as long as an unread relay may
+    // last while memory is short.
     let mut rest = 100;
     while rest > 0 {
         match attacks.try_join_next() {

@@ -81,7 +81,7 @@ async fn full_listeners_take_less_than_base_bytes() {
     };
     say("at rest", &served);
 
-    // Gives every route activity to report.
+    // Sends a request to every route, so that each has activity to report.
     let mut clients = Vec::new();
     for connection in 0..10 {
         let mut client = RawH2::connect(served.address).await;
@@ -152,7 +152,7 @@ async fn full_listeners_take_less_than_base_bytes() {
     assert!(served.child.try_wait().unwrap().is_none(), "it lives");
 }
 
-/// More large unread responses than there are places; a scrape is served, and a probe at once.
+/// Opens more large unread responses than there are places; a scrape is served meanwhile, and a probe at once.
 #[tokio::test]
 async fn unread_answers_keep_no_scraper_out() {
     let upstream = TestUpstream::cold().await;

@@ -192,7 +192,7 @@ async fn response_read_byte_by_byte_is_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn window_opened_byte_by_byte_is_cut_off() {
-    // One small part every 50 s: of 60 s, 50 pass, and the part restores 1/100 s.
+    // 10 bytes every 50 s: the budget of 60 s loses 50 s, and each part restores 1/100 s.
     let memory =
         MemoryTest::serving("stallTimeout: 60s, minRate: 1000", MATCH_TINY, ENDLESS, b"a\r\n0123456789\r\n");
     memory.ready();

@@ -1,9 +1,9 @@
 //! Request smuggling over HTTP/1.1: CL.TE, TE.CL, TE.TE, and chunk lines and heads that two readers could interpret
 //! differently (CVE-2019-18277, CVE-2021-40346, CVE-2023-25690, CVE-2025-55315 and similar).
 //!
-//! Each shape is followed, in the same write, by a second request. Either the shape is refused and the connection
-//! closed, so the second request is never read; or the model server receives exactly one request, and the second one
-//! gets its own response.
+//! Each test request is followed, in the same write, by a second one. Either the first is refused and the connection
+//! closed, so the second is never read; or the model server receives exactly one request, and the second one gets its
+//! own response.
 
 use crate::{
     recorder::{RecordedRequest, Recorder, TINY_BODY},
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Expected outcome of a shape.
+/// Expected outcome of a test request.
 #[derive(Clone, Copy, Debug)]
 enum ExpectedOutcome {
     /// At most a truncated request reaches the model server; nothing after it is served.
@@ -44,7 +44,8 @@ async fn responses(client: &mut Wire) -> (Vec<WireResponse>, bool) {
     (responses, false)
 }
 
-/// Sends each shape to a route with models, whose bodies are read first, and to one without, whose bodies stream.
+/// Sends each test request to a route with models, whose bodies are read first, and to one without, whose bodies
+/// stream.
 async fn all(cases: &[(&str, String, ExpectedOutcome)]) -> Vec<RecordedRequest> {
     let mut wrong = Vec::new();
     let mut all = Vec::new();
@@ -274,7 +275,7 @@ async fn trailers_hide_no_request() {
     let hidden: Vec<_> = trailers.map(|(what, end)| (what, body(end) + &outer, Refuse)).into();
     all(&alone).await;
     all(&hidden).await;
-    // The same shapes where the body is not read, and behind a valid request.
+    // The same requests where the body is not read, and behind a valid request.
     let recorder = Recorder::new().await;
     let proxy = TestProxy::tiny(&recorder.upstream.url(), "").await;
     for (what, bytes, _) in &hidden {

@@ -177,7 +177,7 @@ async fn bytes_after_a_response_are_discarded() {
         tokio::spawn(call.finish(both));
         assert_eq!(client.response().await.text(), "mine");
         let mut next = proxy.sent(chat("second")).await;
-        // On another connection, since the first one carried unsolicited bytes.
+        // The request uses another connection, since the first one carried unsolicited bytes.
         upstream.call().await.echo().await;
         assert_eq!(next.response().await.json()["text"], "second");
         assert_eq!(client.buf, b"", "nor does the first client see it");

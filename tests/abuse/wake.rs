@@ -66,7 +66,7 @@ async fn scanners_and_health_checks_wake_nothing() {
         client.send(get_h2(1, "/health")).await;
         assert_eq!(client.answer(1).await, Ok(200));
     }
-    // A request that may wake it.
+    // This request may wake the target.
     let client = proxy.sent(chat("x")).await;
     until("it to be held", async || proxy.gate().await.held() == 1).await;
     assert!(proxy.gate().await.counts().is_active());

@@ -63,7 +63,7 @@ struct MeasurementSetup {
     anteroom: Anteroom,
     replicas: ReplicaChanges,
     pods: ObservedPods,
-    /// A stream beside KEDA's, and the index of its replica.
+    /// A stream of the scaler besides KEDA's, and the index of the replica that serves it.
     tap: Option<(usize, Tap)>,
     _envoy: Option<Envoy>,
 }

@@ -86,7 +86,7 @@ impl TestCluster {
         let NodeTemplate { labels, boot, clock, wired } = machine.into();
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
-        // The label that pods select it by names its scenario.
+        // The label by which pods select the node names its scenario.
         spec.reserved = Some(labels.get("pool").cloned().unwrap_or_default());
         (spec.labels, spec.boot, spec.clock, spec.wired) = (labels, boot, clock, wired);
         join(&self.plane, self.ground.clone(), spec).await

@@ -113,7 +113,7 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
             gone += 1;
             proxy.ended("client_gone", 499, gone).await;
         }
-        // In the same segment as its request, as far as they fit.
+        // The pipelined request is in the same segment as the first, as far as both fit.
         let client = proxy.sent(chat("held") + &chat("pipelined").repeat(size / 150)).await;
         proxy.held(1).await;
         reset(client.stream);
@@ -149,7 +149,8 @@ async fn stalled_upload(proxy: &TestProxy) -> Wire {
     loop {
         client.send([b'x'; PART_BYTES]).await;
         sent += PART_BYTES;
-        // If the upload is only slow, reading finds the disconnect, as for any other request.
+        // Ends once the proxy leaves the last part unread for 50 polls. If the upload is only slow, reading detects the
+        // disconnect, as for any other request.
         let mut looks = 0;
         until("its bytes to be read, or not", async || {
             looks += 1;

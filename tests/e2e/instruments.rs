@@ -162,8 +162,8 @@ async fn vllm_reads_every_token_among_comments() {
             assert_eq!(vllm(&parts), Ok((TOKENS.concat(), first)), "{choice}, cold {cold}: {parts:#?}");
         }
     }
-    // It treats chunks as ordinary events: the text is right, the time to first token is not; hence `comment` is the
-    // default.
+    // `vllm bench serve` treats chunks as ordinary events: the text is right, the time to first token is not; hence
+    // `comment` is the default.
     let (parts, first) = stream("chunk", true).await;
     let (text, found) = vllm(&parts).unwrap();
     assert!(text == TOKENS.concat() && found < first);
@@ -179,7 +179,7 @@ async fn sglang_and_llmperf_read_every_token_among_chunks() {
             }
         }
     }
-    // Neither parses comments; for them clients can choose `chunk`.
+    // Neither sglang nor llmperf parses comments; their users can choose `chunk`.
     let (parts, _) = stream("comment", true).await;
     assert!(sglang(&parts).is_err() && llmperf(&parts).is_err());
 }

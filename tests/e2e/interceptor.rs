@@ -296,7 +296,7 @@ async fn an_application_that_takes_too_long_is_a_504() {
 async fn request_time_out_bounds_wait_and_answer() {
     let mut upstream = TestUpstream::cold().await;
     let limit = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
-    // A fallback would need time, of which none is left.
+    // The fallback is not used: by the time the wait ends, `timeouts.request` has expired.
     let fallback = Some("127.0.0.1:1".into());
     let intercept = Intercept { timeouts: limit, fallback, ..Intercept::default() };
     let proxy = TestProxy::intercepting(&upstream.url(), intercept).await;

@@ -508,7 +508,7 @@ async fn heartbeats_go_on_until_the_first_byte() {
             assert!(line.starts_with(": waiting phase=first_byte waited="), "{line:?}");
         }
         call.send(chunk(EVENT)).await;
-        // In the same write: an event of the same completion, without content.
+        // An event of the same completion, without content, precedes it in the same write.
         let first = client.parts_until(EVENT).await;
         let events: String = first.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
         let (empty, rest) = events.split_once("\n\n").unwrap();

@@ -147,7 +147,7 @@ async fn the_bytes_of_a_route_and_of_all_are_bounded() {
     assert!(full.text().contains("4000"), "names the limit: {}", full.text());
     let other = proxy.sent(body("other", 1200)).await;
     until("the other", async || proxy.route("other").await["held_bytes"] == 1200).await;
-    // 2900 + 1200 + 1200 > 5000, across routes.
+    // 2,900 + 1,200 bytes are buffered; another 1,200 would exceed the limit of 5,000 over all routes.
     let full = proxy.ask(body("other", 1200)).await;
     full.is_error(503, "hold_queue_full");
     tells_when(&full);

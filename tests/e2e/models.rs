@@ -65,7 +65,7 @@ async fn list_has_server_entries_once_ready() {
     ]);
     let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
-    // The fields that `vllm bench serve` reads.
+    // Checks the fields that `vllm bench serve` reads.
     let made_up = client.ask(get("/v1/models")).await.json();
     assert_eq!((&made_up["data"][1]["id"], &made_up["data"][1]["root"]), (&json!("tiny"), &json!("tiny")));
     assert_eq!(upstream.accepted(), 0, "nothing is asked at zero");

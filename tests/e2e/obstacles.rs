@@ -218,7 +218,7 @@ async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
     let timed_out = proxy.ask(hasty()).await;
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
-    // The path turns out to be right.
+    // The probe path starts to succeed, so the obstacle is withdrawn.
     upstream.wake();
     until("it to be withdrawn", async || proxy.route("tiny").await["obstacle"].is_null()).await;
 }

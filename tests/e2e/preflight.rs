@@ -44,7 +44,8 @@ async fn preflight_is_answered_by_the_warm_server() {
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(429, "saturated");
     call.echo().await;
     busy.response().await;
-    // A broken preflight is not retried, except that the first connection was pooled and may have been stale.
+    // A preflight whose connection breaks is not retried, except that the first connection was pooled and may have been
+    // stale.
     let mut client = proxy.sent(preflight("api.test", CHAT, "POST")).await;
     upstream.call().await.reset();
     upstream.call().await.reset();

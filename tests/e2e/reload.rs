@@ -94,7 +94,7 @@ async fn removed_route_finishes_its_requests() {
     let models = proxy.ask(get("/v1/models")).await.json();
     assert_eq!((&models["data"][0]["id"], &models["data"][1]), (&"third".into(), &serde_json::Value::Null));
 
-    // Both routes return as new ones; the old ones finish their requests.
+    // Both routes are added again as new ones; the removed ones still finish their requests.
     proxy.reload(&routes(&[tiny_route, other_route])).await;
     listed(&proxy, &["tiny", "other"]).await;
     let mut again = proxy.sent(&ask_other).await;

@@ -339,7 +339,8 @@ async fn history_includes_failed_attempts() {
     let mut client = proxy.sent(chat("first")).await;
     let mut call = upstream.call().await;
     call.body().await;
-    // Close the connection: a request that breaks on a reused one is sent again on another, without being held.
+    // Closes the connection, so that the next request uses a new one: a request that breaks on a reused connection is
+    // sent again without being held.
     call.finish(answer("200 OK", &[("Connection", "close")], "")).await;
     client.response().await;
     let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");

@@ -171,7 +171,7 @@ async fn http_2_client_that_stops_reading_is_cut_off() {
     let mut client = h2::connect(proxy.address).await;
     let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
     let flooding = tokio::spawn(flood(upstream.call().await));
-    // Its flow-control window fills up, since nothing reads the response.
+    // The flow-control window of the response fills up, since nothing reads it.
     let response = request.await.unwrap();
     let sent = flooding.await.unwrap();
     assert!(sent < 64 << 20, "{sent}");

@@ -271,7 +271,7 @@ async fn cold_start_and_end_of_a_server_are_logged() {
     let end = served.logged("model server ended").await;
     assert_eq!((&end["route"], &end["reason"]), (&"tiny".into(), &"idle".into()));
     assert!(end["ran_s"].is_u64(), "{end}");
-    // A running one ends with its route, with its target and with the proxy.
+    // A running server ends with its route, with its target and with the proxy.
     served.write(&route("idleTimeout: 10m"));
     served.logged("configuration reloaded").await;
     for (file, reason) in [
@@ -340,12 +340,12 @@ async fn requests_are_in_the_access_log_if_it_is_on() {
     }
     assert_eq!(line["status"], 200);
     assert!(line["waited_ms"].is_u64() && line["total_ms"].is_u64(), "{line}");
-    // A refused one, without its query.
+    // A rejected request is logged without its query.
     assert_eq!(served.ask(get("/v1/nothing?key=secret")).await.status(), 404);
     let line = served.logged("access").await;
     assert_eq!((&line["path"], &line["status"]), (&"/v1/nothing".into(), &404.into()));
     assert_eq!((&line["outcome"], &line["route"]), (&"unknown_path".into(), &Value::Null));
-    // Off after a reload.
+    // The access log is disabled by a reload.
     served.write(&routes(&[route("tiny", &upstream.url(), "")]));
     served.logged("configuration reloaded").await;
     assert_eq!(served.ask(get("/v1/nothing")).await.status(), 404);

@@ -182,7 +182,7 @@ async fn temporarily_resetting_server_is_retried() {
 async fn dropped_connection_keeps_concurrency_limit() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
-    // First show that the server handles 8 at a time.
+    // First complete 8 concurrent requests, so that the ramp reaches the full limit.
     let mut proven = Vec::new();
     for number in 0..8 {
         proven.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
@@ -430,7 +430,7 @@ async fn response_beyond_idle_timeout_is_cut_off() {
     assert_eq!(client.part().await, BodyPart::Broken);
     call.gone().await;
 
-    // The proxy inspects a 503 before it forwards it, and the same timeout applies to that.
+    // The proxy reads the body of a 503 before it forwards it; the same timeout applies to that read.
     let mut client = proxy.sent(chat("pauses")).await;
     for _ in 0..2 {
         let mut call = upstream.call().await;

@@ -199,7 +199,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     assert_eq!(client.end().await, b"");
     drop(client);
     proxy.ended("completed", 101, 2).await;
-    // The timeout of the route.
+    // `timeouts.request` of the route closes the tunnel.
     let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let (mut client, call) = open(&mut upstream, &hello).await;

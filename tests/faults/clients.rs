@@ -113,7 +113,7 @@ async fn stalled_reader_yields_to_waiting_requests() {
         call.send(STREAM).await;
         calls.push(call);
     }
-    // Otherwise one could stall before the other has been dispatched.
+    // Wait for both: otherwise one client could stall before the other request has been dispatched.
     proxy.in_flight(2).await;
     for call in calls {
         tokio::spawn(flood(call));

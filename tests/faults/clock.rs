@@ -112,8 +112,8 @@ async fn held_requests_survive_wall_clock_jumps() {
             proxy.admin("/api/v1/cold-starts").await["cold_starts"].as_array().unwrap().len() == number + 1
         })
         .await;
-        // Return to zero: a stale connection, which does not count as a try, then two tries; the server sleeps when the
-        // last one fails.
+        // Returns the target to zero: the request fails on a stale connection, which does not count as a try, and then
+        // on two tries; the server is asleep by the time the last try fails.
         let gone = upstream.requests();
         let mut client = proxy.sent(chat("breaks")).await;
         for _ in 0..2 {

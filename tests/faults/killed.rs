@@ -211,7 +211,7 @@ async fn stopped_server_gets_no_requests_until_resumed() {
     let place = SimAddress::reserve();
     let server = place.up(&[]).await;
     let proxy = before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
-    // The first one waits for a probe, so only the second one shows the usual time.
+    // The first request waits for a probe, so only the second one has the usual response time.
     for _ in 0..2 {
         assert_eq!(proxy.ask(prompt("is answered at once")).await.status(), 200);
     }

@@ -30,7 +30,7 @@ fn stray_pings(count: usize) -> Vec<u8> {
     [H2_PREFACE_AND_SETTINGS, &b"\0\0\x08\x06\x01\0\0\0\0answered".repeat(count)].concat()
 }
 
-/// Opens a connection to each HTTP/2 listener and sends `count` of them.
+/// Opens a connection to each HTTP/2 listener and sends `count` stray acknowledgements of PINGs on it.
 async fn send_stray_pings(proxy: &ProxyProcess, scaler: SocketAddr, count: usize) -> [Wire; 2] {
     let mut clients = [Wire::connect(proxy.address).await, Wire::connect(scaler).await];
     for client in &mut clients {

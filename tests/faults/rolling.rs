@@ -189,7 +189,8 @@ async fn replica(number: usize, ports: &[Port; 2], url: &str) -> ProxyProcess {
     let peers = format!("peers: {{ listen: \"{own}\", service: \"{other}\" }}");
     // Far fewer slots than clients, so that some requests are always held.
     let route = route("tiny", url, "concurrency: { max: 2 }");
-    // The balancer notices within the delay, even on a busy machine; requests held then have as much time as they need.
+    // The balancer notices within the drain delay, even on a busy machine; requests held by then have as much time as
+    // they need.
     ProxyProcess::start(&format!("drainDelay: 6s\ndrainTimeout: 10m\n{peers}\n{}", routes(&[route]))).await
 }
 

@@ -125,7 +125,7 @@ impl TestProxy {
         Wire::connect(self.address).await
     }
 
-    /// Connects a client and sends this.
+    /// Connects a client and sends `request`.
     pub async fn sent(&self, request: impl AsRef<[u8]>) -> Wire {
         let mut client = self.client().await;
         client.send(request).await;

@@ -26,7 +26,7 @@ const UPDATE: u32 = 32 * 1024;
 pub(crate) struct H2 {
     connections: Vec<H2Connection>,
     block: Vec<u8>,
-    /// Replace ended streams by new ones.
+    /// True while ended streams are replaced by new ones.
     going: bool,
     tally: Tally,
 }
@@ -194,7 +194,7 @@ impl H2Connection {
             let full = self.filled == self.input.len();
             let now = Instant::now();
             let mut used = 0;
-            // Taken temporarily, so that frames can borrow it while `self` changes.
+            // Moved out of `self` temporarily: frames borrow the input while `self` is mutated.
             let mut input = std::mem::take(&mut self.input);
             let read = loop {
                 match http2::frame(&input[used..self.filled]) {
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_an_error() {
-        // The status, and a letter of the body.
+        // Corrupts the status, then a letter of the body.
         for at in [9, answer(1).len() - 1] {
             let (mut rig, mut load, mut server) = served();
             let mut answer = answer(1);

@@ -31,12 +31,12 @@ const MAX_LEFT_SHARE: f64 = 0.1;
 struct Storm {
     /// Time the clients took to disconnect.
     leaving_ms: f64,
-    /// Requests still held according to the first look after the last disconnect, and the duration of that look.
+    /// Requests still held according to the first query after the last disconnect, and the duration of that query.
     first_look: u64,
     first_look_ms: f64,
-    /// Time from the last disconnect until a look found no held requests.
+    /// Time from the last disconnect until a query found no held requests.
     known_ms: f64,
-    /// Duration of a look while nothing changes.
+    /// Duration of a query while nothing changes.
     look_ms: f64,
     held: Footprint,
     after: Footprint,

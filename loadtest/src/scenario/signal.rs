@@ -288,7 +288,7 @@ mod tests {
         );
     }
 
-    /// Stands in for a scaler: sends `false` at once, and `true` as soon as a request arrives.
+    /// The scaler is a stand-in that sends `false` at once, and `true` as soon as a request arrives.
     #[tokio::test]
     async fn a_sample_ends_with_the_push_of_its_own_route() {
         let scaler = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

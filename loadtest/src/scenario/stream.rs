@@ -139,8 +139,8 @@ impl<'a> StreamRun<'a> {
         if let Some(streams) = self.rig.backend_mut().streams() {
             streams.hold();
         }
-        // Events in flight still count for the latencies, as they may be the slowest. This turn is for events that
-        // have requested their successor already.
+        // Events in flight still count for the latencies, as they may be the slowest. One more turn writes the events
+        // that have already been requested.
         self.rig.turn(Some(&mut self.load))?;
         let sent = self.rig.backend_mut().streams().map_or(0, |streams| streams.sent);
         self.until(|load| load.received() == sent, |load| sent - load.received())?;

@@ -77,7 +77,7 @@ struct LiveTest {
 }
 
 impl LiveTest {
-    /// Runs it past the first tick; the next one follows in a second.
+    /// Starts `Live` and runs it past its first tick; the next tick follows one second later.
     async fn new(names: &[&str]) -> Self {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());

@@ -29,7 +29,7 @@ pub struct ParsedLog {
     pub without_work: usize,
     /// Number of lines that could not be parsed.
     pub skipped: usize,
-    /// Line number and error of the first of them.
+    /// Line number and error of the first skipped line.
     pub first_skipped: Option<(usize, String)>,
 }
 

@@ -49,7 +49,7 @@ pub const HOURS_PER_MONTH: f64 = 730.5;
 /// Settings to replay: every combination of the lists.
 #[derive(Clone, Debug)]
 pub struct SettingsGrid {
-    /// Values common to all.
+    /// Values of the settings that are not varied.
     pub base: ReplaySettings,
     /// `minReplicaCount`.
     pub floors: Vec<u32>,

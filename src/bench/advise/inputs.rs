@@ -30,7 +30,7 @@ pub(super) struct AdviseInputs {
     pub(super) without_work: usize,
     /// Number of invalid lines.
     pub(super) skipped: usize,
-    /// File, line and error of the first of them.
+    /// File, line and error of the first invalid line.
     pub(super) first_skipped: Option<String>,
     /// Sorted sample for requests without a duration.
     pub(super) service: Vec<u64>,

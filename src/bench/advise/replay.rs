@@ -138,7 +138,7 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
                 }
                 ReplayEvent::Ready(replica) => {
                     self.due.pop();
-                    // It may have been removed during its start.
+                    // The replica may have been removed while it was starting.
                     if self.fleet.set_ready(replica) {
                         self.last_active = at;
                         self.dispatch();

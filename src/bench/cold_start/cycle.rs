@@ -125,8 +125,8 @@ impl Burst {
         format!("{}-{number}-{}", self.id_prefix, place + 1)
     }
 
-    /// Waits for the new record. Of the records of several replicas, prefers one that answered a request of this run
-    /// first, then the longest.
+    /// Waits for the new record. If several replicas have one, prefers a record whose first answered request belongs to
+    /// this run, then the longest record.
     async fn record(
         &self,
         admins: &AdminApis,

@@ -39,16 +39,17 @@ pub(super) struct Comparison {
     pub(super) warnings: Vec<String>,
     /// Set if a metric became slower or cold starts fail more often.
     pub(super) regression: bool,
-    /// Set if there is no regression, and one of the smallest size reported would not have been significant.
+    /// Set if there is no regression, but a slowdown of the smallest reported size would not have been significant.
     pub(super) inconclusive: Option<Inconclusive>,
 }
 
-/// Why a comparison cannot rule out a regression.
+/// Reason why a comparison cannot rule out a regression.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Inconclusive {
     /// Smallest slowdown that is reported, in milliseconds of `t_e2e`.
     pub(super) slowdown_ms: f64,
-    /// Cycles per run that would show it, with the spread of the run before; `None` if more than 100.
+    /// Cycles per run with which that slowdown would be significant, given the spread of the run before; `None` if more
+    /// than 100.
     pub(super) cycles_needed: Option<usize>,
 }
 
@@ -237,8 +238,8 @@ impl RunHeader {
 // === impl Inconclusive ===
 
 impl Inconclusive {
-    /// Plants the smallest reported slowdown into the times of the run before, and tests if it would be significant with
-    /// these numbers of cycles. Returns `None` if so.
+    /// Adds the smallest reported slowdown to the times of the run before and tests if it would be significant with
+    /// these numbers of cycles. Returns `None` if it would be.
     fn of(whole: &[f64], counted: [usize; 2], thresholds: Thresholds, tests: usize) -> Option<Self> {
         const MAX_CYCLES: usize = 100;
         let slowdown_ms = thresholds.least_ms(median(whole)?);

@@ -61,7 +61,7 @@ pub(super) fn events<D: EventFormat>(
     mut dialect: D,
     generation: Generation,
 ) -> SimResponse {
-    // At least one event and never all: there are more events than tokens.
+    // Sends at least one event before the reset, and never all of them: there are more events than tokens.
     let cut = call.cut.map(|share| 1 + (share * generation.budget as f64) as u64);
     let queue = VecDeque::from(dialect.prelude());
     let reset = call.reset.clone();

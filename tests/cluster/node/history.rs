@@ -35,9 +35,9 @@ pub(crate) enum NodeEventKind {
     Killed,
     /// The pod object is deleted.
     Gone,
-    /// A node is about to be created: its object is created after this ...
+    /// A node object is about to be created: its creation is after this event.
     Registers,
-    /// ... and before this.
+    /// A node object has been created: its creation is before this event.
     Registered,
     /// The node is usable, and is about to report it.
     NodeReady,

@@ -17,7 +17,7 @@ use crate::{
     wait,
 };
 
-/// Paths of the simulator with the app's name in the response. Anteroom itself lists models without a route, but does
+/// Paths to which the simulator responds with the app's name. Without a route, Anteroom itself lists models, but does
 /// not serve such metrics.
 const MODELS_PATH: &str = "/v1/models";
 const METRICS: &str = "/metrics";

@@ -149,7 +149,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
     newer.pointer_mut(at).unwrap()["novelty"] = json!({ "type": "string" });
     it.apply(&newer).await;
-    // The apiserver takes a moment to apply it.
+    // The apiserver applies the new definition with a delay.
     let novel = model_route("novel", json!({ "novelty": "of next year" }));
     wait::until("the newer definition", wait::WAIT_LIMIT, async || {
         it.kube.try_apply(&novel, &it.namespace).await.map_err(|error| error.to_string())
@@ -163,7 +163,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     let refused = it.says("novel", "Accepted", "Invalid").await;
     let status = it.shell().anteroom("status").await.well();
     it.dynamic(ANTEROOM_API_VERSION, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
-    // Before any assertion, as other scenarios need it.
+    // Restore the definition before any assertion: other scenarios need it.
     it.apply(&definition).await;
     let why = refused["message"].as_str().unwrap();
     assert!(why.contains("novelty") && why.contains("upgrade the proxy"), "{why}");

@@ -26,7 +26,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     assert_eq!(said["status"], "True");
     let replicas = it.replicas("tiny").await;
 
-    // Both get a request at the same time.
+    // Both replicas get a request at the same time.
     let (a, b) = tokio::join!(one.ask("tiny", true), other.ask("tiny", true));
     for answer in [a, b] {
         assert_eq!(answer.unwrap().status, 200);
@@ -56,13 +56,13 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     let owner = format!("ScaledObject `{}/tiny`", it.namespace);
     let mut waits = it.refused(replica, &owner).await;
 
-    // Without the ScaledObject the proxy is in charge; waiting requests are served.
+    // Once the ScaledObject is deleted, the proxy scales the model itself; waiting requests are served.
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     objects.delete("tiny", &Default::default()).await.unwrap();
     assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
     course(&replicas, &[0, 1]).await;
 
-    // A hand-made autoscaler counts as well.
+    // An autoscaler created by hand prevents this as well.
     it.apply(&json!({
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -75,7 +75,7 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     .await;
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
     it.endpoints("tiny", 0).await;
-    // Until the replica has noticed, the terminating pod may still respond.
+    // Until the replica has noticed the change, the terminating pod may still respond.
     replica.rests(&it, "tiny").await;
     it.refused(replica, "HorizontalPodAutoscaler `by-hand`").await;
     course(&replicas, &[0, 1, 0]).await;
@@ -87,7 +87,7 @@ pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
     it.deploy(&ModelDeployment::new("tiny")).await;
     it.apply(&route(json!({}))).await;
     let mut waits = it.refused(replica, "`directScaling.enabled=true`").await;
-    // The switch is turned on; waiting requests are served.
+    // The chart's switch is turned on; waiting requests are served.
     for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
         it.apply(&object).await;
     }

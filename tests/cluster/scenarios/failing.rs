@@ -190,7 +190,7 @@ async fn tells(it: &Scenario, replica: &AnteroomReplica, case: &Case) {
     let note = it.told_of(&model.name, "Warning", word).await;
     assert!(note.contains(says), "{note}");
     it.told_of(&model.name, "Warning", "ColdStartFailed").await;
-    // Only one, even for a ready pod whose port refuses connections, which comes up and goes down again.
+    // Exactly one Event, even for a ready pod whose port refuses connections and whose endpoint opens and closes again.
     let failures = it.notes_of(&model.name, "Warning", "ColdStartFailed").await;
     assert!(matches!(failures.as_slice(), [note] if note.contains(says)), "{failures:?}");
     let said = it.says(&model.name, "Ready", "Failed").await;

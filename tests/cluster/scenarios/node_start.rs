@@ -95,7 +95,7 @@ pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
             .map(|what| moment(&it, &node.name, what));
     assert!(registers.at.duration_since(began).unwrap() >= Duration::from_millis(500));
     assert!(between(&registered, &ready) >= Duration::from_millis(600));
-    // Like a real node it is tainted until then.
+    // Like a real node, it is tainted until it is ready.
     let [bound, started] =
         [NodeEventKind::Bound, NodeEventKind::Started].map(|what| moment(&it, "tiny", what));
     assert!(bound.at > ready.at, "{:?}", it.history());

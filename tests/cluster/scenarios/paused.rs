@@ -49,7 +49,7 @@ pub(super) async fn request_at_zero_gets_the_resume_command(it: Scenario) {
     wait::until("the cold start in the table", wait::WAIT_LIMIT, async || {
         let table = shell.kubectl("get mr tiny -o wide").await;
         let row = table.table().remove(1);
-        // Name, models, target (two words), state, endpoints, held; then accepted, scaled by, cold start, age.
+        // Columns: name, models, target (two words), state, endpoints, held; then accepted, scaled by, cold start, age.
         let is = |column: usize, value: &str| row.get(column).is_some_and(|found| *found == value);
         let took = row
             .get(9)

@@ -26,7 +26,7 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
         .await;
     }
     let streams = it.stream_of_keda(&anteroom, "long").await;
-    // With three replicas, neither of these two has KEDA's stream.
+    // With three replicas, neither `other` nor `third` has KEDA's stream.
     let [other, third] = [1, 2].map(|step| &anteroom.replicas[(streams + step) % usize::from(number)]);
     let replicas = it.replicas("long").await;
 
@@ -83,7 +83,7 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
 }
 
 pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
-    // Held requests fail 6 s after the signal.
+    // A quarter of the timeout is reserved for sending errors, so held requests fail 6 s after the signal.
     let mut anteroom = it.anteroom(2, json!({ "drainTimeout": "8s" })).await;
     let pool = it.pool();
     let mut model = ModelDeployment::new("tiny");

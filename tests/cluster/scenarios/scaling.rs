@@ -15,7 +15,7 @@ use crate::{
 pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // Every node is full. The autoscaler queries the metric before there is a new one.
+    // No node has room for the pod. The autoscaler queries the metric before a new node appears.
     let pool = it.pool();
     let mut model =
         ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
@@ -50,7 +50,7 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
 pub(super) async fn requests_held_by_the_ramp_add_no_replica(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // Without streaming, the head of the response arrives with its end, so the HPA runs several times before.
+    // Without streaming, the head of the response arrives only at its end, so the HPA syncs several times before.
     let pool = it.pool();
     let mut model = ModelDeployment::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
     (model.node_selector, model.probe_period) = (pool.clone(), 1);
@@ -100,7 +100,7 @@ pub(super) async fn requests_between_polls_keep_the_model(it: Scenario) {
 pub(super) async fn terminating_pod_finishes_its_requests(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // As in deploy/examples/vllm.yaml: it keeps serving for a while, then gives its streams time.
+    // As in deploy/examples/vllm.yaml: the server keeps serving for a while, then lets its streams finish.
     let mut model =
         ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
     (model.probe_period, model.grace) = (1, 60);

@@ -34,7 +34,7 @@ pub(super) async fn session_serves_and_ends_unattended(it: Scenario) {
     assert_eq!(status.table()[1][..3], [it.namespace.as_str(), "tiny", "running"]);
     it.stream_of_keda(&anteroom, "tiny").await;
     let [one, _] = anteroom.replicas.as_slice() else { panic!("there are two") };
-    // Each replica has its own watch.
+    // Each replica learns of the session by its own watch.
     it.obstacle(one, "tiny", None).await;
     // Demand keeps the model up while this stream lasts.
     let flow = one.flow("tiny").await;

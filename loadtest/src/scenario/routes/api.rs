@@ -268,7 +268,7 @@ impl ApiServer {
         let rest = if kind == ObjectKind::Service { &steps[2..] } else { &steps[3..] };
         let named = |name: &str| self.objects.find(inside.as_deref().unwrap_or_default(), name);
         let selected = selected(question.query);
-        // A selector without a match gets the number of no object.
+        // A selector that matches nothing gets a number that no object has.
         let number = selected.map(|name| named(name).unwrap_or(usize::MAX));
         let watched = WatchScope { kind, namespace: inside.clone(), number };
         match rest {

@@ -48,9 +48,9 @@ struct StoredRoute {
 #[derive(Debug)]
 struct Slice {
     version: u64,
-    /// The current pod; a different number has a different address.
+    /// Number of the current pod, which determines its address.
     pod: Option<u64>,
-    /// The pod is the backend.
+    /// True if the pod is the backend.
     here: bool,
 }
 
