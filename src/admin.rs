@@ -152,7 +152,7 @@ async fn scrape(State(admin): State<Admin>) -> Response {
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     match admin.draining.load(Ordering::Relaxed) {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        // Requests would get 404 until the routes are known.
+        // Until the routes are known, requests get 404.
         false if admin.view.awaits_routes() => {
             (StatusCode::SERVICE_UNAVAILABLE, "the routes of the cluster are not known yet\n")
         }

@@ -7,7 +7,7 @@ use mio::{Registry, Token};
 use crate::backend::Backend;
 use crate::generator::tally::Tally;
 
-/// The peer of the contender in the rig's event loop.
+/// Clients of the contender, driven by the rig's event loop.
 pub(crate) trait Clients {
     /// Handles an event of a client. An error ends the run; errors of the contender belong in the tally.
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()>;

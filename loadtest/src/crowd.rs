@@ -168,7 +168,7 @@ impl Crowd {
             self.tally.hear(news);
             if let Some(end) = news.end {
                 let Some(sent) = member.sent.take() else {
-                    return self.tally.wrong("an answer that nobody asked for".into());
+                    return self.tally.wrong("unexpected response: no request is in flight".into());
                 };
                 self.tally.ended(end, sent);
                 return self.another(at);

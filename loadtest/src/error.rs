@@ -23,19 +23,19 @@ pub(crate) enum LoadtestError {
     #[error("{contender} with {connections} connection(s): {missing} request(s) never answered")]
     Unanswered { contender: &'static str, connections: usize, missing: usize },
 
-    #[error("{contender} with {streams} streams: {missing} event(s) never arrived, or not in time")]
+    #[error("{contender} with {streams} streams: {missing} event(s) did not arrive in time")]
     Events { contender: &'static str, streams: usize, missing: u64 },
 
-    #[error("this takes two cores, the process may use {0}")]
+    #[error("two cores are required, but the process may use only {0}")]
     Cores(usize),
 
-    #[error("this scenario measures anteroom, which --contenders leaves out: add it there")]
+    #[error("this scenario measures anteroom: add it to --contenders")]
     NotMeasured,
 
     #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
     Build(std::process::ExitStatus),
 
-    #[error("the {scenario} scenario cannot go on: {why}")]
+    #[error("the {scenario} scenario was stopped: {why}")]
     Unsound { scenario: &'static str, why: String },
 
     #[error("anteroom: {0}")]
@@ -62,5 +62,5 @@ impl LoadtestError {
 }
 
 fn below(log: &str) -> String {
-    if log.is_empty() { ", and it printed nothing".into() } else { format!("\n{log}") }
+    if log.is_empty() { " (no output)".into() } else { format!("\n{log}") }
 }

@@ -73,7 +73,7 @@ impl ScalerConnection {
 async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &DemandSender) -> String {
     let mut body = match response.await {
         Ok(response) if response.status() == http::StatusCode::OK => response.into_body(),
-        Ok(response) => return format!("it was answered with {}", response.status()),
+        Ok(response) => return format!("the call returned {}", response.status()),
         Err(error) => return error.to_string(),
     };
     let mut buffer = BytesMut::new();

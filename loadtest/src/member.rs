@@ -94,7 +94,7 @@ impl Reply {
         if text == self.body {
             Ok(RequestEnd::Served)
         } else {
-            Err(format!("a stream said: {}", String::from_utf8_lossy(text)))
+            Err(format!("unexpected text of a stream: {}", String::from_utf8_lossy(text)))
         }
     }
 }
@@ -180,7 +180,7 @@ impl Inbox {
                 None => return Ok(self.keep(rest, news)),
             }
         }
-        if rest.is_empty() { Ok(news) } else { Err("something came after the answer".into()) }
+        if rest.is_empty() { Ok(news) } else { Err("received data after the response".into()) }
     }
 
     fn keep(&mut self, rest: &[u8], news: ReadProgress) -> ReadProgress {
@@ -250,7 +250,7 @@ fn refusal(head: &[u8], body: &[u8]) -> Result<RequestEnd, String> {
     if shaped && headers.into_iter().all(has) {
         return Ok(RequestEnd::Refused);
     }
-    Err(format!("a 503 that is not the one of a full queue: {head}{said}"))
+    Err(format!("a 503 other than that of a full queue: {head}{said}"))
 }
 
 #[cfg(test)]

@@ -80,7 +80,9 @@ impl Multiplexed {
         let mut news = ReadProgress::default();
         match *frame {
             ReceivedFrame::Headers { block, end: false, .. } if http2::is_ok(block) => news.begun = true,
-            ReceivedFrame::Headers { .. } => return Err("an answer over HTTP/2 that is no stream".into()),
+            ReceivedFrame::Headers { .. } => {
+                return Err("response over HTTP/2 without a stream of events".into());
+            }
             ReceivedFrame::Data { stream, data, end, .. } => {
                 let open = self.open.get_mut(stream as usize / 2);
                 let text = open.ok_or("an answer on a stream that is none")?;
@@ -97,8 +99,12 @@ impl Multiplexed {
             ReceivedFrame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
             ReceivedFrame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
             ReceivedFrame::WindowUpdate { .. } | ReceivedFrame::Ignored => {}
-            ReceivedFrame::Reset { code, .. } => return Err(format!("a stream was reset with code {code}")),
-            ReceivedFrame::GoAway { code } => return Err(format!("a connection was ended with code {code}")),
+            ReceivedFrame::Reset { code, .. } => {
+                return Err(format!("a stream was reset with error code {code}"));
+            }
+            ReceivedFrame::GoAway { code } => {
+                return Err(format!("a connection was closed with error code {code}"));
+            }
         }
         Ok(news)
     }

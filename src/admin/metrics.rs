@@ -243,7 +243,7 @@ fn refused<'a>(
     Ok(())
 }
 
-/// Omits routes without any: most routes never have one.
+/// Encodes only counters above zero: most routes have no intercept.
 fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
     let help = "Requests answered by their InterceptorRoute without admission";
     let mut metric = counter(encoder, "static_answers", help)?;

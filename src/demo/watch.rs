@@ -98,7 +98,7 @@ impl<'a> RouteWatch<'a> {
             Status::Ready => "the model server is ready".to_owned(),
             Status::Failed(reason) => format!("the model server failed: {reason}"),
             Status::Sleeping => "the model server sleeps until the next request".to_owned(),
-            // Reported once stopped.
+            // Reported when the server has stopped.
             Status::Stopping => return,
         };
         let elapsed = duration(self.began.elapsed().as_secs_f64() * 1e3);

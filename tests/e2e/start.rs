@@ -213,7 +213,7 @@ async fn a_changed_file_is_used_and_a_bad_one_is_not() {
     served.write(&routes(&[route("tiny", &upstream.url(), ""), route("other", &upstream.url(), "")]));
     served.logged("configuration reloaded").await;
     assert_eq!(served.ask(get("/v1/models")).await.json()["data"][0]["id"], "other");
-    // SIGHUP logs it too, even without changes.
+    // SIGHUP logs the reload as well, even without changes.
     served.signal(Signal::HUP);
     served.logged("configuration reloaded").await;
     upstream.wake();

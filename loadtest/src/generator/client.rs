@@ -68,7 +68,7 @@ impl ExpectedExchange {
                 match body.len() < length {
                     true => Ok(false),
                     false if body == COMPLETION_BODY.as_bytes() => Ok(true),
-                    false => Err("the answer's body was changed on its way".into()),
+                    false => Err("the response body differs from the one that the backend sent".into()),
                 }
             }
             (ExpectedResponse::Status(_), Framing::Length(length)) => Ok(body.len() >= length),
@@ -133,14 +133,14 @@ impl LoadClient {
         let complete = exchange.check(&self.buffer[..self.filled])?;
         if complete {
             if self.sent.is_none() {
-                return Err("an answer that nobody asked for".into());
+                return Err("unexpected response: no request is in flight".into());
             }
             if self.written < exchange.request.len() {
-                return Err("an answer before the request's end".into());
+                return Err("response before the end of the request".into());
             }
             self.filled = 0;
         } else if self.filled == self.buffer.len() {
-            return Err("an answer longer than was sent".into());
+            return Err("the response is longer than the backend sent".into());
         }
         Ok(complete)
     }

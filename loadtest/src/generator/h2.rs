@@ -157,7 +157,7 @@ impl H2Connection {
         let body = i64::try_from(PROMPT.len()).unwrap_or(i64::MAX);
         while self.wanted > 0 && self.window >= body {
             if self.next_stream > i32::MAX as u32 {
-                return Err("no stream numbers are left".into());
+                return Err("all stream ids of a connection are used".into());
             }
             http2::request(&mut self.output, self.next_stream, block, PROMPT.as_bytes());
             self.open.push(H2Request { id: self.next_stream, sent: now, ok: false, got: 0 });
@@ -228,11 +228,13 @@ impl H2Connection {
         match *frame {
             ReceivedFrame::Headers { stream, block, end } => {
                 if !http2::is_ok(block) {
-                    return Err(format!("an answer is not 200: its headers are {block:02x?}"));
+                    return Err(format!(
+                        "the status of a response is not 200: its header block is {block:02x?}"
+                    ));
                 }
                 self.stream(stream)?.ok = true;
                 if end {
-                    return Err("an answer without a body".into());
+                    return Err("a response has no body".into());
                 }
             }
             ReceivedFrame::Data { stream, data, flow, end } => {
@@ -244,12 +246,12 @@ impl H2Connection {
                 if !found.ok
                     || COMPLETION_BODY.as_bytes().get(found.got..found.got + data.len()) != Some(data)
                 {
-                    return Err("the answer's body was changed on its way".into());
+                    return Err("the response body differs from the one that the backend sent".into());
                 }
                 found.got += data.len();
                 if end {
                     if found.got != COMPLETION_BODY.len() {
-                        return Err("an answer's body was cut".into());
+                        return Err("a response body is incomplete".into());
                     }
                     let sent = found.sent;
                     self.open.retain(|open| open.id != stream);
@@ -258,7 +260,7 @@ impl H2Connection {
             }
             ReceivedFrame::Settings { window } => {
                 if window.is_some_and(|window| (window as usize) < PROMPT.len()) {
-                    return Err("it does not take the whole body of a request at once".into());
+                    return Err("the initial window is smaller than a request body".into());
                 }
                 http2::settings_ack(&mut self.output);
             }
@@ -271,7 +273,7 @@ impl H2Connection {
                 return Err(format!("a stream was reset: error code {code}"));
             }
             ReceivedFrame::GoAway { code } => {
-                return Err(format!("the connection is to be left: error code {code}"));
+                return Err(format!("the server sent GOAWAY with error code {code}"));
             }
         }
         Ok(None)

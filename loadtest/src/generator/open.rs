@@ -135,8 +135,10 @@ impl Clients for OpenLoop {
                 self.backlog.push_back(due);
             }
             if self.backlog.front().is_some_and(|due| now.saturating_duration_since(*due) > BACKLOG) {
-                self.tally
-                    .fail(format!("{} requests/s are more than it bears: pass a lower --rate", self.rate));
+                self.tally.fail(format!(
+                    "{} requests/s are more than the contender sustains: pass a lower --rate",
+                    self.rate
+                ));
                 self.backlog.clear();
                 self.arrivals = None;
             }

@@ -194,7 +194,7 @@ impl StreamClient {
                 http::chunk(&self.buffer[used..self.filled]).map_err(|error| error.to_string())?
             {
                 if self.state == ReadState::Ended {
-                    return Err("something behind the stream's end".into());
+                    return Err("received data after the end of the stream".into());
                 }
                 used += chunk.len;
                 if chunk.data.is_empty() {

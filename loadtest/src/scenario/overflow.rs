@@ -25,7 +25,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Lo
     let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(QUEUED_REQUESTS));
     let bound = count / QUEUE_MULTIPLE;
     let surplus = count - bound;
-    eprintln!("overflow: {count} requests, of which {bound} may wait");
+    eprintln!("overflow: {count} requests, of which {bound} fit into the queue");
     let mut scene = Testbed::start(setup, RouteSettings { hold: bound, ramp: RAMP, streamed: false })?;
     scene.gather(count)?;
     let before = scene.read()?;

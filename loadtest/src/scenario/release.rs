@@ -110,7 +110,9 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<ReleaseRou
     let (first, (late, latest)) = (seen.first(), seen.disorder());
     let begin = seen.arrivals.first().map(|(_, at)| *at);
     let (Some(first), Some(begin), Some(last)) = (first, begin, last) else {
-        return Err(LoadtestError::Wrong("requests were served that the model server never saw".into()));
+        return Err(LoadtestError::Wrong(
+            "responses arrived for requests that the model server did not receive".into(),
+        ));
     };
     // Counted from the first 200 of the health check: before it the rig was idle.
     let working = last - begin + first;

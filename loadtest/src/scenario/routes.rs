@@ -99,7 +99,7 @@ pub(crate) fn run(setup: &Setup, routes: usize) -> Result<Findings, LoadtestErro
             stage.world.due = None;
         }
     }
-    eprintln!("routes: how late changes act");
+    eprintln!("routes: measuring the propagation delay of changes");
     let lateness = stage.lateness(if setup.quick { 4 } else { 20 })?;
     let census = stage.census()?;
     let how = format!("{} rounds of {seconds} s without changes and {seconds} s with", setup.rounds());
@@ -306,7 +306,7 @@ impl RoutesRun {
             match status {
                 200 => return Ok(()),
                 404 if begin.elapsed() < CHANGE_TIMEOUT => {}
-                _ => return Err(self.unsound(format!("model {model} is answered with {status}"))),
+                _ => return Err(self.unsound(format!("model {model} returned {status}"))),
             }
             self.turn_for(MODEL_POLL_INTERVAL)?;
         }

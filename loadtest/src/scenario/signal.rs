@@ -177,7 +177,7 @@ impl DemandStreams {
             Ok(Some(Err(why))) => return Err(LoadtestError::unsound("signal", why)),
             Ok(None) => return Err(LoadtestError::unsound("signal", "all streams have ended")),
             Err(_) => {
-                let why = format!("nothing was said on any stream within {} s", PUSH_TIMEOUT.as_secs());
+                let why = format!("no message on any stream within {} s", PUSH_TIMEOUT.as_secs());
                 return Err(LoadtestError::unsound("signal", why));
             }
         };

@@ -234,7 +234,7 @@ impl SoakRun {
             sleep(Duration::from_millis(5)).await;
             match admin::get(self.running.address, "/v1/models") {
                 Ok((200, _)) => {}
-                Ok((status, _)) => return Err(self.unsound(format!("the models are answered with {status}"))),
+                Ok((status, _)) => return Err(self.unsound(format!("GET /v1/models returned {status}"))),
                 Err(error) => return Err(LoadtestError::io("ask for the models", error)),
             }
         }
@@ -252,7 +252,9 @@ impl SoakRun {
                 return Ok(account);
             }
             if begin.elapsed() > SERVER_STOP_TIMEOUT {
-                let why = format!("it does not come to rest: {account:?}, {census:?}");
+                let why = format!(
+                    "requests are still in flight or the model server is still running: {account:?}, {census:?}"
+                );
                 return Err(self.unsound(why));
             }
             sleep(Duration::from_millis(50)).await;

@@ -182,7 +182,7 @@ fn text_and_bars_stand_out_in_both_themes() {
         check(text, of(text), "busy-wash", 4.5);
     }
     for (phase, colours) in phases {
-        // Also on the row that is pointed at.
+        // `sunken` is the background of a row under the pointer.
         check(phase, colours, "surface", 3.0);
         check(phase, colours, "sunken", 3.0);
     }

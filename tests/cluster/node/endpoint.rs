@@ -169,7 +169,7 @@ impl LogOptions {
                     return None;
                 }
                 if follow {
-                    // The log lives as long as it is in this state.
+                    // Never fails: this state holds the log, which owns the sender.
                     let _ = progress.wait_for(|now| now.lines > next || now.ended).await;
                 }
                 let over = !follow || progress.borrow().ended;

@@ -38,7 +38,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     assert_eq!(replicas.course(), [0, 1]);
     course(&replicas, &[0, 1, 0]).await;
     it.says("tiny", "Ready", "Idle").await;
-    // Again, by the other replica, which has noticed as well.
+    // The other replica has noticed the scale-down, and starts the model again.
     other.rests(&it, "tiny").await;
     assert_eq!(asks(other).await.status, 200);
     course(&replicas, &[0, 1, 0, 1, 0]).await;

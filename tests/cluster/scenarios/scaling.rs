@@ -81,7 +81,8 @@ pub(super) async fn requests_between_polls_keep_the_model(it: Scenario) {
         it.serve(&anteroom, &ModelDeployment::new(name), json!({ "scaling": { "linger": linger } })).await;
     }
     let replicas = it.replicas("steady").await;
-    // The same requests for both: the model that goes to zero in between shows that the polls saw no demand.
+    // The same requests go to both models. `blinking` goes to zero in between, which shows that the polls found no
+    // demand.
     for _ in 0..2 {
         for model in ["steady", "blinking"] {
             let answer =

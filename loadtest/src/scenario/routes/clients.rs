@@ -92,7 +92,7 @@ impl RouteClients {
             }
         }
         if self.waiting.len() > MAX_WAITING_REQUESTS {
-            self.fail("requests pile up: the contender is slower than they come".into());
+            self.fail("the backlog is full: the contender cannot sustain the rate".into());
         }
     }
 
@@ -106,7 +106,7 @@ impl RouteClients {
         self.sent += 1;
         match self.clients[key].stream.write(request) {
             Ok(written) if written == request.len() => self.clients[key].due = Some(due),
-            Ok(_) => self.fail("a request was cut".into()),
+            Ok(_) => self.fail("a request was written only in part".into()),
             Err(error) => self.fail(format!("cannot send: {error}")),
         }
     }
@@ -119,7 +119,7 @@ impl RouteClients {
             Err(error) => return self.fail(error),
         }
         let Some(due) = self.clients[key].due.take() else {
-            return self.fail("an answer that nobody asked for".into());
+            return self.fail("unexpected response: no request is in flight".into());
         };
         let took = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.latency.saturating_record(took);
@@ -166,7 +166,7 @@ impl RouteClient {
             return Ok(false);
         }
         if body != COMPLETION_BODY.as_bytes() {
-            return Err("the answer's body was changed on its way".into());
+            return Err("the response body differs from the one that the backend sent".into());
         }
         self.filled = 0;
         Ok(true)

@@ -25,7 +25,7 @@ impl RouteTotals {
     pub(super) fn of(admin: SocketAddr) -> io::Result<Self> {
         match admin::get(admin, "/metrics")? {
             (200, text) => Ok(Self::read(&text)),
-            (status, _) => Err(io::Error::other(format!("the metrics are answered with {status}"))),
+            (status, _) => Err(io::Error::other(format!("GET /metrics returned {status}"))),
         }
     }
 

@@ -93,7 +93,7 @@ impl SoakResults {
             ));
         }
         if trend.is_none() {
-            notes.push(format!("{} cycles do not show whether memory is flat", cycles.len()));
+            notes.push(format!("{} cycles are too few to measure the trend of memory", cycles.len()));
         }
         Findings {
             scenario: "soak",
