@@ -34,7 +34,7 @@ pub(crate) struct RouteSettings {
     pub(crate) streamed: bool,
 }
 
-/// Anteroom and both its peers.
+/// Anteroom, with the crowd in front of it and the model server behind it.
 #[derive(Debug)]
 pub(crate) struct Testbed {
     rig: Rig,

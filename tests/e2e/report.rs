@@ -1,4 +1,5 @@
-//! Metrics: the documented ones exist, they balance, and clients cannot create series.
+//! Metrics: all documented ones exist, admitted requests equal held, in-flight and ended ones, and clients cannot
+//! create series.
 
 use crate::support::{
     TestProxy, TestUpstream, route, routes,

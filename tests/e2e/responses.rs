@@ -193,7 +193,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
                 assert_eq!(told(&client.ask(next).await).1, *server);
             }
         }
-        // Now the proxy knows the server.
+        // The proxy has learned which server stores the response, so it asks no other.
         let _ = servers.each_ref().map(ResponsesServer::asked);
         assert_eq!(told(&client.ask(get(&path)).await).1, *server);
         assert_eq!(servers.iter().map(|server| server.asked().len()).sum::<usize>(), 1);

@@ -156,7 +156,8 @@ async fn never_ready_server_is_stopped_with_its_answer() {
     let pids = Pids::new();
     let hang = sim(&["--load-time", "10ms", "--closed-time", "0s", "--hang-load"]);
     let mut settings = settings();
-    // One second is enough to listen even on a slow machine; if it is not, the reason may say so.
+    // One second is enough to listen even on a slow machine; if not, the reason reports the refused connection instead
+    // of a 503.
     settings.readiness.activation_timeout = Period::from_secs(1);
     let route = SupervisedRoute::with(process(sh(&pids.then("exec \"$0\" \"$@\""), &hang)), settings);
     let ReleaseOutcome::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
