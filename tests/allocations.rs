@@ -191,8 +191,8 @@ fn warm_and_held_requests_allocate_little() {
         let (allocations, begun) = warm().await;
         println!("a warm request: {allocations} allocations");
         assert_eq!(begun, 0, "no story is begun for a warm request");
-        // Same count as before the history was introduced; find the source of an additional allocation before raising
-        // the bound. The half tolerates occasional allocations of the test harness thread, which are counted, too.
+        // The history adds no allocation to a warm request; find the source of an additional one before raising the
+        // bound. The half tolerates occasional allocations of the test harness thread, which are counted, too.
         assert!(allocations < 15.5, "{allocations} allocations for a warm request");
         let (held, early) = waiting().await;
         println!("a held request: {held} bytes beyond its body, {early} after an early answer");

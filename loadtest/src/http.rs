@@ -17,7 +17,7 @@ pub(crate) struct MessageHead<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// Neither header: a request without a body.
+    /// Neither `Content-Length` nor `Transfer-Encoding`: a request without a body.
     None,
     Length(usize),
     Chunked,

@@ -63,7 +63,7 @@ async fn advise(args: &AdviseArgs) -> Result<(String, bool), AdviseError> {
     let seeds: Vec<u64> =
         (args.seed..).take(if load.is_deterministic() { 1 } else { args.seeds as usize }).collect();
     let candidates = choice::candidates(&load, &settings, &seeds);
-    // With the hold limits of the first candidate. `idle` is unused with a floor.
+    // The baseline has the hold limits of the first candidate; `idle` is unused with a floor.
     let always_on = ReplaySettings { floor: 1, idle: u64::MAX, ..settings[0] };
     let always_on = load.figures(&always_on, &seeds);
     let mut advice =

@@ -113,7 +113,7 @@ impl LinePrinter {
             return;
         }
         self.heartbeats = first.heartbeats;
-        // Only every tenth after the first three.
+        // Prints the first three heartbeats, then every tenth.
         if self.heartbeats <= 3 || self.heartbeats.is_multiple_of(10) {
             print_at(elapsed, &format!("#1 receives the heartbeat “: {}”", first.heartbeat));
         }

@@ -198,7 +198,7 @@ async fn concurrent_attacks_stay_within_chart_memory() {
         let bytes = bytes.clone();
         async move {
             call.body().await;
-            // Until the connection breaks.
+            // Fails when the client's connection breaks.
             let _ = call.wire.stream.write_all(bytes.as_bytes()).await;
         }
     });

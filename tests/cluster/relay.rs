@@ -48,7 +48,7 @@ impl TcpRelay {
 }
 
 async fn serve(listener: TcpListener, state: watch::Sender<RelayState>) {
-    // They end with this task.
+    // The forwarding tasks end with this task.
     let mut forwarding = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         forwarding.spawn(forward(client, state.subscribe()));
@@ -74,6 +74,6 @@ async fn forward(mut client: TcpStream, mut state: watch::Receiver<RelayState>) 
         () = forgotten => {}
         () = forwarding => return,
     }
-    // Both ends stay open.
+    // Keeps both ends open without forwarding.
     std::future::pending::<()>().await;
 }

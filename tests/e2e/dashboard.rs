@@ -109,7 +109,7 @@ async fn follower_gets_a_snapshot_then_each_phase() {
     let route =
         follower.until("it to start", |route| route["state"] == "starting" && route["held"] == 1).await;
     assert_eq!(route["phase"], "load");
-    // Same keys as in the API; times differ.
+    // The state has the same keys as in the API; times differ.
     let asked = proxy.route("tiny").await;
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&route), keys(&asked));

@@ -199,14 +199,14 @@ async fn client_that_sends_on_without_end_is_cut_off() {
 async fn pipelined_requests_are_answered_after_a_hold() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
-    // In one segment, and one at a time.
+    // Pipelines the requests in one segment, and one at a time.
     let mut at_once = proxy.sent(chat("first") + &chat("second") + &chat("third")).await;
     proxy.held(1).await;
     let mut client = proxy.sent(chat("first")).await;
     proxy.held(2).await;
     client.send(chat("second")).await;
     client.send(filling(10_000)).await;
-    // Its response is the last one on the connection: the client must retry the others.
+    // The held request gets the last response on the connection: the client must retry the others.
     let mut many = proxy.sent(chat("first")).await;
     proxy.held(3).await;
     many.send(chat("not answered").repeat(500)).await;

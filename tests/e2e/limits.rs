@@ -168,13 +168,13 @@ async fn oversized_body_is_refused_before_it_arrives() {
     let bystander = proxy.sent(chat("stays")).await;
     proxy.held(1).await;
 
-    // By the announced length, without a 100 Continue.
+    // Rejected by the announced length, without a 100 Continue.
     let head = post_with(CHAT, &[("Expect", "100-continue")], "").replace("Length: 0", "Length: 65537");
     let mut client = proxy.sent(head).await;
     let first = client.head().await.unwrap();
     assert_eq!(first.status(), 413, "not 100 Continue");
 
-    // By the received bytes if no length is announced.
+    // Rejected by the number of received bytes if no length is announced.
     let mut client =
         proxy.sent(format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
     let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));

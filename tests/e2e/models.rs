@@ -118,7 +118,7 @@ async fn route_for_any_model_lists_server_models() {
     let url = upstream.url();
     drop(upstream);
     assert_eq!(ids(&client.ask(get("/v1/models")).await), ["base", "lora"]);
-    // With another target, the old one's list is dropped.
+    // A changed target drops the model list of the old one.
     let other = TestUpstream::cold().await;
     assert_ne!(other.url(), url);
     proxy.reload(&routes(&[route("tiny", &other.url(), "match: {}")])).await;

@@ -86,7 +86,7 @@ async fn first_token_ends_the_record_not_the_role() {
     let running = proxy.route("tiny").await["cold_start"].clone();
     assert!(phases(&running).contains(&"first_byte"), "it has begun to answer: {running}");
     assert!(proxy.admin("/api/v1/cold-starts").await.json()["cold_starts"].as_array().unwrap().is_empty());
-    // In two parts, split inside the event.
+    // The event of the first token arrives in two parts.
     let (a, b) = TOKEN.split_at(20);
     call.send(chunk(a)).await;
     client.parts_until(a).await;

@@ -190,7 +190,7 @@ async fn oversized_head_is_rejected() {
         format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}\r\n\r\n"),
         format!("GET /health?{large} HTTP/1.1\r\nHost: a\r\n\r\n"),
         format!("GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
-        // Also a head that has not ended yet.
+        // A head above the limit is rejected before it has ended.
         format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}"),
     ] {
         let mut client = proxy.sent(head).await;

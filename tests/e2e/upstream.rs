@@ -242,7 +242,7 @@ async fn streamed_body_is_sent_again() {
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "in two parts");
 
-    // In chunks; the second server gets the first ones again.
+    // The body is sent in chunks; the second server gets the first ones again.
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n");
     let mut client = proxy.sent(head).await;
     let mut call = upstream.call().await;

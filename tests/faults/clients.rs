@@ -18,14 +18,14 @@ use crate::{
 async fn half_a_close_is_a_hang_up_in_every_stage() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
-    // Before the head of the response.
+    // Ends its sending side before the head of the response.
     let mut client = proxy.sent(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
     client.shutdown().await;
     call.gone().await;
     proxy.ended("client_gone", 499, 1).await;
-    // In the middle of a stream, with another request held.
+    // Ends its sending side in the middle of a stream, while another request is held.
     let mut client = proxy.sent(streaming("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -38,7 +38,7 @@ async fn half_a_close_is_a_hang_up_in_every_stage() {
     // The slot is free.
     upstream.call().await.echo().await;
     assert_eq!(held.response().await.json()["text"], "held");
-    // In the middle of the body: no request is counted.
+    // Ends its sending side in the middle of the body: no request is counted.
     let mut client = proxy.client().await;
     let request = chat("never whole");
     client.send(&request[..request.len() - 3]).await;

@@ -57,7 +57,8 @@ async fn headless_requests_move_to_the_next_server() {
     all_are_served_by_the_next_server("").await;
 }
 
-/// Same for a route without models, whose bodies stream to the server.
+/// Many unanswered requests of a route without models, whose bodies stream to the server: the next server serves each
+/// of them.
 #[tokio::test]
 async fn streamed_bodies_are_served_by_the_next_server() {
     all_are_served_by_the_next_server(", match: {}").await;

@@ -102,7 +102,7 @@ async fn reload_storm_loses_and_leaves_nothing() {
         let limits =
             format!("concurrency: {{ max: {} }}, hold: {{ maxRequests: {} }}", step % 7 + 1, step + 10);
         match step % 6 {
-            // In place, through the symlink: the close after the write triggers the reload.
+            // Writes in place, through the symlink: closing the file triggers the reload.
             0 => fs::write(proxy.path(), config(&limits, step % 20)).unwrap(),
             1 => fs::write(proxy.path(), &good[..good.find("target").unwrap()]).unwrap(),
             2 => fs::write(proxy.path(), "").unwrap(),

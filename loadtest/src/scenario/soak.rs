@@ -135,7 +135,7 @@ impl SoakRun {
         let proxy = self.running.address;
         let begin = Instant::now();
         let first = tokio::spawn(async move { (send(proxy, ClientKind::Plain).await, begin.elapsed()) });
-        // In every other cycle, more requests than the queue holds.
+        // Every other cycle sends more requests than the queue holds.
         let crowd = if number % 2 == 1 { OVERFLOW } else { QUEUE / 2 };
         sleep(Duration::from_millis(20)).await;
         let mut held = JoinSet::new();

@@ -97,7 +97,7 @@ impl MeasurementSetup {
             round,
             pushed,
             patched: since(self.replicas.since(1, asked)),
-            // By the watch that was first.
+            // Two watches deliver the pod: uses the time of the first one.
             created: since(birth.created).min(bound),
             scheduled: since(birth.scheduled.unwrap()).min(bound),
             started: happened(NodeEventKind::Started),

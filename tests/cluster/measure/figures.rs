@@ -9,7 +9,7 @@ use super::{CycleTimes, cycle::rounded};
 /// Name of a figure, and its value in each sample.
 type Figure = (&'static str, fn(&CycleTimes) -> Option<f64>);
 
-/// In chronological order.
+/// Figures of a cold start, in chronological order.
 const FIGURES: &[Figure] = &[
     ("request → push on its way, by our record", |it| it.pushed.map(|_| it.record.phase("signal"))),
     ("request → push received", |it| it.pushed),

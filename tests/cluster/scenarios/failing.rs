@@ -138,7 +138,7 @@ pub(super) async fn failed_starts_report_the_reason(it: Scenario) {
     for case in &cases {
         let mut spec = with_graces();
         if case.kind == "not_ready" {
-            // Such a pod may still become ready, so only the activation timeout ends the start.
+            // A pod that is not ready may still become ready, so only the activation timeout ends the start.
             spec["readiness"] = json!({ "probe": false, "activationTimeout": "10s" });
         }
         it.serve(&anteroom, &case.model, spec).await;

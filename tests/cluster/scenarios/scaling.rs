@@ -31,7 +31,8 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     assert_eq!(replica.depth(&it, "tiny").await, 2.0, "the target, not 6");
 
     let node = it.world.add_node(pool).await;
-    // With two in flight on the first: 4 + 2 × 2 ÷ 2 = 6, for replicas of 2.
+    // 4 held requests, and 2 in flight weighted by target ÷ max: 4 + 2 × 2 ÷ 2 = 6, which is 3 replicas at a target of
+    // 2.
     replicas.reach(3).await;
     let answered = it.world.ground.history.first(&it.namespace, NodeEventKind::Answers).unwrap();
     assert_eq!(replicas.until(answered), [0, 1]);

@@ -251,7 +251,7 @@ fn aims(streams: usize, all: &[StreamSeries]) -> Vec<Criterion> {
                 }
             }
             Pacing::Paced { rate } => {
-                // Otherwise events queue behind each other, and there is a note.
+                // If the contender does not sustain the pace, events queue behind each other; a note replaces the aims.
                 if !keeps(streams, series, rate) {
                     continue;
                 }

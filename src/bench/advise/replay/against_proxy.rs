@@ -217,7 +217,7 @@ async fn replay_matches_the_proxy() {
         assert!(count(&fates, is) > 0, "every outcome must occur: {:?}", (starts, arrivals.len()));
     }
     assert_eq!(fates, replayed.fates);
-    // With limits that lose no request.
+    // Limits under which no request is lost.
     let generous =
         ReplaySettings { idle: 600_000, concurrency: 64, hold_requests: 256, hold: 900_000, ..settings };
     let (replayed, fates, starts) = both(&arrivals, &generous, &start_ups).await;

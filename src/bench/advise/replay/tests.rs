@@ -42,7 +42,7 @@ fn idle_time_starts_at_the_end_of_the_answer() {
         assert_eq!(replayed.cold_starts, starts, "{second}");
         assert_eq!(replayed.fates[1], RequestFate::Served(if starts == 2 { 20_000 } else { 0 }), "{second}");
     }
-    // With polls every 15 s it stops at 45 s, the first multiple of 15 s after 33 s.
+    // With polls every 15 s the replica stops at 45 s, the first multiple of 15 s after 33 s.
     let polled = ReplaySettings { poll: 15_000, ..ONE };
     for (second, starts) in [(45_000, 1), (45_001, 2)] {
         assert_eq!(of(&[(0, 3_000), (second, 1)], 100_000, &polled, 20_000).cold_starts, starts, "{second}");
@@ -70,7 +70,8 @@ fn hold_limits_reject_and_time_out() {
     let replayed = of(&list, 100_000, &ONE, 20_000);
     assert_eq!(replayed.fates[3], RequestFate::Rejected);
     assert_eq!(replayed.held_peak, 3);
-    // With a hold timeout of 15 s the first two are lost at 20 s. The start completes; alone, it idles from 20 s to 30 s.
+    // With a hold timeout of 15 s the first two requests are lost at 20 s. The start completes; without requests, the
+    // replica idles from 20 s to 30 s.
     let short_hold = ReplaySettings { hold: 15_000, ..ONE };
     let replayed = of(&[(0, 1), (4_000, 1), (5_001, 1)], 100_000, &short_hold, 20_000);
     assert_eq!(replayed.fates, [RequestFate::TimedOut, RequestFate::TimedOut, RequestFate::Served(14_999)]);
