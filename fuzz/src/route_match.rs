@@ -57,7 +57,7 @@ pub fn holds(input: &[u8]) {
             let some = models()
                 .flatten()
                 .any(|model| matches!(find(RequestModel::Read(Some(model))), MatchResult::Route(_)));
-            assert!(some, "{ask:?} is read for nothing");
+            assert!(some, "the body of {ask:?} is read although its model does not matter");
         }
     }
 }

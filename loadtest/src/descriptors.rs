@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::LoadtestError;
 
-/// Maximum descriptors that Anteroom reserves; with a low limit, it reserves a quarter of it.
+/// Maximum descriptors that Anteroom reserves; with a low limit, it reserves a quarter of that limit.
 const MAX_RESERVED_DESCRIPTORS: u64 = 4096;
 /// Descriptors for connections shared by several clients and for other files of the load test.
 const OTHER_DESCRIPTORS: u64 = 512;

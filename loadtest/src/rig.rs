@@ -90,8 +90,8 @@ impl Rig {
         self.backend.address()
     }
 
-    /// Returns `true` if a request to `address` succeeds within `patience`. A failure also takes a moment, in which
-    /// the backend responds to health checks of the contender, so this may be called in a loop.
+    /// Returns `true` if a request to `address` succeeds within `patience`. Every attempt runs the event loop, so the
+    /// backend responds to health checks of the contender even while attempts fail.
     pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, LoadtestError> {
         let Ok(mut load) = ClosedLoop::connect(self.poll.registry(), address, 1) else {
             self.run(None, CONNECT_RETRY_INTERVAL)?;

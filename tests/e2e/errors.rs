@@ -82,7 +82,7 @@ fn document_matches_error_responses() {
         assert!(seen.contains_key(refusal.answer().code), "{refusal:?} is among those");
     }
     for outcome in Outcome::ALL {
-        // These need no error response: one was sent already, or the client is gone.
+        // These outcomes need no error response: one was sent already, or the client is gone.
         let silent = [Outcome::Completed, Outcome::ClientGone, Outcome::ClientStalled].contains(&outcome);
         assert!(silent || seen.contains_key(outcome.name()), "{outcome:?} is among those");
     }

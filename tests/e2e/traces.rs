@@ -91,7 +91,7 @@ async fn a_held_request_shows_its_cold_start() {
     assert_eq!(said(server, &["network.peer.port"]), expected);
     assert!(!server.is_error() && server.events().is_empty());
 
-    // The hold, with its phases.
+    // Checks the span of the hold and those of its phases.
     let [hold] = trace.holds()[..] else { panic!("{trace:#?}") };
     assert_eq!(hold.parent(), server.id());
     assert_eq!(hold.get(names::COLD_START_ID), record["id"].to_string());
@@ -113,7 +113,7 @@ async fn a_held_request_shows_its_cold_start() {
         .sum();
     assert!(sum as f64 <= recorded * 1e6 + 1e3, "{sum} of {recorded} ms");
 
-    // The attempt at the endpoint.
+    // Checks the span of the attempt at the endpoint.
     let [attempt] = trace.attempts()[..] else { panic!("{trace:#?}") };
     let traceparent = format!("00-{TRACE}-{}-01", attempt.id());
     assert_eq!(

@@ -17,8 +17,9 @@ async fn before(place: &SimAddress, more: &str) -> ProxyProcess {
     ProxyProcess::start(&routes(&[route("tiny", &place.url(), more)])).await
 }
 
-/// Killed before the head of a response: the request returns to its place in the queue, ahead of later ones, and the
-/// next server serves it. A request that kills two servers is not sent to a third, and the request behind it is served.
+/// A server is killed before the head of a response: the request returns to its place in the queue, ahead of later
+/// ones, and the next server serves it. A request that kills two servers is not sent to a third, and the request behind
+/// it is served.
 #[tokio::test]
 async fn request_without_head_moves_to_one_other_server() {
     let place = SimAddress::reserve();
@@ -51,7 +52,8 @@ async fn request_without_head_moves_to_one_other_server() {
     proxy.stop().await.are(&[("completed", 2), ("upstream_error", 1)]);
 }
 
-/// Killed with many unanswered requests in flight, over reused connections: the next server serves each of them.
+/// A server is killed with many unanswered requests in flight, over reused connections: the next server serves each of
+/// them.
 #[tokio::test]
 async fn headless_requests_move_to_the_next_server() {
     all_are_served_by_the_next_server("").await;
@@ -92,7 +94,8 @@ async fn all_are_served_by_the_next_server(more: &str) {
     proxy.stop().await.are(&[("completed", 2 * MANY)]);
 }
 
-/// Killed in the middle of a stream: the client sees its response break off, and no other server gets the request.
+/// A server is killed in the middle of a stream: the client sees its response break off, and no other server gets the
+/// request.
 #[tokio::test]
 async fn broken_stream_is_seen_by_its_client_only() {
     let place = SimAddress::reserve();
@@ -135,8 +138,8 @@ fn alive(pid: &Pid) -> bool {
     test_kill_process(*pid).is_ok()
 }
 
-/// Killed while loading: all held requests fail at once, and the error names the signal; the child process is killed
-/// too. The next request triggers a new start after the backoff.
+/// A server is killed while loading: all held requests fail at once, and the error names the signal; the child process
+/// is killed too. The next request triggers a new start after the backoff.
 #[tokio::test]
 async fn crash_while_loading_fails_held_requests() {
     let pids = tempfile::NamedTempFile::new().unwrap();
@@ -162,7 +165,8 @@ async fn crash_while_loading_fails_held_requests() {
     proxy.stop().await.are(&[("cold_start_failed", 5), ("completed", 1)]);
 }
 
-/// Killed with an unanswered request: the request is held, starts the next server, and gets its response from it.
+/// A server is killed with an unanswered request: the request is held, starts the next server, and gets its response
+/// from it.
 #[tokio::test]
 async fn crash_while_serving_restarts_for_the_unanswered() {
     let pids = tempfile::NamedTempFile::new().unwrap();
@@ -178,7 +182,7 @@ async fn crash_while_serving_restarts_for_the_unanswered() {
 }
 
 /// Anteroom itself is killed while its model server is slow to stop: the next Anteroom at the same address does not
-/// start a second server beside it, for which the machine might lack memory, and reports what it waits for.
+/// start a second server, for which the machine might lack memory, and reports what it waits for.
 #[tokio::test]
 async fn next_life_waits_for_the_server_of_the_last() {
     let pids = tempfile::NamedTempFile::new().unwrap();
@@ -204,9 +208,9 @@ async fn next_life_waits_for_the_server_of_the_last() {
     second.stop().await.are(&[("completed", 1)]);
 }
 
-/// Stopped with a request in flight (SIGSTOP, or a hung GPU), a server closes nothing and sends nothing. Distinguishing
-/// it from a long prompt takes 10 s of silence and three probes, half a minute in all; later requests are held, and
-/// served once the server continues.
+/// A server that is stopped with a request in flight (SIGSTOP, or a hung GPU) closes nothing and sends nothing.
+/// Distinguishing it from a long prompt takes 10 s of silence and three probes, half a minute in all; later requests
+/// are held, and served once the server continues.
 #[tokio::test]
 async fn stopped_server_gets_no_requests_until_resumed() {
     let place = SimAddress::reserve();
