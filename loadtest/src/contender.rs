@@ -203,8 +203,8 @@ impl InstalledContender {
         self.start_with(self.contender.template().1, backend, cores)
     }
 
-    /// Like [`Self::start`], with a configuration of the scenario's own. `{listen}`, `{h2}`, `{admin}`, `{backend}`
-    /// (ports) and `{dir}` in the template are filled in.
+    /// Like [`Self::start`], with a configuration that the scenario supplies. `{listen}`, `{h2}`, `{admin}`,
+    /// `{backend}` (ports) and `{dir}` in the template are filled in.
     pub(crate) fn start_with(
         &self,
         template: &str,

@@ -63,7 +63,7 @@ pub async fn read_request(io: &mut DuplexStream) -> bool {
 // === impl InMemoryProxy ===
 
 impl InMemoryProxy {
-    /// Creates a world whose route has these further settings, in YAML flow style. `dial` makes each connection to the
+    /// Creates a proxy whose route has these further settings, in YAML flow style. `dial` makes each connection to the
     /// endpoint.
     pub fn new(
         more: &str,

@@ -19,7 +19,7 @@ use crate::{
     support::wire::{chat, streaming},
 };
 
-/// Returns a world whose server runs `serve` on each connection, and the number of connections.
+/// Returns a proxy whose server runs `serve` on each connection, and the number of connections.
 fn world<F>(
     more: &str,
     serve: impl Fn(DuplexStream) -> F + Send + Sync + 'static,

@@ -148,10 +148,13 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
     let (known, look) = (spread(|storm| storm.known_ms), spread(|storm| storm.look_ms));
     let row = |what: &str, value: String| vec![what.to_owned(), value];
     let mut rows = vec![
-        row("ms for all to hang up", ms(spread(|storm| storm.leaving_ms))),
-        row("still held at the first look", thousands(spread(|storm| storm.first_look as f64).median)),
-        row("ms from the last one until demand is correct", ms(known)),
-        row("ms that a look takes, at rest", format!("{:.2}", look.median)),
+        row("ms until all have disconnected", ms(spread(|storm| storm.leaving_ms))),
+        row(
+            "still held according to the first query",
+            thousands(spread(|storm| storm.first_look as f64).median),
+        ),
+        row("ms from the last disconnect until demand is correct", ms(known)),
+        row("ms per query, while idle", format!("{:.2}", look.median)),
         row("MB before", mb(before.memory)),
     ];
     for (at, storm) in storms.iter().enumerate() {
@@ -192,7 +195,9 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
             title: String::new(),
             header: ["anteroom", ""].map(str::to_owned).into(),
             rows,
-            legend: Some("a look: GET /api/v1/routes; demand is correct with the first that finds nobody"),
+            legend: Some(
+                "query: GET /api/v1/routes; demand is correct at the first query that finds no held requests",
+            ),
         }],
         results: json!({ "before": before, "storms": storms }),
         aims,

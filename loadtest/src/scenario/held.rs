@@ -169,7 +169,7 @@ fn findings(
         row("heartbeats/s", thousands(holding.heartbeats as f64 / holding.seconds)),
         row("CPU while holding, % of a core", format!("{:.2}", holding.percent)),
         row("CPU before the first heartbeat, % of a core", format!("{:.2}", still.percent)),
-        row("CPU for a heartbeat, with all else, µs", format!("{each:.1}")),
+        row("CPU per heartbeat, including all other work, µs", format!("{each:.1}")),
     ]);
     let mut aims = Vec::new();
     for (name, part) in parts() {

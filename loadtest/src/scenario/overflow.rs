@@ -73,7 +73,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Lo
         row("ms to be refused, median", format!("{p50:.3}")),
         row("ms to be refused, p99", format!("{p99:.3}")),
         row("ms to be refused, the slowest", format!("{worst:.3}")),
-        row("its core busy, %", format!("{cpu:.0}")),
+        row("share of its core used, %", format!("{cpu:.0}")),
     ];
     let mut notes: Vec<String> = note.into_iter().collect();
     if latest > MAX_SCHEDULE_DELAY {
@@ -96,7 +96,9 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Lo
             title: String::new(),
             header: ["anteroom", ""].map(str::to_owned).into(),
             rows,
-            legend: Some("to be refused: from when a request was due to its whole answer, `hold_queue_full`"),
+            legend: Some(
+                "to be refused: from the due time of a request to the end of its `hold_queue_full` response",
+            ),
         }],
         results: json!({
             "requests": count, "bound": bound, "per_second": ARRIVALS_PER_SEC, "refused": surplus, "served": bound,

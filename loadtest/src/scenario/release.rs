@@ -210,18 +210,18 @@ fn findings(
     let ms = |spread: Spread| format!("{:.3} ({:.3}–{:.3})", spread.median, spread.min, spread.max);
     let row = |what: &str, value: String| vec![what.to_owned(), value];
     let rows = vec![
-        row("first dispatch after knowing, ms", ms(first)),
+        row("first dispatch after the first 200, ms", ms(first)),
         row("with the ramp, first dispatch, ms", ms(first_ramped)),
         row("released, requests/s", per_second(rate)),
         row(&format!("warm, {SERVER_CONCURRENCY} clients, requests/s"), per_second(warm)),
         row("warm, all clients in turn, requests/s", per_second(wide)),
         row("released × warm", format!("{:.2} ({:.2}–{:.2})", times.median, times.min, times.max)),
         row("released × warm, all in turn", format!("{:.2}", spread(|round| round.times_wide).median)),
-        row("places late at most, one at a time", latest_alone.to_string()),
-        row(&format!("places late at most, {SERVER_CONCURRENCY} at a time"), latest.to_string()),
-        row("with the ramp, at a time at most", at_a_time.to_string()),
+        row("maximum displacement in places, one at a time", latest_alone.to_string()),
+        row(&format!("maximum displacement in places, {SERVER_CONCURRENCY} at a time"), latest.to_string()),
+        row("with the ramp, maximum concurrency", at_a_time.to_string()),
         row("with the ramp, beyond its limit", beyond.to_string()),
-        row("with the ramp, places late at most", latest_ramped.to_string()),
+        row("with the ramp, maximum displacement in places", latest_ramped.to_string()),
     ];
     let who = "anteroom, ramp off";
     let mut aims = vec![
@@ -241,7 +241,7 @@ fn findings(
         ("anteroom, ramp off", passed, latest as f64),
         ("anteroom, ramp on", passed, latest_ramped as f64),
     ] {
-        aims.push(Criterion::at_most(who, "places that a request came late, at most", limit, latest));
+        aims.push(Criterion::at_most(who, "places that a request arrived late, at most", limit, latest));
     }
     let mut notes: Vec<String> = note.into_iter().collect();
     if at_a_time < SERVER_CONCURRENCY {
@@ -267,7 +267,7 @@ fn findings(
             title: String::new(),
             header: ["anteroom", ""].map(str::to_owned).into(),
             rows,
-            legend: Some("knowing: the model server's first 200 to a health check"),
+            legend: Some("first 200: the model server's first successful response to a health check"),
         }],
         results: json!({ "released": released, "ramped": ramped, "one_by_one": disorder }),
         aims,

@@ -19,9 +19,9 @@ pub struct Candidate {
 /// Goal of the recommendation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// Least GPU time with this quantile of the wait, in milliseconds, at most.
+    /// Least GPU time for which this quantile of the wait is at most this many milliseconds.
     Wait(Quantile, u64),
-    /// Shortest wait with these GPU hours per month at most.
+    /// Shortest wait for at most this many GPU hours per month.
     GpuHours(f64),
 }
 

@@ -185,11 +185,11 @@ impl RoutesResults {
             vec![what.to_owned(), values.len().to_string(), ms(spread.median), ms(spread.max)]
         };
         Table {
-            title: "how late a change acts among all the others".into(),
+            title: "delay until a change takes effect, while all others continue".into(),
             header: ["of", "samples", "median ms", "max ms"].map(str::to_owned).into(),
             rows: vec![
-                row("what a route matches", &self.lateness.matches),
-                row("where its pods are", &self.lateness.endpoints),
+                row("change of a route's matches", &self.lateness.matches),
+                row("change of its endpoints", &self.lateness.endpoints),
             ],
             legend: None,
         }

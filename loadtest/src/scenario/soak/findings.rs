@@ -182,7 +182,7 @@ impl SoakResults {
         let row = figures.into_iter().chain([ended.join(", "), reloads.to_string()]).collect();
         let header = ["sent", "answered", "full", "left", "admitted", "refused", "ended", "reloads"];
         Table {
-            title: "what became of requests: as the clients saw it, and as anteroom says".into(),
+            title: "outcomes of requests: as observed by the clients, and as counted by anteroom".into(),
             header: header.map(str::to_owned).into(),
             rows: vec![row],
             legend: None,

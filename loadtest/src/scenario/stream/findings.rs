@@ -182,7 +182,7 @@ fn full(group: &[StreamSeries]) -> Table {
         "rig busy",
     ];
     Table {
-        title: "as fast as it goes: one event under way in every stream".into(),
+        title: "at full speed: one event in flight in every stream".into(),
         header: header.map(str::to_owned).into(),
         rows: group.iter().map(row).collect(),
         legend: Some(FULL),
@@ -323,7 +323,7 @@ fn notes(streams: usize, all: &[StreamSeries]) -> Vec<String> {
 fn at(series: &StreamSeries) -> String {
     let name = series.contender.name();
     match series.way {
-        Pacing::Full => format!("{name}, as fast as it goes"),
+        Pacing::Full => format!("{name}, at full speed"),
         Pacing::Paced { rate } => format!("{name}, {rate} events/s in every stream"),
     }
 }
