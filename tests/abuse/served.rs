@@ -27,18 +27,18 @@ pub struct ServeProcess {
 // === impl ServeProcess ===
 
 impl ServeProcess {
-    /// Starts it with these limits, after the shell command `ulimit`.
+    /// Starts the process with these limits, after the shell command `ulimit`.
     pub async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
         Self::with_routes(ulimit, limits, &[route("tiny", url, "")]).await
     }
 
-    /// Same as [`Self::start`], with these routes.
+    /// Starts the process with these routes.
     pub async fn with_routes(ulimit: &str, limits: &str, all: &[String]) -> Self {
         let config = format!("limits: {{ {limits} }}\n{}", routes(all));
         Self::start_with(ulimit, &config).await
     }
 
-    /// Starts it with this configuration.
+    /// Starts the process with this configuration.
     pub async fn start_with(ulimit: &str, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anteroom.yaml");

@@ -458,7 +458,7 @@ async fn pooled_connections_are_reused() {
     }
     assert!(connections.iter().all(|connection| *connection == connections[0]), "{connections:?}");
 
-    // Closed while idle.
+    // The server closes the connection while it is idle.
     let mut client = proxy.sent(chat("close")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -470,7 +470,7 @@ async fn pooled_connections_are_reused() {
     let response = client.response().await;
     assert_eq!((response.status(), response.get("server-timing")), (200, None), "and it was not held");
 
-    // Closed while the next request is being sent.
+    // The server closes the connection while the next request is being sent.
     let mut client = proxy.sent(chat("crossing")).await;
     let call = upstream.call().await;
     let idle = call.connection;
@@ -482,7 +482,7 @@ async fn pooled_connections_are_reused() {
     let response = client.response().await;
     assert_eq!((response.status(), response.get("server-timing")), (200, None));
 
-    // Announced as the last response.
+    // The server announces the last response of the connection.
     let mut client = proxy.sent(chat("last")).await;
     let mut call = upstream.call().await;
     let last = call.connection;

@@ -18,7 +18,7 @@ pub enum Orders {
 static ORDERS: Global<Orders> = Global::new(Orders::Relaxed);
 
 impl Orders {
-    /// Applies to all accesses from now on.
+    /// Makes all accesses use these orders from now on.
     pub fn apply(self) {
         *ORDERS.lock() = self;
     }

@@ -51,15 +51,15 @@ pub const HOURS_PER_MONTH: f64 = 730.5;
 pub struct SettingsGrid {
     /// Values of the settings that are not varied.
     pub base: ReplaySettings,
-    /// `minReplicaCount`.
+    /// Values of `minReplicaCount`.
     pub floors: Vec<u32>,
-    /// Idle times, used only with a floor of zero.
+    /// Idle times, in milliseconds; used only with a floor of zero.
     pub idle: Vec<u64>,
-    /// `concurrency.max`.
+    /// Values of `concurrency.max`.
     pub concurrency: Vec<u32>,
-    /// `hold.timeout`.
+    /// Values of `hold.timeout`, in milliseconds.
     pub hold: Vec<u64>,
-    /// `hold.maxRequests`.
+    /// Values of `hold.maxRequests`.
     pub hold_requests: Vec<usize>,
 }
 

@@ -113,7 +113,7 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
         it.their_route_says(name, "Accepted").await;
         assert_eq!(who(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(), Some(name));
     }
-    // Another target for the same host.
+    // The route gets another target for the same host.
     let patch = json!({ "spec": { "target": { "service": "app-b" } } });
     it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app-a", &patch).await;
     becomes(replica, "app-a.test", MODELS_PATH, Some("app-b")).await;

@@ -65,7 +65,7 @@ pub(crate) struct StreamSeries {
 // === impl StreamRound ===
 
 impl StreamRound {
-    /// `late` is in nanoseconds.
+    /// Creates a round; `late` is in nanoseconds.
     pub(crate) fn new(
         contender: Contender,
         events: u64,
