@@ -54,7 +54,7 @@ enum Step {
     Fail,
     /// The endpoint changes its behaviour.
     Behave(Behaviour),
-    /// Other policies come into force.
+    /// A reload replaces the policies of the route.
     Reload { max: u8, max_requests: u8 },
     /// Draining begins.
     Drain,

@@ -107,7 +107,8 @@ const CL: &str = "Content-Length: 16\r\n";
 
 #[tokio::test]
 async fn cl_te_is_the_last_request_of_its_connection() {
-    // The `Content-Length` body hides a request behind the last chunk, and the other way round.
+    // A request framed by Content-Length has, within its body, the last chunk and a second request, which a reader of
+    // chunks would serve. The other cases do the reverse.
     let hidden = format!("0\r\n\r\n{}", chat("hidden"));
     let long = format!("Content-Length: {}\r\n", hidden.len());
     let cases = [

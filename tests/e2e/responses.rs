@@ -27,7 +27,7 @@ struct ResponsesServerState {
     name: &'static str,
     /// Status of each stored response, by id.
     kept: BTreeMap<String, &'static str>,
-    /// Request lines of requests for responses.
+    /// Request lines received for stored responses.
     asked: Vec<String>,
 }
 

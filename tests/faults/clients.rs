@@ -75,7 +75,7 @@ async fn vanished_client_leaves_no_state() {
         }
     }
     proxy.held(100).await;
-    // Held clients first; otherwise they would be dispatched to the freed slots.
+    // Drop the held clients first; otherwise they would be dispatched to the freed slots.
     for client in clients.into_iter().rev() {
         reset(client.stream);
     }
