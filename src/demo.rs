@@ -116,7 +116,7 @@ async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
         watch::hints(&proxy, paint).iter().for_each(|line| say(line));
         let watch = RouteWatch::new(&proxy, began, paint);
         tokio::select! {
-            // Biased: the watch never ends.
+            // Biased, so that a signal takes precedence.
             biased;
             _ = signals.next() => {}
             () = watch.watch() => {}

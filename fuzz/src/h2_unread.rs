@@ -83,7 +83,7 @@ pub fn holds(input: &[u8]) {
                 .await;
         assert!(served.is_ok(), "the connection does not end");
         sending.abort();
-        // The tasks of its streams end after the connection.
+        // The tasks of the connection's streams end after it.
         sleep(Duration::from_secs(1)).await;
         assert_eq!((gate.held(), gate.in_flight(), gate.held_bytes()), (0, 0, 0), "a request is left");
         assert_eq!((endpoint.in_flight(), shared.memory.bodies()), (0, 0), "a place or a byte is left");

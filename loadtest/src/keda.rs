@@ -45,7 +45,7 @@ impl ScalerConnection {
         builder.initial_window_size(FLOW_WINDOW_BYTES).initial_connection_window_size(FLOW_WINDOW_BYTES);
         let (send, connection) =
             timeout(H2_READY_TIMEOUT, builder.handshake(stream)).await?.map_err(io::Error::other)?;
-        // If the connection ends, its streams end and report that.
+        // If the connection ends, the streams on it end and report that.
         tokio::spawn(connection);
         Ok(Self(send))
     }

@@ -94,7 +94,7 @@ async fn measure(args: &ColdStartArgs) -> Result<ExitCode, String> {
         local_proxy.stop(second_signal).await;
     }
     let (run, end) = measured?;
-    // Before the table: a closed pipe ends the process.
+    // Write the files before the table: printing to a closed pipe ends the process.
     let json = json.map_or(Ok(()), |mut file| file.write_json(&run));
     let html = html.map_or(Ok(()), |mut file| file.write(html::page(&run).as_bytes()));
     table::lines(&run, Paint::for_stdout()).iter().for_each(|line| say(line));

@@ -58,7 +58,7 @@ impl FromStr for BaseUrl {
         }
         let port = match authority.port() {
             Some(port) => port.as_str().parse().map_err(|_| invalid())?,
-            // A colon without a port.
+            // The authority has a colon without a port.
             None if authority.as_str().len() > authority.host().len() => return Err(invalid()),
             None => 80,
         };

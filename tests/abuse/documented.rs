@@ -83,7 +83,7 @@ fn documented_limits_and_tests_exist() {
     for key in &sections.iter().find(|section| section.path == "limits").unwrap().keys {
         assert!(named.contains(&format!("limits.{}", key.name)), "limits.{} is not in the table", key.name);
     }
-    // Tests named in the text outside the table.
+    // Tests can also be named in the text outside the table.
     for test in
         quoted(&document).into_iter().filter(|word| word.matches('_').count() >= 3 && !word.contains(' '))
     {

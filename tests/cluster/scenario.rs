@@ -55,7 +55,7 @@ impl Scenario {
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
         kube.apply(&object, "").await;
         let scenario = Self { world, namespace, kube, subnet };
-        // Pods are rejected until it exists.
+        // The apiserver rejects pods until the service account exists.
         scenario.wait_for::<ServiceAccount, _>("default", "there", |account| account.map(drop)).await;
         scenario
     }

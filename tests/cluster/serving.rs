@@ -68,7 +68,7 @@ impl Scenario {
         self.apply(&route).await;
         self.wait_for_condition("anteroom.dev/v1alpha1", "ModelRoute", &model.name, "Accepted", "True").await;
         self.scale(scaled).await;
-        // KEDA drops pushes before that.
+        // KEDA drops pushes until the ScaledObject's status lists a metric.
         let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
         wait::object(&objects, &scaled.name, "a metric in its status", wait::WAIT_LIMIT, |object| {
             let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;

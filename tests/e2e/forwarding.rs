@@ -75,7 +75,7 @@ async fn an_answer_passes_part_by_part() {
     }
     call.finish("").await;
 
-    // A response with neither ends with its connection.
+    // A response with neither Content-Length nor chunks ends with its connection.
     client.send(chat("z")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -188,7 +188,7 @@ async fn heads_without_bodies_end_where_they_end() {
     let response = client.response().await;
     assert_eq!((response.status(), &*response.text()), (201, "done"));
 
-    // A complete, empty body.
+    // A response with a complete, empty body.
     client.send(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -380,7 +380,7 @@ async fn request_heads_are_rewritten_correctly() {
     assert_eq!(head.all("set-cookie"), ["a=1", "b=2"]);
     for (name, value) in [
         ("via", "1.1 gateway, 1.1 anteroom"),
-        // The proxy's own, for this connection.
+        // The proxy sets `keep-alive` for its own connection to the client.
         ("keep-alive", "timeout=660"),
         ("openai-processing-ms", "5"),
         ("server", "uvicorn"),

@@ -88,7 +88,7 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
         }
         answered = in_flight;
     }
-    // From here on, each completed request releases one.
+    // From here on, each completed request releases one held request.
     for sent in 8..20 {
         calls.remove(0).finish(LAST).await;
         let mut call = upstream.call().await;

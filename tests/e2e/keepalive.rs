@@ -439,7 +439,7 @@ async fn encoded_answers_without_an_early_head_pass() {
     call.body().await;
     call.send(STREAM.replace("\r\n\r\n", "\r\nContent-Encoding: gzip\r\n\r\n")).await;
     assert_eq!(client.head().await.unwrap().get("content-encoding"), Some("gzip"));
-    // No heartbeat may be inserted here.
+    // The body is encoded, so no heartbeat may be inserted.
     tokio::time::sleep(Duration::from_millis(30)).await;
     let part = gzip(EVENT);
     call.send(format!("{:x}\r\n", part.len())).await;

@@ -229,7 +229,7 @@ async fn streamed_body_is_bounded_and_breaks_at_the_server() {
     assert_eq!(upstream.requests(), requests);
     proxy.in_flight(0).await;
 
-    // The server is not blamed.
+    // The endpoint stays ready: the next request is dispatched at once.
     let mut client = proxy.sent(chat("next")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);

@@ -403,7 +403,7 @@ async fn failures_are_listed_with_their_reasons() {
         (&failed["requests"][1]["admitted"], &failed["requests"][1]["model"]),
         (&false.into(), &"tiny".into())
     );
-    // The same id again, more often than requests are kept.
+    // Uses the same id more often than the history keeps requests.
     for text in ["a", "b", "c"] {
         let hasty = named("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
         proxy.ask(hasty).await.is_error(504, "cold_start_timeout");
@@ -417,7 +417,7 @@ async fn failures_are_listed_with_their_reasons() {
     assert!(
         proxy.admin("/api/v1/requests?route=other").await.json()["requests"].as_array().unwrap().is_empty()
     );
-    // Disabled by a reload.
+    // The history is disabled by a reload.
     proxy.reload(&config.replace("requests: 2", "requests: 0")).await;
     until("it to be off", async || proxy.admin("/api/v1/requests/full").await.status() == 404).await;
     let message = proxy.admin("/api/v1/requests/full").await.json()["error"]["message"].to_string();

@@ -41,7 +41,7 @@ async fn missing_head_ends_the_connection() {
     let mut rest = Vec::new();
     let _ = soon("the end", tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest)).await;
     soon("the writer to notice", trickling).await.unwrap();
-    // The second head on a kept-alive connection.
+    // The timeout also applies to the second head on a kept-alive connection.
     let mut client = proxy.client().await;
     assert_eq!(client.ask(get("/health")).await.status(), 200);
     client.send("GET /heal").await;
@@ -72,7 +72,7 @@ async fn a_held_or_streaming_request_is_not_idle() {
     let mut other = h2::connect(proxy.address).await;
     let asked = tokio::spawn(other.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)));
     proxy.held(2).await;
-    // Many times each timeout.
+    // Waits many times as long as each timeout.
     tokio::time::sleep(Duration::from_millis(600)).await;
     proxy.held(2).await;
     upstream.wake();

@@ -537,7 +537,7 @@ async fn response_headers_have_a_bound_that_is_named() {
         let mut upstream = TestUpstream::warm().await;
         let proxy = TestProxy::tiny(&upstream.url(), more).await;
         let mut ask = async |count: usize| {
-            // One more with Content-Length.
+            // `Content-Length` is one more field.
             let fields: String = (1..count).map(|number| format!("X-{number}: 1\r\n")).collect();
             let mut client = proxy.sent(chat("many")).await;
             let mut call = upstream.call().await;

@@ -88,7 +88,7 @@ async fn unread_log_blocks_nothing_and_drops_are_counted() {
     })
     .await;
 
-    // 41 KB of frames.
+    // 2,400 acknowledgements are 41 KB of frames.
     let clients = send_stray_pings(&proxy, scaler, 2_400).await;
     for _ in 0..20 {
         assert_eq!(proxy.ask(prompt("a neighbour of a flood")).await.status(), 200);

@@ -75,7 +75,7 @@ async fn poisoned_bodies_cost_the_others_nothing() {
         .collect();
     let mut poisoned = Vec::new();
     for _ in 0..SECONDS {
-        // Between two rounds of responses.
+        // Sends the poisoned body between two rounds of responses.
         sleep(Duration::from_millis(500)).await;
         poisoned.push(world.ask(&chat("poison")));
         sleep(Duration::from_millis(500)).await;

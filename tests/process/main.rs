@@ -100,7 +100,7 @@ async fn exit_while_loading_fails_held_requests() {
 #[tokio::test]
 async fn next_start_waits_for_the_backoff() {
     let pids = Pids::new();
-    // Fails on the first start only.
+    // The script fails on the first start only.
     let script = pids.then(&format!("[ $(wc -l < {}) -gt 1 ] || exit 1; exec \"$0\" \"$@\"", pids.path()));
     let route = SupervisedRoute::new(process(sh(&script, &sim(&[]))));
     assert!(matches!(within(route.hold().released()).await, ReleaseOutcome::Failed(..)));

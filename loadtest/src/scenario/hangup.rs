@@ -236,7 +236,7 @@ mod tests {
         // 50 of 1,000 bytes stay, without growing from storm to storm.
         let good = [(9.0, true), (0.0, true), (0.05, true), (0.0, true)];
         assert_eq!(aims(&[storm(8.0, 150, 10), storm(9.0, 150, 10), storm(10.0, 150, 10)]), good);
-        // 100 more with every storm, and a file.
+        // Each storm leaves 100 bytes more than the one before, and the last one a file.
         let bad = [(11.0, false), (0.1, false), (0.25, false), (1.0, false)];
         assert_eq!(aims(&[storm(11.0, 150, 10), storm(11.0, 250, 10), storm(11.0, 350, 11)]), bad);
     }

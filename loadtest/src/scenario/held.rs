@@ -227,7 +227,7 @@ mod tests {
         let measured: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();
         assert_eq!(measured, [(13.0, false), (13.0, false), (6.0, false)]);
         assert_eq!(found.results["parts"][0]["held_kib_each"], 3.0);
-        // 6 % of 10 s for ten heartbeats.
+        // 6 % of a core over 10 s is 600 ms, for ten heartbeats.
         assert!(found.to_string().contains("60000.0"), "{found}");
     }
 }

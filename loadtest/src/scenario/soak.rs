@@ -181,7 +181,7 @@ impl SoakRun {
         let proxy = self.running.address;
         let begin = Instant::now();
         let mut under_way = JoinSet::new();
-        // Next requests of the clients, in turn.
+        // Kinds of requests that the clients send next, in turn.
         let mut next: VecDeque<ClientKind> = [
             ClientKind::Plain,
             ClientKind::Streamed,

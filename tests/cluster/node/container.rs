@@ -112,7 +112,7 @@ impl Task {
         let _ = self.reports.send((self.index, self.status.clone()));
     }
 
-    /// Returns the pod's current fate.
+    /// Returns the failure that the pod's annotations currently request.
     pub(super) fn fate(&self) -> Option<PodFailure> {
         self.pods.borrow().as_ref().and_then(PodFailure::of)
     }

@@ -33,7 +33,7 @@ pub(crate) enum PodFailure {
 }
 
 impl PodFailure {
-    /// Returns the fate in the pod's current annotations, which can change.
+    /// Returns the failure in the pod's current annotations, which can change.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         match pod.annotations().get(FAILURE_ANNOTATION)?.as_str() {
             "image-pull-back-off" => Some(Self::ImagePullBackOff),

@@ -321,7 +321,7 @@ impl Agent {
                     let missing = known.keys().filter(|uid| !listed.contains(uid)).cloned();
                     missing.collect::<Vec<_>>().iter().for_each(|uid| gone(&mut known, uid));
                 }
-                // The apiserver is down, or was.
+                // A watch fails while the apiserver is down, and is retried.
                 Err(_) => {}
             }
         }

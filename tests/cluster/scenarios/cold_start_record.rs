@@ -199,7 +199,7 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
 pub(super) async fn record_of_two_pods_is_of_the_first_to_respond(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // The first pod is the last to run.
+    // The first pod runs last.
     let model = model()
         .play(fate::PULL_DELAY_ANNOTATION, "300ms,600ms")
         .play(fate::START_DELAY_ANNOTATION, "4s,400ms");

@@ -29,7 +29,7 @@ pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
     let resting = replica.read("resting", 4);
     replica.holds(&it, "resting", 1).await;
     it.world.keda.restart_operator().await;
-    // KEDA queries the demand again, and there is some.
+    // After its restart KEDA queries the demand, which includes the held request.
     wait::within("who asked meanwhile", wait::WAIT_LIMIT, resting).await.unwrap().unwrap();
     for model in ["starting", "resting"] {
         it.wanted(model, 0, wait::WAIT_LIMIT).await;

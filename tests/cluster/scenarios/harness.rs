@@ -32,7 +32,7 @@ pub(super) async fn push_scales_from_zero_and_silence_to_zero(it: Scenario) {
     let replicas = it.replicas("tiny").await;
     let pushed = SystemTime::now();
     scaler.push(12);
-    // A demand of twelve at five for each replica.
+    // A demand of 12 at 5 per replica needs 3 replicas.
     replicas.reach(3).await;
     assert_eq!(replicas.course(), [0, 1, 3]);
     let addresses = it.endpoints("tiny", 3).await;

@@ -99,7 +99,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
     it.obstacle(replica, "tiny", None).await;
     assert_eq!(asks(replica).await.status, 200);
-    // Running pods serve in either kind of pause.
+    // Running pods keep serving under both pause annotations.
     it.pause("tiny", PAUSED, json!("true")).await;
     it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;
     it.endpoints("tiny", 1).await;

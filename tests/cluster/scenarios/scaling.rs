@@ -185,7 +185,7 @@ pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let stream = replica.flow("tiny").await;
     let first = it.last_active("tiny").await;
-    // 300 × 50 ms = 15 s: enough for three repetitions.
+    // 300 tokens × 50 ms = 15 s, in which a push would be repeated three times.
     stream.flows_for(300).await;
     assert_eq!(it.last_active("tiny").await, first);
     assert_eq!(replica.gauge("anteroom_scaler_pushes_total", &it, "tiny").await, 1.0);

@@ -115,7 +115,7 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
     assert!(told.contains("there is no ScaledObject `nothing`") && told.contains("tiny"), "{told}");
     let told = user.anteroom("session start tiny --for 31d").await.ill();
     assert!(told.contains("at most 30d"), "{told}");
-    // A user without rights.
+    // A user without rights gets an error that names the missing one.
     let told = it.shell_of("default").await.anteroom("session start tiny --for 1h").await.ill();
     assert!(told.contains("you may not get ScaledObjects"), "{told}");
     let told = user.anteroom("session status -n default").await.ill();
