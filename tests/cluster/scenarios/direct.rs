@@ -62,7 +62,7 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
     course(&replicas, &[0, 1]).await;
 
-    // An autoscaler created by hand prevents this as well.
+    // An autoscaler created by hand also prevents the proxy from scaling.
     it.apply(&json!({
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
