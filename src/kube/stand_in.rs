@@ -2,7 +2,7 @@
 //! and patches arbitrary objects, and rejects patches with an outdated resource version.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     sync::Arc,
     task::{Context, Poll},
