@@ -105,7 +105,7 @@ impl BoundProxy {
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
         let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
         let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
-        // Unique among running proxies, and the same after a restart.
+        // The name is unique among running proxies, and stays the same after a restart.
         options.instance.get_or_insert_with(|| address.to_string().into());
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
@@ -303,7 +303,7 @@ impl BoundProxy {
         admin.abort();
         stopped.cancel();
         if let Some(journal) = journal {
-            // Ends by itself once the last record is on disk.
+            // The journal task ends by itself once the last record is on disk.
             let _ = journal.await;
         }
         let account = routes.account();
@@ -383,7 +383,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
 }
 
 fn log_cold_start(cold_start: &ColdStart) {
-    // One field each, so that they are numbers in JSON.
+    // Each phase has its own log field, so that durations are numbers in JSON.
     let ms = |name: Phase| {
         cold_start
             .finished_phases()

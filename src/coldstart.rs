@@ -67,7 +67,7 @@ pub struct ColdStart {
     /// From the first request until the target took requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_actuation_ms: Option<f64>,
-    /// From there to the first token.
+    /// From the time at which the target took requests to the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_first_token_ms: Option<f64>,
     /// From the first request to the first token.
@@ -113,10 +113,11 @@ pub struct PhaseSpan {
     pub start_ms: f64,
     /// Duration.
     pub duration_ms: f64,
-    /// The end may have been up to this much earlier, as it was not observed on our own clock. Absent if exact.
+    /// Maximum time by which the phase may have ended earlier: its end was not observed on this proxy's own clock.
+    /// Absent if the end is exact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_ms: Option<f64>,
-    /// The phase had not ended when the cold start failed, or still runs.
+    /// The phase has not ended: the cold start failed in it, or still runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
     /// Known parts of the phase, in order.

@@ -71,7 +71,7 @@ impl Signals {
     /// Installs the handlers.
     ///
     /// # Errors
-    /// If the operating system refuses.
+    /// Returns an error if the operating system cannot install a handler.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -79,7 +79,7 @@ impl Signals {
     /// Waits for the next signal.
     pub async fn next(&mut self) -> StopSignal {
         tokio::select! {
-            // Any order will do.
+            // The order does not matter; `biased` saves the random choice.
             biased;
             _ = self.terminate.recv() => StopSignal::Terminate,
             _ = self.interrupt.recv() => StopSignal::Interrupt,

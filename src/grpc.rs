@@ -55,9 +55,9 @@ pub struct GrpcConnection {
     io: Box<dyn GrpcIo>,
     caller: Caller,
     frames: H2FrameParser,
-    /// Present until the client speaks HTTP/2.
+    /// Deadline of the preface; `None` once the client speaks HTTP/2.
     beginning: Option<PrefaceDeadline>,
-    /// Present from then on, until the connection has been idle for too long.
+    /// Idle timer. Set once the client speaks HTTP/2, and removed once the connection has been idle for too long.
     idle: Option<IdleTimer>,
     /// Rest of [`GOAWAY_FRAME`] that h2 has yet to read.
     goodbye: &'static [u8],
@@ -76,7 +76,7 @@ struct PrefaceDeadline {
 
 /// Timer of a connection without calls and streams.
 struct IdleTimer {
-    /// Newest call when the timer was set.
+    /// Id of the newest call when the timer was set.
     newest: u32,
     timer: Pin<Box<Sleep>>,
 }
@@ -190,7 +190,7 @@ impl GrpcListener {
             // The semaphore is never closed.
             let Ok(open) = self.open.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
-                // Both are rare. Joins ended handshakes first, so that they do not pile up.
+                // Both branches become ready rarely. Ended handshakes are joined first, so that they do not pile up.
                 biased;
                 Some(_) = handshakes.join_next() => continue,
                 accepted = self.listener.accept() => accepted,

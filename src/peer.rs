@@ -58,7 +58,7 @@ impl PeerGroup {
         let answering = report::serve(listener, id, routes, token, stopping.clone());
         let following = async {
             tokio::select! {
-                // The end first: later reports change nothing.
+                // Shutdown first: later reports change nothing.
                 biased;
                 () = stopping.cancelled() => {}
                 () = Following::new(self.board.clone(), network).run() => {}

@@ -49,7 +49,7 @@ pub async fn supervise(
             std::future::pending().await
         };
         tokio::select! {
-            // Returns only on shutdown, and then nothing is replaced.
+            // `running` returns only on shutdown, and then the target is not replaced.
             biased;
             () = &mut running => {
                 while leaving.next().await.is_some() {}
@@ -98,7 +98,7 @@ async fn run(gate: Arc<Gate>, target: Target, options: Options, shutdown: Shutdo
 async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, shutdown: Shutdown) {
     let Some((namespace, _)) = gate.key().namespaced() else { return };
     tokio::select! {
-        // The end first: nothing is started any more.
+        // Shutdown first: nothing is started any more.
         biased;
         () = shutdown.drain.cancelled() => {}
         () = kubernetes::run(gate.clone(), namespace, scale) => {}

@@ -177,7 +177,7 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let endpoints = gate.target().endpoints();
     let held = gate.counts_everywhere().held;
     let (state, failure) = match gate.target().status() {
-        // Another replica starts it.
+        // Another replica starts the target.
         Status::Idle if held > 0 => (RouteState::Starting, None),
         // Only processes sleep, and cluster routes have none.
         Status::Idle | Status::Sleeping => (RouteState::Idle, None),

@@ -115,7 +115,7 @@ async fn sample(routes: Arc<Directory>) {
 // === impl Running ===
 
 impl Running {
-    /// Closes KEDA's streams, so that it connects to another replica. The demand of this one still counts: other
+    /// Closes KEDA's streams, so that it connects to another replica. The demand of this replica still counts: other
     /// replicas keep reading it.
     pub(super) fn drain(&self) {
         self.draining.cancel();
@@ -152,7 +152,8 @@ impl admin::View for AppView {
     fn check_page(&self, host: &str, headers: &HeaderMap, opens_page: bool) -> Result<(), ProxyError> {
         let guard = &self.shared.cross_site;
         let table = self.shared.table.load();
-        // DNS rebinding needs a name; the kubelet uses the pod's address, which may be public.
+        // Addresses are allowed: DNS rebinding needs a host name, and the kubelet probes the pod's address, which may
+        // be public.
         guard.check_host(host, |name| is_address(name) || table.names_host(name))?;
         if opens_page { Ok(()) } else { guard.check_page(host, headers) }
     }

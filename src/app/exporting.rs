@@ -13,7 +13,8 @@ pub(super) struct Exporting {
     stopping: CancellationToken,
 }
 
-/// Time to export the last spans; a pod's grace period exceeds draining by ten seconds.
+/// Time limit for exporting the last spans. It fits into the ten seconds by which a pod's grace period exceeds
+/// draining.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 // === impl Exporting ===

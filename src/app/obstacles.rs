@@ -43,9 +43,9 @@ pub(super) struct Notifier {
 /// Observations of one route that persist between updates.
 #[derive(Default)]
 struct RouteHistory {
-    /// Time since which KEDA has had no stream.
+    /// Start of the current period in which KEDA has had no stream.
     unheard_since: Option<Instant>,
-    /// Time since which KEDA has dropped pushes.
+    /// Start of the current period in which KEDA has dropped pushes.
     dropped_since: Option<Instant>,
     /// Obstacle reported last.
     reported: Option<Arc<Obstacle>>,
@@ -53,11 +53,12 @@ struct RouteHistory {
     settling: Option<(ObstacleKind, Instant)>,
 }
 
-/// Interval between checks: not every change of endpoints, streams and pauses sends a notification.
+/// Interval between checks. The checks poll, since not every change of endpoints, streams and pauses sends a
+/// notification.
 const OBSTACLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time that a missing ScaledObject is not logged: route and ScaledObject may be created in any order. Held requests
-/// see it immediately.
+/// Delay before a missing ScaledObject is logged: route and ScaledObject may be created in any order. Held requests
+/// are affected immediately.
 const SCALED_OBJECT_GRACE: Duration = Duration::from_secs(5);
 
 /// Minimum duration of obstacles that also occur briefly while objects are created.
@@ -171,7 +172,7 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
         history.settled(facts.obstacle(gate.key(), &seen))
     };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
-    // Endpoints disappear without a notification to held requests.
+    // Held requests get no notification when endpoints disappear, so a pause is checked again here.
     gate.fail_held_if_paused();
     let obstacle = target.obstacle();
     let is_young = obstacle.as_ref().is_some_and(|obstacle| {

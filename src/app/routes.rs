@@ -146,7 +146,7 @@ impl Routes {
         let former = self.shared.table.swap(table);
         let stopping = self.stopping.clone();
         let dropping = async move {
-            // Lookups in progress still hold it.
+            // Lookups in progress still hold the former table.
             while Arc::strong_count(&former) > 1 && !stopping.is_cancelled() {
                 sleep(DRAIN_POLL_INTERVAL).await;
             }
@@ -292,7 +292,7 @@ mod tests {
         assert!(!of_one.has_changed().unwrap() && !directory.has_changed().unwrap());
         assert_eq!(routes.all.borrow().len(), 2);
 
-        // An equal route in another object is no change either.
+        // An equal route in another allocation is no change either.
         let again = route("one", none());
         routes.apply(&[again, two]).await;
         assert!(Arc::ptr_eq(&table, &routes.shared.table.load_full()));
@@ -318,7 +318,7 @@ mod tests {
         routes.apply(std::slice::from_ref(&two)).await;
         assert_eq!(models(&routes), ["two"].map(Box::from));
         assert!(routes.directory.get("one").is_none());
-        // Ends once former tables are dropped.
+        // `stop` returns once the former tables are dropped.
         routes.stop().await;
         assert!(former.upgrade().is_none());
     }

@@ -77,7 +77,7 @@ impl Journal {
         Ok((journal, found))
     }
 
-    /// Writes new and changed records of `store` until `stop`, and once more then.
+    /// Writes new and changed records of `store` until `stop`, and a last time after that.
     pub async fn run(self, store: Arc<ColdStarts>, stop: CancellationToken) {
         let mut changed = store.changed();
         let mut ticks = interval(COUNTS_INTERVAL);

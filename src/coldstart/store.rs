@@ -24,7 +24,8 @@ pub struct ColdStarts {
     pulse: Pulse,
 }
 
-/// Counts that go on after the record was made: the last held requests leave later than the first byte arrives.
+/// Counts of held requests. They may grow after the record was made: the last held requests leave the queue after the
+/// first byte has arrived.
 #[derive(Default)]
 pub(super) struct HoldTally {
     pub(super) held_peak: AtomicU64,
@@ -79,7 +80,7 @@ impl ColdStarts {
         self.changed.subscribe()
     }
 
-    /// Returns the pulse of all that the dashboard shows; it lives here because every route has this store.
+    /// Returns the notifier for changes that the dashboard shows. It lives here because every route has this store.
     pub const fn pulse(&self) -> &Pulse {
         &self.pulse
     }

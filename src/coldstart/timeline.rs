@@ -1,7 +1,8 @@
 //! Merges events of several clocks into consecutive phases; pure.
 //!
-//! Our own marks are exact. An event elsewhere is at most as late as its observation, and later than the mark before it.
-//! Timestamps of another clock narrow that interval: together they bound the offset of the clock.
+//! Phase ends marked by this proxy are exact. An event in the cluster occurred no later than this proxy observed it,
+//! and after the preceding mark. Timestamps of another clock narrow that interval: together they bound the offset of
+//! that clock.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,12 +15,12 @@ use tokio::time::Instant;
 use super::{PartSpan, Phase, PhaseSpan};
 use crate::state::{Observation, PartObservation, Stamp};
 
-/// Everything known of a cold start.
+/// Input of the merge: the known events of one cold start.
 pub(super) struct Timeline<'a> {
     /// The first request, on the monotonic clock and on the wall clock.
     pub(super) began: Instant,
     pub(super) wall: SystemTime,
-    /// Ends of phases by this proxy's own action.
+    /// Ends of phases that this proxy marked itself.
     pub(super) ours: &'a [(Phase, Instant)],
     /// Ends of phases observed in the cluster.
     pub(super) observed: Vec<(Phase, &'a Observation)>,
@@ -88,7 +89,7 @@ impl Timeline<'_> {
                 self.since_by_wall(stamp) + nanos(stamp.resolution) < -MAX_CLOCK_SKEW_NANOS
             });
             if at >= 0 && !long_ago {
-                // No earlier than our own marks of the phases before it.
+                // The end is no earlier than our own marks of the phases before it.
                 let before = self.ours.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
                 let earliest = before.max().unwrap_or(0).clamp(0, at);
                 ends.entry(*phase).or_insert(PhaseEnd { latest: at, earliest, stamp, is_exact: false });

@@ -32,7 +32,7 @@ pub struct Tracker {
     state: Mutex<TrackerState>,
     /// Copy of `state.active.is_some()` for warm requests, which take no lock.
     is_running: AtomicBool,
-    /// A push to the scaler ends the `signal` phase, instead of our own notice of the demand.
+    /// True if a push to the scaler ends the `signal` phase; otherwise [`Self::signal_acknowledged`] ends it.
     expects_push: AtomicBool,
     /// Activations that made the target ready. An increase during a hold means that a cold start caused the hold.
     activations: AtomicU64,
@@ -47,7 +47,7 @@ pub struct Tracker {
 struct TrackerState {
     active: Option<ActiveColdStart>,
     observations: Observations,
-    /// The first push for a demand that had started no cold start yet.
+    /// The first push that arrived before the cold start it belongs to.
     early_push: Option<Instant>,
 }
 
@@ -78,7 +78,7 @@ pub enum LeaveReason {
 // === impl Tracker ===
 
 impl Tracker {
-    /// Pods of a target that are observed.
+    /// Maximum number of pods observed per target.
     const MAX_PODS: usize = 64;
 
     /// Creates the tracker of `route`, whose records go to `store`.
@@ -110,8 +110,8 @@ impl Tracker {
         self.state.lock().observations.kind = kind;
     }
 
-    /// Starts a cold start whose first request arrived at `began`. Does nothing while one runs, unless only its first
-    /// token is missing: that one completes.
+    /// Starts a cold start whose first request arrived at `began`. Does nothing while one runs, with one exception: a
+    /// running cold start that lacks only its first token is completed first.
     pub fn begin(&self, began: Instant, held: usize) {
         if self.state.lock().active.as_ref().is_some_and(ActiveColdStart::is_answered) {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
@@ -155,7 +155,7 @@ impl Tracker {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records what blocks the start; the last one becomes the reason of a record without another one.
+    /// Records what blocks the start. The last obstacle becomes the reason of a record that has no other reason.
     pub fn set_obstacle(&self, reason: Arc<str>) {
         if let Some(active) = self.state.lock().active.as_mut() {
             active.obstacle = Some(reason);
@@ -167,7 +167,8 @@ impl Tracker {
         self.expects_push.store(expects, Ordering::Relaxed);
     }
 
-    /// Ends the `signal` phase, unless a push to a scaler does: this proxy knows of the demand.
+    /// Ends the `signal` phase because this proxy has noticed the demand. Does nothing if a push to a scaler must end
+    /// the phase.
     pub fn signal_acknowledged(&self) {
         if !self.expects_push.load(Ordering::Relaxed) {
             self.mark(Phase::Signal);
@@ -189,7 +190,8 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// Ends a phase now, by this proxy's own action. Does nothing if it or a later one of ours has ended.
+    /// Ends a phase now, by this proxy's own action. Does nothing if this proxy has already ended the phase or a
+    /// later one.
     pub fn mark(&self, phase: Phase) {
         if let Some(active) = self.state.lock().active.as_mut() {
             active.mark(phase);
@@ -228,7 +230,7 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// Ends the load when the first pod behind a gateway, at `address`, answers; only the gateway is missing.
+    /// Ends the load when the first pod behind a gateway answers at `address`. The gateway itself is not ready yet.
     pub fn pod_loaded(&self, address: &str) {
         let mut state = self.state.lock();
         let TrackerState { active, observations, .. } = &mut *state;
@@ -278,9 +280,9 @@ impl Tracker {
         self.follow(Phase::is_activation, Phase::Dispatch, |_| {});
     }
 
-    /// Ends `first_byte` with the first answer after the dispatch, and the cold start unless the answer streams. Then it
-    /// returns the id that the caller must pass to [`Self::first_token`] or [`Self::ended_without_token`]. `answer` is
-    /// called only for that first answer.
+    /// Ends `first_byte` with the first answer after the dispatch, and the cold start too unless the answer streams.
+    /// For a streamed answer, returns the id of the cold start, which the caller must pass to [`Self::first_token`]
+    /// or [`Self::ended_without_token`]. `answer` is called only for that first answer.
     pub fn first_byte(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         let mut awaited = None;
         let is_first = self.follow(
@@ -352,7 +354,7 @@ impl Tracker {
             let Some(ended) = state.active.take() else { return };
             // Under the lock, so that a reader finds this cold start either running or as the last one.
             self.is_running.store(false, Ordering::SeqCst);
-            // An answer that has begun counts as one, even if it breaks off.
+            // A cold start whose answer has begun counts as completed, even if the answer breaks off.
             let outcome = if ended.is_answered() { ColdStartOutcome::Completed } else { outcome };
             let tally = self.tally.load_full();
             let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);

@@ -134,9 +134,9 @@ impl VllmLog {
         }
         let known = self.known.get(&part).and_then(|known| Some((known.start?, known.end)));
         let (start, end) = match known {
-            // Another rank.
+            // Another rank reports the same part: the part spans both.
             Some((from, until)) if start <= until && from <= end => (start.min(from), end.max(until)),
-            // Another model, such as a draft: the longer one counts.
+            // Another model, such as a draft, was processed separately: the longer part counts.
             Some((from, until)) if end - start <= until - from => return None,
             _ => (start, end),
         };

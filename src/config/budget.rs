@@ -11,19 +11,19 @@ pub use costs::*;
 pub use listeners::*;
 
 /// Returns the maximum bytes of the proxy's unread responses, on top of `maxBufferedBytes`: an eighth of it, and at
-/// least room for some.
+/// least enough for a few responses.
 pub const fn max_answer_bytes(buffered: usize) -> usize {
     at_least(buffered / 8, 64 << 10)
 }
 
 /// Returns the maximum bytes of model server responses and WebSockets whose clients do not read, on top of
-/// `maxBufferedBytes`: a quarter of it, and at least room for some twenty.
+/// `maxBufferedBytes`: a quarter of it, and at least enough for about twenty responses.
 pub const fn max_relay_bytes(buffered: usize) -> usize {
     at_least(buffered / 4, 4 << 20)
 }
 
 /// Returns the maximum bytes of requests besides their bodies, on top of `maxBufferedBytes`: a quarter of it, and at
-/// least room for those of one HTTP/2 connection.
+/// least enough for the requests of one HTTP/2 connection.
 pub const fn max_request_bytes(buffered: usize) -> usize {
     at_least(buffered / 4, 10 << 20)
 }

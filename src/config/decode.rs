@@ -17,7 +17,7 @@ use super::{
     source::{Faults, KeyPath, NodeKind, PathSegment, SourceFile, SourceNode, known},
 };
 
-/// Decodings of one file. Each of them finds one more value of a wrong type.
+/// Maximum number of decodings of one file. Each decoding finds one more value of a wrong type.
 const MAX_DECODINGS: usize = 50;
 
 /// Parses a text into a configuration, not validated yet, and the positions of its nodes. Adds problems to `problems`;
@@ -67,7 +67,7 @@ pub(super) fn decode<'a>(
         if !source.faults.concern(&place) && !is_repeated {
             problems.push(explain(&source, &path, &error, &sections));
         }
-        // A variant of an enum cannot be left out, only the whole value.
+        // A variant of an enum cannot be left out alone, only together with the whole value.
         let mut skipped = path;
         while source.faults.skipped.contains(&skipped) {
             skipped = skipped.parent();
@@ -91,7 +91,7 @@ pub(super) fn decode_masked(source: &SourceFile<'_>) -> Option<Config> {
     loop {
         match decode_edited(source.text(), Edits::new(&source.faults, texts.clone())) {
             Ok(config) => return Some(config),
-            // Not a text.
+            // The value has another type than text, so it appears as it takes effect.
             Err((path, _)) => {
                 let value = &*expansions.get(&path)?.value;
                 if texts.insert(path, value) == Some(value) {
@@ -337,7 +337,7 @@ fn mismatch(source: &SourceFile<'_>, path: &KeyPath, sections: &[Section]) -> Op
             0 => "none".to_owned(),
             _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
         },
-        // Not shown: `env: TOKEN=…` may be a secret.
+        // The value is not shown: `env: TOKEN=…` may be a secret.
         (ValueKind::Map, NodeKind::Leaf(text) | NodeKind::Text(text)) if !text.is_empty() => {
             "a single value".to_owned()
         }
@@ -346,7 +346,7 @@ fn mismatch(source: &SourceFile<'_>, path: &KeyPath, sections: &[Section]) -> Op
     let hint = match (&kind, found.as_str()) {
         (ValueKind::Text, "nothing") => "; an empty text is \"\"",
         (_, "nothing") => "; leave the key out for its default",
-        // A whole number, but out of range.
+        // The value is a whole number, but out of range.
         (ValueKind::Number(_), number)
             if number.parse::<f64>().is_ok_and(|number| number > u32::MAX.into()) =>
         {

@@ -50,11 +50,11 @@ struct OverlayList<'e, A> {
 
 struct OverlayMap<'e, A> {
     map: OverlayWrap<'e, A>,
-    /// Path of the value that follows.
+    /// Path of the entry whose value is read next.
     value: KeyPath,
-    /// Keys without which a route could not be checked at all, although the file lacks a valid value.
+    /// Keys that get a stand-in value: the file has no valid one, and a route cannot be checked at all without them.
     stand_ins: Vec<&'static str>,
-    /// True if the value that follows is a stand-in.
+    /// True if the value that is read next is a stand-in.
     stands_in: bool,
 }
 

@@ -23,7 +23,7 @@ pub(super) struct SourceFile<'a> {
     pub(super) expansions: BTreeMap<KeyPath, Expansion>,
 }
 
-/// Places of a file that already have a problem; what follows from it is not reported.
+/// Places of a file that already have a problem. Problems that only follow from these are not reported.
 #[derive(Default)]
 pub(super) struct Faults {
     /// Values that the configuration lacks.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 /// Exponential backoff: `min`, doubling to `max` with each consecutive failure.
 ///
-/// With jitter, each wait is up to 20 % shorter or longer, so that replicas that failed together do not return together:
-/// reconnects to peers and watches of the API server. The others have none. Starts of processes and dispatches to
-/// endpoints are local to a replica, and clients are told the time of the next start; scales and statuses are written
-/// on conditions that let one replica win.
+/// With jitter, each wait is up to 20 % shorter or longer, so that replicas that failed together do not retry
+/// together. Reconnects to peers and watches of the API server use jitter. Other backoffs do not need it: starts of
+/// processes and dispatches to endpoints are local to a replica, and clients get the time of the next start; writes
+/// of scales and statuses are conditional, so that only one replica's write succeeds.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     min: Duration,

@@ -12,7 +12,7 @@ use strum::{IntoStaticStr, VariantArray};
 pub enum Phase {
     /// From the first request until the scaler or launcher has received the demand.
     Signal,
-    /// Until the workload's replicas are raised; only in a cluster.
+    /// Until the workload's desired replicas are above zero; only in a cluster.
     Scale,
     /// Until the pod exists.
     Create,

@@ -17,9 +17,9 @@ pub struct Roles {
 /// Purpose of one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Role {
-    /// Serves no requests itself, but is needed by pods that do (prefill).
+    /// True if the pod serves no requests itself, but pods that serve need it (prefill).
     pub helps: bool,
-    /// Bit set of the groups it belongs to, in the order of their names.
+    /// Bit set of the groups to which the pod belongs, in the order of their names.
     pub groups: u8,
 }
 

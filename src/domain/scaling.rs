@@ -93,7 +93,8 @@ pub enum WhenPaused {
     Hold,
 }
 
-/// Kind of an obstacle to the start of a target, in descending order of what it explains.
+/// Kind of an obstacle to the start of a target. If several apply, the first in this order is reported: it explains
+/// most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[derive(IntoStaticStr, VariantArray)]
@@ -235,12 +236,13 @@ impl ObstacleKind {
     /// All kinds, in order.
     pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// Returns whether the proxy's own probes detect it, rather than the cluster.
+    /// Returns whether the proxy's own probes detect this obstacle, rather than the cluster.
     pub const fn is_seen_by_probes(self) -> bool {
         matches!(self, Self::NameUnresolved | Self::ProbeRejected | Self::NotAnswering)
     }
 
-    /// Returns whether it keeps the target from coming up. A server that does not answer may just need more time.
+    /// Returns whether this obstacle keeps the target from coming up. A server that does not answer may just need
+    /// more time.
     pub const fn hinders(self) -> bool {
         !matches!(self, Self::NotAnswering)
     }

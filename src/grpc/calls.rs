@@ -36,7 +36,7 @@ pub struct Caller {
     /// Closes the connection when cancelled.
     pub(super) connection: CancellationToken,
     calls: Arc<CallPlaces>,
-    /// The call has the place of a stream, and so needs none of [`CallPlaces`].
+    /// True if the call has the place of a stream, and so needs none of [`CallPlaces`].
     has_stream_place: Arc<AtomicBool>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct CallPlaces {
     reflections: Arc<Places>,
 }
 
-/// Place of a stream that its service counts.
+/// A place among the bounded number of streams of a service; released when dropped.
 pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] Place);
 
 /// Layer that wraps the services of a listener.
@@ -81,7 +81,7 @@ type Cancelled = Pin<Box<WaitForCancellationFutureOwned>>;
 /// Time from the head of a call to the end of its only message. Messages are small and sent with their heads.
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Divisor of the places of calls: the part of them that one source may have.
+/// Divisor of the places of calls: one source may take at most this fraction of them.
 const SOURCE_DIVISOR: usize = 2;
 
 /// Bytes that gRPC puts before a message.
@@ -143,7 +143,7 @@ impl CallPlaces {
 // === impl StreamPlace ===
 
 impl StreamPlace {
-    /// Makes this the place of the caller's stream. A stream that is evicted and does not end closes its connection.
+    /// Uses `place` for the caller's stream. If the stream is evicted and does not end, its connection is closed.
     pub fn new(place: Place, caller: &Caller) -> Self {
         place.on_connection(&caller.connection);
         caller.has_stream_place.store(true, Ordering::Relaxed);
@@ -250,7 +250,8 @@ async fn answer(
         place = Some(caller.enter(places));
     }
     let place = place.map(|place| {
-        // From here on, only the client can keep the call from noticing its eviction.
+        // From here on, only a client that does not read can keep the call from ending on eviction. Its connection is
+        // then closed.
         place.on_connection(&caller.connection);
         let evicted = Box::pin(place.evicted().clone().cancelled_owned());
         (place, evicted)

@@ -23,10 +23,10 @@ const END_HEADERS_FLAG: u8 = 4;
 
 const END_STREAM_FLAG: u8 = 1;
 
-/// Start of a connection: the preface, and settings that change nothing.
+/// Start of a connection: the preface, and an empty SETTINGS frame.
 const PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
-/// Connects a client. Also returns the places left for others.
+/// Connects a client. Also returns the semaphore with the place of its connection.
 async fn connected() -> (DuplexStream, Arc<Semaphore>) {
     connected_as(Caller::default()).await
 }
@@ -44,7 +44,7 @@ async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
     (client, places)
 }
 
-/// Waits until a place is free again, and returns the time that took.
+/// Waits until the connection has released its place, and returns the time that took.
 async fn freed(places: &Semaphore) -> Duration {
     let start = Instant::now();
     let place = timeout(Duration::from_secs(600), places.acquire()).await;
@@ -178,7 +178,7 @@ async fn connection_with_a_stream_does_not_end() {
     let (seconds, _) = client.ended_after().await;
     assert!(seconds <= 600, "{seconds}");
 
-    // The same with a stream of health.
+    // A stream of the health service keeps the connection open as well.
     let (client, _places) = connected().await;
     let client = LiveClient::new(client).await;
     let watch = [call("Watch", END_HEADERS_FLAG, 1), frame(0, END_STREAM_FLAG, 1, &[0; 5])].concat();

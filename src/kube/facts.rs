@@ -43,7 +43,7 @@ type ScaledObjectsByRoute<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Externa
 /// ScaledObjects that name no existing route: namespace to object and name used.
 type OrphanedObjects<'a> = BTreeMap<&'a str, BTreeSet<(&'a str, String)>>;
 
-/// Strays reported per route.
+/// Maximum number of orphaned ScaledObjects listed per route.
 const MAX_LISTED_ORPHANS: usize = 3;
 
 // === impl Cluster ===

@@ -242,7 +242,7 @@ impl Facts {
             .or_else(|| self.pushes_dropped(view))
     }
 
-    /// No ScaledObject names the route.
+    /// Returns the obstacle if no ScaledObject names the route.
     fn no_scaled_object(&self, route: &RouteKey) -> Option<KubeProblem> {
         let (namespace, name) = route.namespaced().filter(|_| self.is_cluster_route)?;
         let message = match self.keda {
@@ -261,7 +261,7 @@ impl Facts {
         Some(KubeProblem::new(ObstacleKind::NoScaledObject, message))
     }
 
-    /// Every ScaledObject that names the route is paused at zero.
+    /// Returns the obstacle if every ScaledObject that names the route is paused at zero.
     fn paused(&self) -> Option<KubeProblem> {
         let holds_zero = |scaled: &ScaledObjectFacts| match scaled.pause {
             Some(Pause::Frozen | Pause::At(0) | Pause::ScaleOut) => true,
@@ -279,7 +279,7 @@ impl Facts {
         Some(KubeProblem::new(ObstacleKind::AutoscalingPaused, message))
     }
 
-    /// KEDA reports that it cannot scale.
+    /// Returns the obstacle if KEDA reports that it cannot scale.
     fn cannot_scale(&self) -> Option<KubeProblem> {
         let why = |scaled: &ScaledObjectFacts| {
             let (reason, message) = scaled.not_ready.as_ref()?;
@@ -297,7 +297,7 @@ impl Facts {
         Some(KubeProblem::new(ObstacleKind::ScaleRefused, message))
     }
 
-    /// KEDA has no stream to the proxy.
+    /// Returns the obstacle if KEDA has no stream to the proxy.
     fn no_stream(&self, view: &ProxyView) -> Option<KubeProblem> {
         let scaled = self.scaled_objects.iter().find(|scaled| scaled.is_pushed())?;
         view.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
@@ -313,7 +313,7 @@ impl Facts {
         Some(KubeProblem::new(ObstacleKind::NoKedaStream, message))
     }
 
-    /// KEDA has a stream, but drops the pushes on it.
+    /// Returns the obstacle if KEDA has a stream, but drops the pushes on it.
     fn pushes_dropped(&self, view: &ProxyView) -> Option<KubeProblem> {
         view.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let ScaledObjectFacts { namespace, name, trigger, .. } = self.drops_pushes()?;

@@ -43,11 +43,11 @@ pub struct ScaledObject {
 /// Pause state of a ScaledObject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
-    /// At the current number of replicas.
+    /// Paused at the current number of replicas.
     Frozen,
-    /// At this number of replicas.
+    /// Paused at this number of replicas.
     At(u32),
-    /// Scale-out only; scaling in continues.
+    /// Only scaling out is paused; scaling in continues.
     ScaleOut,
 }
 
@@ -205,7 +205,7 @@ impl ScaledObject {
         (text("status") == "False").then(|| (text("reason"), text("message")))
     }
 
-    /// Returns the time at which KEDA last saw activity.
+    /// Returns the time at which KEDA last observed activity.
     pub fn last_active(&self) -> Option<Timestamp> {
         self.status["lastActiveTime"].as_str()?.parse().ok()
     }

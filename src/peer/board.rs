@@ -39,7 +39,7 @@ pub(super) struct Board {
 struct Replica {
     address: SocketAddr,
     is_connected: bool,
-    /// Its last counts outlast [`Board::timeout`].
+    /// True if the last counts of the replica outlast [`Board::timeout`].
     is_kept: bool,
     heard: Instant,
     routes: HashMap<String, BoardEntry>,
@@ -200,7 +200,7 @@ impl Board {
         }
     }
 
-    /// Forgets replicas that have been silent for too long, as soon as they are. Never returns; cancel-safe.
+    /// Forgets each replica once it has been silent for too long. Never returns; cancel-safe.
     pub(super) async fn expire(&self) {
         loop {
             let expired = async {
@@ -210,7 +210,7 @@ impl Board {
                 }
             };
             tokio::select! {
-                // Either may change the next expiry.
+                // Both branches lead to the same update; the order does not matter.
                 biased;
                 () = self.disconnected.notified() => {}
                 () = expired => {}

@@ -33,7 +33,8 @@ const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(100);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
-/// Time until an address is tried again that leads to this replica, to one already followed, or to one too many.
+/// Delay before another connection to an address that leads to this replica, to one already followed, or to one too
+/// many.
 const REDIAL_DELAY: Duration = Duration::from_secs(5);
 
 /// Tasks that follow the other replicas.
@@ -58,7 +59,7 @@ enum FollowEnd {
     Silent,
     /// The connection failed, with the reason.
     Broken(String),
-    /// No replica to follow.
+    /// The replica at the address is not to be followed, for this reason.
     Nobody(ReplicaIdentity),
 }
 
@@ -84,7 +85,7 @@ impl<N: Network> Following<N> {
             }
         };
         tokio::select! {
-            // None of them returns.
+            // None of these futures returns; the order does not matter.
             biased;
             () = added_up => {}
             () = board.expire() => {}

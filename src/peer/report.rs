@@ -53,11 +53,13 @@ pub(super) struct Reports {
     /// First route that did not fit the last report. The next one starts there, so that every route gets its turn even
     /// if many change all the time.
     resume: Option<RouteKey>,
-    /// Routes with demand at the last full scan. Demand of any other starts with an edge.
+    /// Routes with demand at the last full scan. Demand of any other route starts with an edge, which triggers a full
+    /// scan.
     active: Vec<Arc<Gate>>,
     /// Time of the next full scan, which is reported even if nothing has changed.
     due: Instant,
-    /// Time until which only edges are reported. Counts that change all the time would otherwise be sent without pause.
+    /// Time until which only edges are reported. Counts that change all the time would otherwise be sent without
+    /// pause.
     next_look: Instant,
     ending: CancellationToken,
 }
@@ -153,7 +155,7 @@ impl Reports {
                 let routes = if all { self.look_at_all() } else { self.look_at_active() };
                 self.next_look = now + REPORT_COUNTS_INTERVAL;
                 if !routes.is_empty() || now >= self.due {
-                    // A full report may be incomplete.
+                    // A report of maximum size may lack routes, which follow soon.
                     self.due = now
                         + if routes.len() < MAX_ROUTES_PER_REPORT {
                             HEARTBEAT
@@ -165,7 +167,7 @@ impl Reports {
             }
             let look = if self.active.is_empty() { self.due } else { self.due.min(self.next_look) };
             tokio::select! {
-                // The end first, or a busy route would keep the stream open.
+                // Shutdown first, or a busy route would keep the stream open.
                 biased;
                 () = self.ending.cancelled() => return None,
                 Ok(()) = self.edges.changed() => self.edges.mark_changed(),

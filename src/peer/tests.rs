@@ -277,7 +277,7 @@ async fn busy_counts_do_not_delay_a_goodbye() {
     assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, 1);
     let start = Instant::now();
     for held in 2..=6 {
-        // There is something new for each report.
+        // A new request is held for each report.
         tickets.push(replica.hold());
         assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, held);
     }

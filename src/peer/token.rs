@@ -58,7 +58,8 @@ impl TokenFile {
         ))
     }
 
-    /// Returns `true` if another warning may be logged: strangers can cause them.
+    /// Returns `true` if another warning may be logged. The rate is limited, since unauthenticated callers can cause
+    /// warnings.
     fn may_warn(&self) -> bool {
         let mut warned = self.warned.lock();
         let may = warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL);

@@ -239,7 +239,7 @@ impl Activator {
         endpoint.vouch();
         let ramp_start = self.gate.policy().concurrency.ramp_start;
         self.open(endpoint, Some(ramp_start));
-        // New requests are dispatched at once, so only those that had waited can be left here.
+        // New requests are dispatched immediately, so only requests that were held before could be left here.
         if self.gate.requests() == 0 {
             self.gate.cold_starts().abandoned();
         }
@@ -278,9 +278,9 @@ impl Activator {
         self.gate.demand().end_activation();
     }
 
-    /// Waits until no request has been held or in flight for `after`, then retires the endpoint. A request that arrives at
-    /// the same moment is served: in flight it brings the endpoint back, held it wants the next activation. Sleeps to the
-    /// earliest possible end. Cancel-safe.
+    /// Waits until no request has been held or in flight for `after`, then retires the endpoint. A request that
+    /// arrives at the same moment is served: if it was dispatched, the endpoint is reopened; if it is held, it
+    /// triggers the next activation. Sleeps to the earliest possible end. Cancel-safe.
     pub(super) async fn until_idle(&self, endpoint: &Endpoint, after: impl Fn() -> Duration, up: Instant) {
         let demand = self.gate.demand();
         loop {

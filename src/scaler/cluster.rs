@@ -112,7 +112,7 @@ async fn keep(
         gate.target().add(gateway);
     }
     tokio::select! {
-        // The end first: nothing is started any more.
+        // Shutdown first: nothing is started any more.
         biased;
         () = shutdown.drain.cancelled() => {}
         () = pods.follow(&keeper, discovered) => {}

@@ -44,7 +44,7 @@ pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>)
             Some(workload) => direct.down(&workload).await,
         };
         let wanted = async {
-            // A target that is wanted already has just been scaled.
+            // If the target is wanted already, `up` has just run.
             if activator.is_wanted() { std::future::pending().await } else { activator.wanted().await }
         };
         tokio::select! {
@@ -80,10 +80,10 @@ impl DirectScaler<'_> {
 
     /// Ensures at least one replica for waiting requests. Returns the time until the next check.
     async fn up(&mut self, workload: &Workload) -> Duration {
-        // Assumes that they wait until the next check.
+        // Assumes that the requests wait until the next check.
         self.idle.since = Instant::now() + WANTED_INTERVAL;
         if self.gate.target().is_up() {
-            // The target is full. This never asks for a second replica.
+            // The target is up and full. This never requests a second replica.
             return WANTED_INTERVAL;
         }
         let result = async {
@@ -132,7 +132,8 @@ impl DirectScaler<'_> {
                 self.idle = IdleClock::new();
             }
             self.replicas = Some(seen.wanted);
-            // The last check: a later request finds the scale at zero, and raises it.
+            // This is the last check before the patch: a request that arrives later finds the scale at zero, and
+            // raises it.
             if seen.wanted > 0 && self.idle.update(&self.gate) + idle <= Instant::now() {
                 self.scale.set(self.namespace, workload, &seen, 0).await?;
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "idle: scaled to zero");

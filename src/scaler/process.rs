@@ -41,8 +41,8 @@ pub(super) struct Launcher {
     target: ProcessTarget,
     guardian: GuardianOptions,
     shutdown: Shutdown,
-    /// Between starts. A failure is a start that does not become ready, or a server that exits within [`STABLE_AFTER`] of
-    /// being ready. Any other end of a ready server resets it.
+    /// Backoff between starts. A failure is a start that does not become ready, or a server that exits within
+    /// [`STABLE_AFTER`] of being ready. Any other end of a ready server resets it.
     backoff: Backoff,
     /// End of the current wait.
     retry_at: Option<Instant>,
@@ -93,7 +93,7 @@ impl Launcher {
         let Shutdown { drain, kill, .. } = self.shutdown.clone();
         loop {
             tokio::select! {
-                // The end first: nothing is started any more.
+                // Shutdown first: nothing is started any more.
                 biased;
                 () = drain.cancelled() => break,
                 () = self.due() => self.run_once().await,
@@ -280,7 +280,7 @@ impl Launcher {
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target has died");
         self.leave(endpoint);
         let reason = reason.full().clone();
-        // Its cold start fails too, if it had answered nothing yet.
+        // The cold start of the server fails too, if it had answered nothing yet.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         if stable {

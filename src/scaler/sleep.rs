@@ -23,10 +23,10 @@ pub(super) enum SleepError {
     /// Another status than success.
     #[error("{0} was answered with status {1}")]
     Refused(&'static str, u16),
-    /// No answer.
+    /// The server gave no answer.
     #[error("{0} saw: {1}")]
     Silent(&'static str, ProbeResult),
-    /// `/is_sleeping` has an unknown body.
+    /// `/is_sleeping` returned a body of an unknown format.
     #[error("/is_sleeping was answered with an unknown body")]
     Unclear,
 }

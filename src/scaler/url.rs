@@ -46,7 +46,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
     let endpoint = Endpoint::fronting(FrontKind::Url, address, gate.policy().concurrency.max);
     gate.target().add(&endpoint);
     tokio::select! {
-        // The end first: nothing is started any more.
+        // Shutdown first: nothing is started any more.
         biased;
         () = shutdown.drain.cancelled() => {}
         () = watch(&mut activator, &endpoint) => {}
@@ -75,7 +75,7 @@ pub(super) async fn refuse(activator: &mut Activator, reason: &str) {
     }
 }
 
-/// Never returns; cancel-safe.
+/// Activates and watches the endpoint for as long as requests want it. Never returns; cancel-safe.
 async fn watch(activator: &mut Activator, endpoint: &Endpoint) {
     // A server that is up already needs no ramp.
     const ALL: Option<u32> = Some(u32::MAX);

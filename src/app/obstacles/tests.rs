@@ -22,7 +22,7 @@ fn deployment(replicas: u32) -> serde_json::Value {
 const SERVICE_PATH: &str = "/api/v1/namespaces/team-a/services/vllm";
 const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
-/// One that selects pods by `app`.
+/// Returns a Service that selects pods by the label `app`.
 fn service(app: &str) -> serde_json::Value {
     json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
         "spec": { "selector": { "app": app }, "ports": [{ "port": 8000, "targetPort": 8000 }] } })
@@ -95,7 +95,7 @@ impl ObstaclesTest {
         self.server.put(SCALED_OBJECT, object);
     }
 
-    /// Returns the obstacle 1.5 s later.
+    /// Waits 1.5 s, and returns the obstacle of the target.
     async fn obstacle(&self) -> Option<ObstacleKind> {
         sleep(Duration::from_millis(1500)).await;
         self.gate.target().obstacle().map(|obstacle| obstacle.kind)
@@ -288,7 +288,7 @@ async fn refusing_port_is_reported_in_10_s() {
     let stage = ObstaclesTest::scaled_up().await;
     stage.server.put(POD_PATH, pod(true));
     assert_eq!(stage.obstacle().await, None);
-    // As the prober reports it.
+    // Marks the address as refusing connections, as the prober does.
     stage.gate.target().set_refusing("10.0.0.1:8000", true);
     sleep(Duration::from_secs(7)).await;
     let obstacle = stage.gate.target().obstacle().unwrap();

@@ -15,7 +15,7 @@ pub enum TargetKind {
     /// A server that is started elsewhere.
     #[default]
     Url,
-    /// A process of this proxy.
+    /// A process that this proxy starts.
     Process,
     /// Pods.
     Cluster,
@@ -42,7 +42,8 @@ pub(super) struct EndedColdStart {
     pub(super) record: ColdStart,
 }
 
-/// Reports from outside this proxy. They outlive a cold start, as some precede the next one.
+/// Reports from outside this proxy. They outlive a cold start, since some arrive before the cold start to which they
+/// belong.
 #[derive(Default)]
 pub(super) struct Observations {
     pub(super) target: TargetKind,
@@ -124,7 +125,7 @@ impl Observations {
     /// Returns the pod that the record names: that of the first ready endpoint, else the one furthest ahead.
     pub(super) fn pod(&self, active: &ActiveColdStart) -> Option<&PodStart> {
         if let Some(first) = &active.first_address {
-            // Without the port: a pod may have several.
+            // Addresses are compared without the port, since a pod may have several.
             let ip = |address: &str| address.rsplit_once(':').map(|(ip, _)| ip.to_owned());
             let is_first = |pod: &&PodStart| pod.address.as_deref().and_then(ip) == ip(first);
             return self.pods.iter().find(is_first);

@@ -49,8 +49,8 @@ impl Tracker {
         self.estimates[kind as usize].store(self.store.estimates(&self.route, kind).map(Arc::new));
     }
 
-    /// Estimates the time until ready; of a whole cold start if none runs. `None` without history, or if this one takes
-    /// longer than nine of ten.
+    /// Estimates the time until ready; of a whole cold start if none runs. `None` without history, or if the running
+    /// cold start exceeds the 90th percentile.
     pub fn time_left(&self) -> Option<Duration> {
         let estimates = self.estimates()?;
         let state = self.state.lock();

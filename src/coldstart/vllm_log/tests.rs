@@ -20,7 +20,7 @@ fn parts(log: &str) -> Vec<(Part, Option<f64>, f64)> {
 
 #[test]
 fn real_start_on_a_cpu_with_random_weights() {
-    // Starting to load at 34.108; the engine took 3.25 s until 38.379, so the model was there at 35.129.
+    // Loading starts at 34.108. The engine took 3.25 s until 38.379, so the weights were loaded at 35.129.
     let log = include_str!("../../../tests/vllm/logs/0.32-cpu-dummy.log");
     assert_eq!(
         parts(log),
@@ -73,7 +73,7 @@ fn gpu_start_with_compilation_logged_late() {
             (Part::EngineStart, None, 20.0),
             (Part::WeightsDownload, Some(21.5), 52.0),
             (Part::Weights, Some(52.0), 63.0),
-            // It began at 71 - 7 and at 72 - 7.5, and took 19 and 20.
+            // The compilations began at 71 - 7 and at 72 - 7.5, and took 19 and 20 s.
             (Part::Compile, Some(64.0), 84.5),
             (Part::Warmup, Some(84.5), 131.0),
             (Part::ServerStart, Some(131.0), 134.0),
@@ -81,7 +81,7 @@ fn gpu_start_with_compilation_logged_late() {
     );
 }
 
-/// As the format strings of 0.32 have it, with its newest model runner, which does not say when it begins.
+/// Format strings of 0.32 with its newest model runner, which does not log the start of loading.
 #[test]
 fn gpu_start_without_its_first_line() {
     let log = "\
@@ -172,7 +172,7 @@ proptest! {
         let epoch = Instant::now();
         let (mut vllm, mut now) = (VllmLog::default(), 0);
         for (line, wait) in lines {
-            // Also a clock that goes back, which ours does not.
+            // Includes a clock that goes backwards, which `Instant` never does.
             now = if back { wait } else { now + wait };
             let at = epoch + Duration::from_millis(now);
             for seen in vllm.line(&line, at) {

@@ -27,8 +27,8 @@ pub const UPSTREAM_BUFFER_BYTES: usize = 64 << 10;
 /// Bytes of a response written ahead to a client, beyond the part that was read last.
 pub const SEND_BUFFER_BYTES: usize = 64 << 10;
 
-/// Memory of a response on its way to a client that reads slowly, in bytes: those written ahead, the part that was read
-/// last, and those read ahead.
+/// Memory of a response on its way to a client that reads slowly, in bytes: the bytes written ahead, the part that
+/// was read last, and the bytes read ahead.
 pub const RELAY_COST_BYTES: usize = SEND_BUFFER_BYTES + 2 * UPSTREAM_BUFFER_BYTES;
 
 /// Bytes per read of a WebSocket, in each direction.

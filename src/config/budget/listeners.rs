@@ -4,24 +4,22 @@
 use super::costs::{CONNECTION_COST_BYTES, H2_HEAD_FACTOR};
 use crate::places::max_leaving_streams;
 
-/// Maximum number of connections to the admin port, of evicted ones that are about to end, and of bytes of a request
-/// there.
+/// Maximum number of connections to the admin port.
 pub const ADMIN_CONNECTIONS: usize = 512;
-/// See [`ADMIN_CONNECTIONS`].
+/// Maximum number of evicted connections to the admin port that have not closed yet.
 pub const ADMIN_LEAVING_CONNECTIONS: usize = 64;
-/// See [`ADMIN_CONNECTIONS`].
+/// Maximum size of a request to the admin port, in bytes.
 pub const ADMIN_REQUEST_BYTES: usize = 32 << 10;
 
-/// Admin responses under way whose size depends on the number of routes or of requests kept.
+/// Maximum number of concurrent admin responses whose size depends on the number of routes or of requests kept.
 pub const ADMIN_ANSWERS: usize = 8;
 
-/// Dashboards that follow the state, each with at most one event under way.
+/// Maximum number of dashboards that subscribe to the state, each with at most one unsent event.
 pub const ADMIN_WATCHERS: usize = 16;
 
-/// Maximum number of connections to the scaler, and as many to the port for replicas; and of evicted ones that are
-/// about to end.
+/// Maximum number of connections to the scaler; the port for replicas has the same maximum.
 pub const GRPC_CONNECTIONS: usize = 128;
-/// See [`GRPC_CONNECTIONS`].
+/// Maximum number of evicted gRPC connections per port that have not closed yet.
 pub const GRPC_LEAVING_CONNECTIONS: usize = 32;
 
 /// Maximum size of the head of a call, in bytes as HTTP/2 counts them.
@@ -30,28 +28,29 @@ pub const GRPC_HEAD_BYTES: u32 = 8 << 10;
 /// Maximum size of the message of a call, in bytes: names, and the metadata of a trigger.
 pub const GRPC_MESSAGE_BYTES: usize = 8 << 10;
 
-/// Calls of a listener with an incomplete message or an unread response, and streams of health.
+/// Maximum number of calls of a listener with an incomplete message or an unread response, including streams of the
+/// health service.
 pub const GRPC_CALLS: usize = 256;
 
-/// Streams of reflection per listener.
+/// Maximum number of streams of the reflection service per listener.
 pub const GRPC_REFLECTIONS: usize = 16;
 
-/// Streams of the scaler: two for each ScaledObject.
+/// Maximum number of streams of the scaler: KEDA opens two for each ScaledObject.
 pub const SCALER_STREAMS: usize = 8192;
 
 /// Maximum number of other replicas that are followed.
 pub const PEER_REPLICAS: usize = 64;
 
-/// Streams of other replicas: one for each, and some more, since a replica may reconnect before its former connection
-/// is known to be dead.
+/// Maximum number of streams of other replicas: one for each, and some more, since a replica may reconnect before its
+/// former connection is known to be dead.
 pub const PEER_STREAMS: usize = PEER_REPLICAS + 16;
 
-/// Bytes kept of the reports of other replicas: of all of them, and of each one even if the others have used those up.
+/// Maximum bytes kept of the reports of all other replicas.
 pub const PEER_BOARD_BYTES: usize = 12 << 20;
-/// See [`PEER_BOARD_BYTES`].
+/// Bytes of reports that each replica may use, even if the others have used up [`PEER_BOARD_BYTES`].
 pub const PEER_SHARE_BYTES: usize = 128 << 10;
 
-/// Routes that [`BASE_BYTES`] has room for.
+/// Number of routes for which [`BASE_BYTES`] has memory.
 pub const BASE_ROUTES: usize = 1000;
 
 /// Memory of a gRPC connection, with TLS, one incomplete head, and no calls, in bytes.
@@ -65,8 +64,8 @@ const GRPC_TLS_BYTES: usize = 24 << 10;
 /// token.
 pub const GRPC_CALL_BYTES: usize = (6 << 10) + 2 * GRPC_MESSAGE_BYTES + GRPC_HEAD_BYTES as usize;
 
-/// Memory of one of [`GRPC_REFLECTIONS`], in bytes: the same, its window of 16 KiB, and three responses of at most 16
-/// KiB.
+/// Memory of one of [`GRPC_REFLECTIONS`], in bytes: that of a call, its window of 16 KiB, and three responses of at
+/// most 16 KiB.
 pub const GRPC_REFLECTION_BYTES: usize = GRPC_CALL_BYTES + (64 << 10);
 
 /// Memory of a stream of the scaler: its HTTP/2 state, its task, and names of 253 bytes.
@@ -124,7 +123,7 @@ pub const BASE_BYTES: usize = {
     sum.next_multiple_of(1 << 20)
 };
 
-/// Returns the number of streams that may exist if this many have a place.
+/// Returns the maximum number of open streams: `places` admitted ones, and evicted ones that have not ended yet.
 const fn with_leaving(places: usize) -> usize {
     places + max_leaving_streams(places)
 }

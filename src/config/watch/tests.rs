@@ -1,4 +1,5 @@
-//! With real files and real signals, so in real time. One at a time: a SIGHUP reaches every watcher of the process.
+//! Tests with real files and real signals, so in real time. They run one at a time: a SIGHUP reaches every watcher of
+//! the process.
 
 use std::os::unix::fs::symlink;
 
@@ -85,7 +86,8 @@ async fn missing_file_is_not_a_change() {
     fires(&mut watcher).await;
 }
 
-/// As kubelet does it: `config.yaml -> ..data/config.yaml`, `..data -> ..1`, and `..data` is renamed over.
+/// Updates the file as kubelet does: `config.yaml -> ..data/config.yaml`, `..data -> ..1`, and `..data` is renamed
+/// over.
 #[tokio::test]
 async fn config_map_update_fires() {
     let _alone = alone().await;
@@ -143,7 +145,7 @@ async fn without_the_system_the_file_is_polled() {
     fs::write(&path, "b").unwrap();
     fires(&mut watcher).await;
 
-    // No folder to watch, so it is this way.
+    // The folder does not exist and cannot be watched, so the file is polled.
     let watcher = ConfigWatcher::new("/no/such/folder/config.yaml").unwrap();
     assert!(watcher.folders.is_none());
     assert_eq!(watcher.poll.period(), POLL_INTERVAL);

@@ -17,7 +17,7 @@ fn ours(name: &str, created: i64, matching: serde_json::Value) -> RouteCandidate
     candidate(RouteKind::ModelRoute, name, created, matching)
 }
 
-/// The served routes, and each object with reason and message.
+/// Resolves the candidates. Returns the served routes, and each object with the reason and message of its verdict.
 fn settled(
     file: &[Route],
     candidates: Vec<RouteCandidate>,
@@ -62,7 +62,8 @@ fn younger_route_loses_only_shared_matches() {
         vec![
             ours("a", 1, json!({"models": ["x"], "hosts": ["H.example.com"], "paths": ["/v/"]})),
             ours("b", 2, json!({"models": ["x", "y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
-            // What b lost is not what it has; what it has is.
+            // Model "x" belongs to "a", so "b" does not own that match; "b" owns the match of "y", which "c"
+            // therefore loses.
             ours("c", 3, json!({"models": ["y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
         ],
     );
@@ -92,7 +93,8 @@ fn name_is_unique_with_model_route_first() {
             theirs("twin", 1, "a.example.com"),
             ours("twin", 9, json!({"models": ["twin"]})),
             theirs("taken", 2, "b.example.com"),
-            // Also where ours is not served: its key would change hands with every correction.
+            // The name belongs to the ModelRoute even while that is invalid: otherwise the key would change owners
+            // with every correction.
             theirs("broken", 3, "c.example.com"),
             broken,
         ],
@@ -124,13 +126,13 @@ fn limits_keep_the_oldest_routes() {
         ours(&number.to_string(), i64::try_from(number).unwrap(), json!({"models": models, "hosts": hosts}))
     };
     let (routes, told) = settled(&[], (0..60).map(large).collect());
-    // 4,096 each.
+    // Each route makes 4,096 claims.
     assert_eq!(routes.len(), MAX_CLAIMS / 4096);
     assert_eq!(told.iter().filter(|(_, reason, _)| *reason == "Limit").count(), 60 - MAX_CLAIMS / 4096);
     assert_eq!(routes[0], "models/0");
 }
 
-/// Routes over few words, so that they meet.
+/// Generates routes from a few words, so that conflicts are frequent.
 fn candidates() -> impl Strategy<Value = Vec<RouteCandidate>> {
     let some = |words: &'static [&'static str]| prop::sample::subsequence(words, 0..words.len());
     let one = (
@@ -146,7 +148,7 @@ fn candidates() -> impl Strategy<Value = Vec<RouteCandidate>> {
         candidate(kind, &name.to_string(), created, json!({"models": models, "hosts": hosts, "paths": paths}))
     });
     prop::collection::vec(one, 0..12).prop_map(|mut all| {
-        // A name is given once for each kind, as in a cluster.
+        // As in a cluster, each kind has a name only once.
         all.sort_by(|one, other| one.object.cmp(&other.object));
         all.dedup_by(|one, other| one.object == other.object);
         all
@@ -188,7 +190,7 @@ proptest! {
 
     #[test]
     fn verdict_is_independent_of_later_objects(all in candidates(), without in any::<prop::sample::Index>()) {
-        // Names aside: there, ours goes first whatever its age.
+        // Names are unique here, since for equal names a ModelRoute precedes whatever its age.
         let mut all = all;
         all.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
         let mut names = std::collections::HashSet::new();

@@ -48,7 +48,7 @@ fn terminating(mut object: Value) -> Value {
     object
 }
 
-/// A slice of these addresses, each with the pod behind it and its conditions.
+/// Returns a slice of these addresses, each with the pod behind it and its conditions.
 fn slice_of(name: &str, port: Value, endpoints: &[(&str, Option<&str>, Value)]) -> Value {
     let endpoints = endpoints.iter().map(|(ip, pod, conditions)| {
         let target = pod.map(|pod| json!({ "kind": "Pod", "name": pod, "namespace": "ml", "uid": pod }));
@@ -392,8 +392,8 @@ fn pool_lists_pods_and_ports() {
 type EncodedEntry = (u8, u8);
 
 proptest! {
-    /// Whatever pods and slices say, and in whatever order: the addresses are sorted and each is there once; a pod that
-    /// is known has the last word on itself; what only slices know stands as the best of them says.
+    /// For all pods and slices, in any order: the addresses are sorted and unique; the state of a known pod overrules
+    /// slices; for an address that only slices list, the best of their states counts.
     #[test]
     fn merge_of_random_slices_and_pods_is_sound(
         pods in prop::collection::vec((0..6_u8, 0..4_u8), 0..8),
@@ -439,7 +439,7 @@ proptest! {
             });
             prop_assert_eq!(actual, expected, "address {}", at);
         }
-        // The order in which they are listed says nothing.
+        // The order of slices and pods has no effect.
         let turns = of_slices.len().max(1);
         of_slices.rotate_left(seed as usize % turns);
         let mut turned = of_pods;
@@ -473,7 +473,7 @@ impl DiscoveryTest {
         Self { api, endpoints, found }
     }
 
-    /// Waits until this is what is found.
+    /// Waits until discovery reports `expected`.
     async fn finds(&mut self, expected: Result<&str, &str>) {
         let expected = expected.map(String::from).map_err(String::from);
         let so = self
@@ -488,7 +488,7 @@ impl DiscoveryTest {
 async fn unordered_events_converge() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.finds(Err("the Service ml/tiny does not exist")).await;
-    // A slice before its Service, and a pod before its slice.
+    // The slice appears before its Service, and the pod of the slice last.
     let slice = |ready| slice_of("tiny-a", port(8000), &[("10.0.0.1", Some("one"), conditions(ready))]);
     discovery.api.put_in(SLICES, slice(true));
     discovery.api.put_in(SERVICES, service_with(json!({})));
@@ -499,7 +499,7 @@ async fn unordered_events_converge() {
     discovery.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
     discovery.api.put_in(PODS_PATH, terminating(pod_at("one", "10.0.0.1", true)));
     discovery.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
-    // The pod is gone, and the slice does not know yet.
+    // The pod is deleted before the slice is updated.
     discovery.api.remove(&format!("{PODS_PATH}/one"));
     discovery.finds(Ok("10.0.0.2:8000")).await;
     discovery.api.put_in(SLICES, slice(false));
@@ -508,7 +508,7 @@ async fn unordered_events_converge() {
     discovery.api.remove(&format!("{SLICES}/tiny-a"));
     discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
     discovery.finds(Ok("10.0.0.2:8000")).await;
-    // Another selector, another port.
+    // The Service gets another selector and another port.
     let mut other = pod_at("other", "10.0.0.9", true);
     other["metadata"]["labels"]["app"] = "other".into();
     discovery.api.put_in(PODS_PATH, other);
@@ -562,10 +562,10 @@ async fn routes_share_watch_until_last_drop() {
     discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.finds(Ok("")).await;
     discovery.api.watches(3).await;
-    // Behind a gateway, too.
+    // A target with a gateway shares the watches.
     let gateway = ClusterTarget { gateway: Some("http://envoy:80".into()), ..tiny() };
     let second = discovery.endpoints.watch(&gateway);
-    // Another port of the Service is found in the same objects.
+    // Another port of the same Service shares the watches too.
     let name = ServicePort::Name("http".into());
     let mut third =
         discovery.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
@@ -622,7 +622,7 @@ async fn inactive_ports_are_no_endpoints() {
         (json!({ new: "8000, 8001 ,8002" }), "10.0.0.1:8000 10.0.0.1:8001 10.0.0.1:8002"),
         (json!({ old: "8003" }), "10.0.0.1:8003"),
         (json!({ old: "8003", new: "8001" }), "10.0.0.1:8001"),
-        // What is no port of the pool, or none at all, is none.
+        // Entries that are no port of the pool are ignored.
         (json!({ new: "8002,9000,x,-1" }), "10.0.0.1:8002"),
         (json!({ new: "" }), ""),
         (json!({ "other": "8000" }), all),
@@ -653,7 +653,7 @@ fn pod_ended_or_deleted_terminating_is_dead() {
     let (one, two, three) =
         (pod_at("one", "10.0.0.1", true), pod_at("two", "10.0.0.2", true), pod_at("three", "10.0.0.3", true));
     assert_eq!(now(&[one.clone(), two.clone(), three.clone()], true, &[]), "");
-    // Deleted, which drains; and relabelled, so that the selector does not choose it any more.
+    // Pod "one" terminates, which only drains its address; pod "two" has left the selector and may still run.
     assert_eq!(now(&[terminating(one.clone()), three.clone()], true, &[]), "");
     assert_eq!(now(&[], false, &[]), "", "the list is not whole");
     let mut failed = three.clone();

@@ -69,7 +69,7 @@ async fn replicas_publish_one_event() {
     for cluster in &clusters {
         cluster.events().publish(notice("no such image"));
     }
-    // In the very moment in which ten minutes end they are two.
+    // There are two Events if a ten-minute interval ends between the two writes.
     assert!(written(&server).await.len() <= 2);
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     let name = |instance| event(&notice("x"), ObjectReference::default(), instance, now).metadata.name;

@@ -11,7 +11,7 @@ const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobje
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
-/// With a namespace, to a Service there; else of the file.
+/// Creates a cluster route to a Service for a name with a namespace, else a route of the file.
 fn route(name: &str) -> Route {
     let target = json!({ "url": "http://vllm:8000" });
     let mut route: Route = serde_json::from_value(json!({ "name": name, "target": target })).unwrap();
@@ -71,7 +71,7 @@ impl FactsTest {
         Self { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster }
     }
 
-    /// Waits until this is what stands in the way.
+    /// Waits until `kind` is the obstacle of the route, and returns its message.
     async fn says(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
         let key = RouteKey::from(route);
         let waiting = self.facts.wait_for(|facts| {

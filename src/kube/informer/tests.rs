@@ -8,7 +8,7 @@ use super::*;
 use crate::kube::stand_in::StandIn;
 
 const PODS: &str = "/api/v1/namespaces/ml/pods";
-/// Far above what anything here takes.
+/// Upper bound of every wait; far above what the tests need.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn pod(name: &str, app: &str) -> Value {
@@ -73,15 +73,15 @@ async fn subsets_share_the_watch_of_their_namespace() {
     until(&mut all[20], &["one"]).await;
     until(&mut all[21], &[]).await;
     until(&mut selected, &["one"]).await;
-    // One of the namespace, and one of the set-based selector.
+    // There is one watch for the namespace, and one for the set-based selector.
     api.watches(2).await;
 
-    // Another way to tell them apart, of objects that are known already.
+    // The index over two labels covers objects that were known before it was built.
     api.put_in(PODS, pod("two", "app-21"));
     until(&mut all[21], &["two"]).await;
     until(&mut gpu, &["two"]).await;
     assert_eq!(names(&all[20]), ["one"], "of others nothing is heard");
-    // One that changes its labels leaves for another part.
+    // A pod whose labels change moves to another subset.
     api.put_in(PODS, pod("two", "app-22"));
     until(&mut all[22], &["two"]).await;
     until(&mut all[21], &[]).await;
@@ -89,7 +89,7 @@ async fn subsets_share_the_watch_of_their_namespace() {
     api.remove(&format!("{PODS}/two"));
     until(&mut all[22], &[]).await;
 
-    // The API server goes away; what happens meanwhile is seen when it is back.
+    // The API server is unreachable for a while; changes in between are observed once it is back.
     api.go_away().await;
     let failed = async {
         while all[20].failure().is_none() {

@@ -42,7 +42,7 @@ impl LivenessTest {
         began.elapsed()
     }
 
-    /// Open watches, losses, and what is lost now.
+    /// Returns the numbers of open watches, of losses so far, and of watches currently lost.
     fn counts(&self) -> (usize, u64, usize) {
         self.cluster.liveness().counts()
     }
@@ -53,7 +53,7 @@ async fn half_open_watch_is_replaced_within_30_s() {
     let mut stage = LivenessTest::new().await;
     stage.server.fall_silent();
     let took = stage.put("b").await;
-    // 20 s that a watch lasts, up to 4 by chance, 3 of margin; then a pause of 0.2 to 0.4 s.
+    // A watch lasts 20 s, plus up to 4 s at random and 3 s of margin; the retry follows after 0.2 to 0.4 s.
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(28), "{took:?}");
     assert_eq!(stage.counts(), (1, 1, 0));
     assert!(stage.put("c").await < Duration::from_secs(1));

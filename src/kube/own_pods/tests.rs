@@ -133,7 +133,7 @@ async fn older_revision_counts_while_it_may_start() {
 async fn crash_loop_counts_however_old_the_pod_is() {
     let expected = [("x".to_owned(), Some(ObstacleKind::CrashLoop))];
     for (kind, owner) in [("Deployment", VLLM_OWNER), ("StatefulSet", ("StatefulSet", "vllm"))] {
-        // Of a StatefulSet, an older revision may be what the newer one waits for.
+        // In a StatefulSet, the newer revision may be waiting for a pod of an older one.
         let own = own_pods(kind, (kind == "Deployment").then_some("vllm-5d4f9c"));
         assert_eq!(speak(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]), expected, "{kind}");
     }

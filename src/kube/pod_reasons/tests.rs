@@ -146,7 +146,7 @@ fn starting_pod_has_no_trouble() {
         scheduled,
         container(waiting("ContainerCreating", ""), json!({}), 0),
         container(running(), json!({}), 0),
-        // It was restarted once, and may be better now.
+        // The container was restarted once, and may be healthy now.
         container(running(), ended(1, "Error"), 1),
         container(ended(0, "Completed"), json!({}), 0),
     ] {

@@ -69,7 +69,7 @@ fn kind(facts: &Facts) -> Option<ObstacleKind> {
 
 #[test]
 fn leftover_pod_at_zero_is_ignored() {
-    // An evicted pod of a Deployment stays when that is scaled to zero.
+    // An evicted pod of a Deployment remains after the Deployment is scaled to zero.
     let left = Some(ObstacleKind::CrashLoop);
     let at = |replicas, pods: &[_]| kind(&facts(vec![scaled(None)], vec![workload(replicas, pods)]));
     assert_eq!(at(0, &[left]), None, "or the next cold start fails at once");

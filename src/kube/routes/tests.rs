@@ -1,4 +1,4 @@
-//! On a paused clock: where nothing moves, time goes on to the next timer.
+//! Tests on a paused clock, which advances to the next timer whenever all tasks are idle.
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -24,7 +24,7 @@ impl RoutesTest {
         Self { api: api.clone(), file, objects, routes }
     }
 
-    /// Waits until this holds of what is published.
+    /// Waits until `holds` is true of the published routes, and returns them.
     async fn until(&mut self, holds: impl FnMut(&Arc<ClusterRoutes>) -> bool) -> Arc<ClusterRoutes> {
         let waited = timeout(Duration::from_secs(600), self.routes.wait_for(holds)).await;
         waited.expect("it did not come").expect("the watcher ended").clone()
@@ -120,7 +120,7 @@ async fn malformed_object_is_reported_and_skipped() {
     assert_eq!(verdict(&routes, RouteKind::InterceptorRoute, "odd-too").0, "Invalid");
     assert_eq!(routes.counts()[&(RouteKind::ModelRoute, "Invalid")], 3);
 
-    // The watch goes on, and what is corrected is served.
+    // The watch continues, and a corrected object is served.
     put(&api, MODEL_ROUTES_PATH, "odd", 1, model(&["odd"]));
     watched.until_named(&["models/odd", "models/tiny"]).await;
     put(&api, MODEL_ROUTES_PATH, "odd", 1, json!({"target": 7}));
@@ -146,7 +146,7 @@ async fn routes_are_published_once_all_are_listed() {
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
-    // Twice the longest pause between two tries.
+    // 60 s are twice the longest pause between two retries.
     assert!(timeout(Duration::from_secs(60), watched.routes.wait_for(|now| now.is_settled)).await.is_err());
     assert!(watched.routes.borrow().routes.is_empty(), "an older one of the other kind might have the match");
     assert!(watched.objects.failure().unwrap().contains("InterceptorRoute"));
@@ -196,12 +196,12 @@ async fn burst_of_changes_is_published_once() {
     for number in 0..200_u32 {
         put(&api, MODEL_ROUTES_PATH, &format!("r{number}"), 2, model(&[&format!("m{number}")]));
     }
-    // Each is 0 s after the one before, so all of them are within the 50 ms of quiet.
+    // The clock does not advance between the changes, so all of them fall within the quiet period of 50 ms.
     let routes = watched.until(|now| now.routes.len() > 1).await;
     assert_eq!(routes.routes.len(), 201);
     watched.routes.mark_unchanged();
 
-    // What changes is its status, which is ours.
+    // Only the status changes, which the proxy itself writes.
     let mut object = api.object(&format!("{MODEL_ROUTES_PATH}/tiny"));
     object["status"] = json!({"state": "idle"});
     api.put(&format!("{MODEL_ROUTES_PATH}/tiny"), object);
@@ -316,7 +316,7 @@ async fn endless_changes_act_within_half_a_second() {
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/one"]).await;
     let began = Instant::now();
-    // One every 10 ms: never the 50 ms of quiet after which less would be gathered.
+    // A change every 10 ms never leaves the 50 ms of quiet that end a batch.
     let changing = async {
         for most in 100..300 {
             let mut spec = model(&["one"]);

@@ -31,14 +31,14 @@ const SESSION_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONFLICT_DELAY: Duration = Duration::from_secs(1);
 
 /// Pauses each ScaledObject again at the end of its session. Runs on every replica: writes are conditional on the
-/// resource version, so the first one wins. If sessions are disabled, reports each session instead, as soon as it is
-/// seen. Never returns.
+/// resource version, so only one replica's write succeeds. If sessions are disabled, reports each new session
+/// instead, since nothing will end it. Never returns.
 pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<ScaledObjects>, events: Events) {
     let mut objects = scaled_objects.borrow_and_update().clone();
     let mut clock = ApiServerClock::of_machine();
     // The local clock is used until the API server has reported its time.
     let mut fresh = false;
-    // Problems already logged.
+    // Keys of the problems already logged.
     let mut logged = HashSet::new();
     loop {
         let mut sessions = sessions(&objects, &mut logged);

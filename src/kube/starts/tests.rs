@@ -47,7 +47,7 @@ impl StartsTest {
         Self { server, found, _cluster: cluster }
     }
 
-    /// Waits until this is so of the one pod that starts.
+    /// Waits until `is_so` is true of the first starting pod, and returns it.
     async fn start(&mut self, is_so: impl Fn(&PodStart) -> bool) -> Arc<PodStart> {
         let waiting = self.found.wait_for(|found| found.starts.first().is_some_and(|start| is_so(start)));
         let found = timeout(Duration::from_secs(60), waiting).await;
@@ -109,7 +109,7 @@ fn seen(start: &PodStart, began: Instant) -> Vec<(&'static str, u128)> {
     seen.into_iter().map(|(phase, ms)| (phase.name(), ms)).collect()
 }
 
-/// Lets the clock go on, once all that has happened is known.
+/// Advances the clock after all pending updates have been processed.
 async fn wait(ms: u64) {
     tokio::time::sleep(Duration::from_millis(1)).await;
     advance(Duration::from_millis(ms - 1)).await;
@@ -145,7 +145,7 @@ async fn pod_phases_carry_observation_times() {
     wait(80).await;
     event(&stage.server, "e4", "u-1", "Started", "Container started");
     stage.start(|start| start.seen(Phase::Start).is_some()).await;
-    // Its status comes later.
+    // The pod's status follows later than the Events.
     wait(700).await;
     stage.server.put(TINY_POD_PATH, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
     let start = stage.start(|start| start.address.is_some()).await;
@@ -263,7 +263,7 @@ async fn tracked_pods_are_capped() {
     let none = |_: &Pod| Vec::new();
     starts.update(&pods(0..MAX_TRACKED_PODS + 1, false), &[], true, none);
     assert_eq!(starts.all().len(), MAX_TRACKED_PODS);
-    // The first of them gets ready, and so makes room.
+    // The first pod becomes ready, which makes room for another one.
     let mut all = pods(0..1, true);
     all.extend(pods(1..MAX_TRACKED_PODS + 2, false));
     starts.update(&all, &[], true, none);
@@ -276,7 +276,7 @@ async fn tracked_pods_are_capped() {
     );
 }
 
-/// A run of the container, the first, second and so on.
+/// Returns the pod with a running container that was restarted this many times.
 fn run(restarts: u32, ready: bool) -> Value {
     let mut status = status(json!({ "running": {} }), ready);
     status["containerStatuses"][0]["restartCount"] = restarts.into();
@@ -307,7 +307,7 @@ async fn pod_log_yields_load_parts_until_ready() {
     assert_eq!(parts(&start, began), [("engine_start", 30), ("weights", 40)], "30 + 10");
     wait(1000).await;
     assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
-    // It ends, and starts again.
+    // The container exits and is restarted.
     stage.server.restart(TINY_POD_PATH);
     stage.server.put(TINY_POD_PATH, run(1, false));
     stage.start(|start| start.parts.is_empty()).await;
@@ -365,7 +365,7 @@ async fn dead_pods_do_not_start() {
     stage.server.put(TINY_POD_PATH, pod(None, unschedulable()));
     let start = stage.start(|start| !start.moments.is_empty()).await;
     assert_eq!(&*start.name, "ml/tiny-1", "it waits for a node, whatever the other one had reached");
-    // The same goes for one that dies on its way.
+    // A pod that fails during its start is removed as well.
     let mut failed = pod(Some("gpu-1"), status(json!({ "running": {} }), false));
     failed["status"]["phase"] = "Failed".into();
     stage.server.put(TINY_POD_PATH, failed);

@@ -28,9 +28,9 @@ use crate::{
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum interval between writes that change only numbers.
 const NUMBERS_INTERVAL: Duration = Duration::from_secs(10);
-/// Time for which a status of another replica stands, plus a random half.
+/// Time for which a status written by another replica is left in place, plus a random time of up to half of it.
 const REPAIR_AFTER: Duration = Duration::from_secs(30);
-/// Time for which a livelier state reported by another replica is believed.
+/// Time for which a livelier state reported by another replica is kept.
 const PEER_STATE_TTL: Duration = Duration::from_secs(120);
 /// Backoff after a failed write.
 const WRITE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(120));
@@ -65,7 +65,7 @@ pub(super) struct StatusHistory {
     differs_since: Option<Instant>,
     /// Last observed status, and the time of its first observation.
     last_observed: Option<(ModelRouteStatus, Instant)>,
-    /// Liveliest state known to this replica since another one last reported more.
+    /// Liveliest state reported by this replica since the object's status last had no livelier one.
     liveliest_known: Option<RouteState>,
     failures: u32,
     not_before: Option<Instant>,
@@ -150,7 +150,7 @@ impl StatusHistory {
         self.written_at.map_or(now, |written| written + pause)
     }
 
-    /// Computes the status to write, including what other replicas know better.
+    /// Computes the status to write. Keeps a livelier state that another replica has reported recently.
     fn status(
         &mut self,
         object: &RouteObject,
@@ -172,7 +172,7 @@ impl StatusHistory {
             self.liveliest_known = self.liveliest_known.max(Some(report.state));
             let since = self.last_observed.as_ref().map_or(now, |(_, since)| *since);
             match there.state {
-                // This replica once knew that state itself, and now knows better.
+                // This replica itself reported that state or a livelier one before, so its newer report is right.
                 Some(state) if state > report.state && self.liveliest_known >= Some(state) => {}
                 Some(state) if state > report.state && now < since + PEER_STATE_TTL => {
                     report.state = state;

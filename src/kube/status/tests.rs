@@ -19,7 +19,7 @@ fn objects(api: &StandIn) {
     api.put(INTERCEPTOR_ROUTE_PATH, json!({"metadata": meta("app", 1), "spec": spec}));
 }
 
-/// A replica of the proxy, as far as status goes.
+/// A replica of the proxy that only writes status.
 struct StatusReplica {
     cluster: Cluster,
     reports: watch::Sender<Arc<RouteReports>>,
@@ -76,7 +76,7 @@ async fn both_kinds_get_their_status_once() {
         ("True".into(), "Accepted".into(), 1)
     );
 
-    // Our own words come back as changes, and cause no other.
+    // The watch delivers our own writes as changes, which cause no further write.
     sleep(Duration::from_secs(600)).await;
     assert_eq!((replica.written(), api.changes().len()), (2, 2));
 
@@ -102,7 +102,7 @@ async fn one_of_two_replicas_writes() {
     other.report(RouteReport::default());
     sleep(Duration::from_secs(100)).await;
     assert_eq!(api.object(TINY_ROUTE_PATH)["status"]["state"], "starting");
-    // What both see at once, both may write: the Add-on's object, here.
+    // Both replicas may write a status that they compute at the same moment, here that of the InterceptorRoute.
     assert!(one.written() + other.written() <= 3, "{} and {}", one.written(), other.written());
     one.report(RouteReport::default());
     sleep(Duration::from_secs(5)).await;
@@ -133,7 +133,7 @@ async fn denied_write_pauses_all_writes() {
     replica.report(RouteReport::default());
     sleep(Duration::from_secs(600)).await;
     let denied = replica.counts.denied.load(Ordering::Relaxed);
-    // Two objects once a minute, and the first look.
+    // Two objects are tried about once a minute, for ten minutes.
     assert!((2..=22).contains(&denied), "{denied}");
     assert_eq!(replica.written(), 0);
     api.allow_all();

@@ -30,9 +30,9 @@ const DOUBT_GRACE: Duration = Duration::from_millis(50);
 
 /// Keeps the gateway open while pods take requests. Never returns.
 ///
-/// A gateway learns of its pods later than we do and answers with errors until then. Its health path may answer at zero, so
-/// after the backoff a single request is the probe. If a server may have run the failed request, the health path is probed
-/// first, so that no request is sent more than twice. The ramp widens while the pods answer probes.
+/// A gateway notices its pods later than this proxy and answers with errors until then. Its health path may answer at
+/// zero, so after the backoff a single request is the probe. If a server may have run the failed request, the health
+/// path is probed first, so that no request is sent more than twice. The ramp widens while the pods answer probes.
 pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     let Some(gateway) = gateway else { return pending().await };
     let activator = Activator::new(keeper.gate.clone());

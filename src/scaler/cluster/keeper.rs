@@ -72,12 +72,13 @@ impl Keeper {
         self.behind.as_ref().unwrap_or_else(|| self.gate.target())
     }
 
-    /// Returns the groups without a pod that answers. No pod takes requests while there is one.
+    /// Returns the groups without a pod that answers. While any group is missing, no pod takes requests.
     pub(super) fn missing(&self, counts: &PodCounts) -> impl Iterator<Item = &Arc<str>> {
         self.groups.iter().zip(counts.groups).filter(|(_, count)| *count == 0).map(|(name, _)| name)
     }
 
-    /// Waits until all groups have a pod, or until one has none. Cancel-safe.
+    /// Waits until every group has a pod that answers, or with `is_complete` false, until a group has none.
+    /// Cancel-safe.
     pub(super) async fn completeness(&self, is_complete: bool) {
         let mut counts = self.counts.subscribe();
         let so = counts.wait_for(|counts| self.missing(counts).next().is_none() == is_complete);
@@ -101,7 +102,7 @@ impl Keeper {
 
     /// Probes an endpoint, at most [`MAX_PROBES`] at once.
     pub(super) async fn ask(&self, endpoint: &Endpoint) -> ProbeResult {
-        // Never closed; a failure would only allow more probes.
+        // The semaphore is never closed; a failure would only allow more probes.
         let _turn = self.probes.acquire().await;
         let readiness = self.gate.policy().readiness.clone();
         let answer = (self.prober)(endpoint, &readiness).await;

@@ -54,11 +54,11 @@ pub(super) struct PodSupervisor {
     role: Role,
     reported: watch::Receiver<ReportedState>,
     state: PodState,
-    /// Limit of requests when it opens; `None` keeps the limit.
+    /// Limit of requests in flight when the pod opens; `None` keeps the current limit.
     limit: Option<u32>,
     /// The pod was ready before this keeper started, so it needs no ramp.
     is_warm: bool,
-    /// The cluster has reported it ready since it opened, so that a report of unready closes it.
+    /// The cluster has reported the pod ready since it opened, so a report of unready closes it.
     is_vouched: bool,
     /// An answer to our probe opens it. Cleared when the cluster reports a ready pod as unready, as its probes may check more
     /// than ours; set again when the port refuses connections, as the next answer is from another run of the server.
@@ -205,7 +205,7 @@ impl PodSupervisor {
         }
     }
 
-    /// Opens the pod once every group has one. Returns early if the report changes.
+    /// Opens the pod once every group has a pod that answers. Returns early if the report changes.
     async fn wait(&mut self) {
         let keeper = self.keeper.clone();
         if self.role.helps {

@@ -559,7 +559,7 @@ async fn lasting_obstacle_fails_held_and_new_requests() {
     assert_eq!(failed(&mut stage.hold()).await, "exit code 1");
     assert_eq!(stage.ms(), 61_000, "at once");
 
-    // An obstacle without a grace fails no request, nor does one that is removed in time.
+    // An obstacle without a grace period fails no request, nor does one that is removed in time.
     obstacle(ObstacleKind::NoKedaStream, "no stream");
     let mut held = stage.hold();
     stage.at(600_000).await;
@@ -571,7 +571,7 @@ async fn lasting_obstacle_fails_held_and_new_requests() {
     stage.report(&[(A, Ready)]).await;
     drop(released(&mut held).await);
 
-    // Nor does any while an endpoint is ready.
+    // No obstacle fails a request while an endpoint is ready.
     obstacle(ObstacleKind::Unschedulable, "no node");
     stage.at(5_000_000).await;
     assert!(stage.enter().is_some());
@@ -677,7 +677,7 @@ async fn gateway_unaware_of_its_pods_is_retried_soon() {
     while times.len() < 8 {
         let permit = released(&mut held).await;
         times.push(stage.ms() - 2_000);
-        // "no healthy upstream"
+        // The gateway answers 503 with "no healthy upstream".
         permit.suspect();
         held = stage.gate.readmit(held.place(), 1);
     }
@@ -700,7 +700,7 @@ async fn unresolved_gateway_is_reported_until_it_resolves() {
     *stage.servers.unresolved.lock() = Some(unresolved);
     let obstacle = || stage.gate.target().obstacle().map(|obstacle| obstacle.kind);
     let (permit, place): (Permit, QueuePosition) = stage.gate.enter().unwrap();
-    // As after a failed lookup.
+    // The dispatch fails as after a failed lookup.
     permit.suspect();
     let mut held = stage.gate.readmit(place, 1);
     stage.at(1_900).await;
@@ -709,7 +709,7 @@ async fn unresolved_gateway_is_reported_until_it_resolves() {
     assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
     stage.at(60_000).await;
     assert_eq!((stage.gate.held(), stage.is_open("envoy.llm:8080")), (1, false));
-    // Its Service is created.
+    // The Service of the gateway is created.
     *stage.servers.unresolved.lock() = None;
     let permit = released(&mut held).await;
     assert!((60_000..=60_250).contains(&stage.ms()), "{}", stage.ms());

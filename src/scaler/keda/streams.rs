@@ -132,12 +132,12 @@ impl RouteFollower {
             }
         };
         tokio::select! {
-            // The end first, or a busy route would keep the stream open.
+            // Shutdown first, or a busy route would keep the stream open.
             biased;
             () = ending.cancelled() => false,
             changed = changed => changed,
             changed = routes.changed() => {
-                // Left for `current`, which compares the routes.
+                // `current` must process the change: it compares the routes.
                 routes.mark_changed();
                 changed.is_ok()
             }

@@ -17,12 +17,12 @@ struct FakeScale {
 struct FakeScaleState {
     wanted: u32,
     version: u64,
-    /// Patches, and their times.
+    /// Replica counts set by patches, in order.
     sets: Vec<u32>,
     reads: usize,
-    /// Results of the next calls.
+    /// Errors that the next calls return.
     errors: Vec<ScaleError>,
-    /// Set by another client just before the next patch.
+    /// Replica count that another client sets just before the next patch.
     rival: Option<u32>,
 }
 
@@ -153,7 +153,7 @@ async fn conflict_is_retried_after_reading_again() {
     let held = stage.gate.hold(1, true).unwrap();
     secs(1).await;
     assert_eq!((stage.sets(), stage.fake.state.lock().wanted), (vec![], 2));
-    // Another replica found the target idle when this one admitted a request.
+    // Another replica scaled the target to zero when this one admitted a request.
     stage.fake.state.lock().wanted = 0;
     secs(2).await;
     assert_eq!(stage.sets(), [1], "within 2 s");

@@ -175,7 +175,7 @@ impl<E: Exporter> Export<E> {
         let full = Instant::now() + BATCH_DELAY;
         while batch.len() < MAX_BATCH_SPANS {
             let more = tokio::select! {
-                // As above.
+                // Queued spans first, as above.
                 biased;
                 more = timeout_at(full, self.spans.recv()) => more,
                 () = stopping.cancelled() => break,

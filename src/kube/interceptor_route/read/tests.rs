@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::domain::Policy;
 
-/// A namespace with one ConfigMap, a Service, and one that leads out of the cluster.
+/// A namespace with one ConfigMap, a Service with pods, and an ExternalName Service.
 struct TestReferences;
 
 impl References for TestReferences {
@@ -143,7 +143,7 @@ fn cold_start_settings_are_converted() {
     let policy: Policy = read(&text).route.policy();
     assert_eq!((policy.hold.max_requests, policy.hold.timeout), (500, Period::from_secs(5)));
 
-    // Zero is no bound there, and a fallback by the name of its port, or as it stood before 0.15.
+    // 0 pending requests means no limit. A fallback may name its port, or have the format from before 0.15.
     let fallback =
         |fallback: &str| intercept(&format!("{PLAIN}  coldStart: {{ fallback: {fallback} }}")).fallback;
     assert_eq!(intercept(&format!("{PLAIN}  coldStart: {{ maxPendingRequests: 0 }}")).max_pending, None);

@@ -18,7 +18,7 @@ fn session(until: &str, then: &str) -> Value {
     object(json!({ UNTIL_ANNOTATION: until, THEN_ANNOTATION: then }))
 }
 
-/// A server at 20:00:00, and so many replicas of the proxy that watch it.
+/// Starts an API server whose clock shows 20:00:00, and this number of replicas of the proxy that watch it.
 fn stage(replicas: usize) -> (StandIn, Vec<Cluster>) {
     let server = StandIn::default();
     server.set_clock(ApiServerClock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
@@ -38,7 +38,7 @@ fn annotations(server: &StandIn) -> Value {
     server.object(CHAT_SCALED_OBJECT)["metadata"]["annotations"].clone()
 }
 
-/// Waits until the session is over, and says how long that took.
+/// Waits until the session is over, and returns the seconds that took.
 async fn over(server: &StandIn) -> f64 {
     let began = Instant::now();
     while annotations(server)[UNTIL_ANNOTATION].is_string() {

@@ -36,7 +36,7 @@ fn running(second: u32) -> Value {
     json!({ "running": { "startedAt": format!("2026-11-24T20:00:{second:02}Z") } })
 }
 
-/// Each phase with the clock and the second of its stamp.
+/// Returns each phase with the clock, second and resolution of its stamp.
 fn told(pod: &Pod) -> Vec<(&'static str, String)> {
     let phases = phases(pod, Some("vllm"), Instant::now());
     let told = phases.iter().map(|(phase, seen)| {
@@ -143,7 +143,7 @@ const PULLED: &str =
     "Successfully pulled image \"vllm:1\" in 41.2s (43.5s including waiting). Image size: 9876543 bytes.";
 const PRESENT: &str = "Container image \"vllm:1\" already present on machine and can be accessed by the pod";
 
-/// The second in which the last image came, and whether one is being fetched.
+/// Applies the Events. Returns the second at which the last image was pulled, and whether a pull is in progress.
 fn after(events: &[Event]) -> (Option<i64>, bool) {
     let pod = pod(json!({}));
     let mut told = KubeletEvents::default();
@@ -168,7 +168,7 @@ async fn only_real_image_pulls_are_recorded() {
     let others =
         [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
     assert_eq!(after(&others), (None, false));
-    // It ended, and is fetched for again.
+    // A pull after the container start does not count.
     let again = [event("Pulled", main, PULLED, 43), running, event("Pulled", main, PULLED, 59)];
     assert_eq!(after(&again), (Some(43), false), "what comes after the first start is no more its way there");
 }

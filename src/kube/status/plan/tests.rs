@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{domain::ObstacleKind, kube::report::EndpointCounts};
 
-/// One replica and the object that it looks at.
+/// One replica, and the object whose status it writes.
 struct PlanReplica {
     said: StatusHistory,
     object: RouteObject,
@@ -34,7 +34,7 @@ impl PlanReplica {
         self.said.plan(&self.object, &self.verdict, &self.report, &observed, Instant::now())
     }
 
-    /// Writes if it is time, and says when to look again if not.
+    /// Writes the status if a write is due. Returns zero after a write, else the time until the next check.
     fn act(&mut self, there: &mut ModelRouteStatus) -> Option<Duration> {
         match self.plan(there) {
             Plan::Nothing => None,
@@ -107,14 +107,14 @@ async fn replicas_do_not_overwrite_each_other() {
     assert_eq!(idle.act(&mut there), None);
     pass(119.0).await;
     assert_eq!(idle.act(&mut there), None);
-    // Each word renews it.
+    // Each write of the other replica restarts the two minutes.
     holder.report.held = 5;
     assert_eq!(holder.act(&mut there), Some(Duration::ZERO));
     assert_eq!(idle.act(&mut there), None);
     pass(119.0).await;
     assert_eq!((idle.act(&mut there), holder.act(&mut there)), (None, None));
 
-    // It is over: the one that knew says so, and the other one agrees.
+    // The start is over: the replica that reported it writes the new state, and the other replica agrees.
     (holder.report.state, holder.report.held) = (RouteState::Idle, 0);
     assert_eq!(holder.act(&mut there), Some(Duration::ZERO));
     assert_eq!((there.state, there.held), (Some(RouteState::Idle), Some(0)));
@@ -138,7 +138,7 @@ async fn replica_that_knew_the_state_corrects_it() {
     let (mut one, mut other) = (PlanReplica::new(RouteState::Ready), PlanReplica::new(RouteState::Ready));
     one.act(&mut there);
     assert_eq!(other.act(&mut there), None);
-    // One has died; the other sees the target go.
+    // One replica has died; the other one observes that the target is scaled down.
     drop(one);
     pass(5.0).await;
     other.report.state = RouteState::Idle;
@@ -185,7 +185,7 @@ async fn unwritable_object_backs_off() {
         assert_eq!(when - Instant::now(), Duration::from_secs(seconds));
         pass(seconds as f64).await;
     }
-    // An object that cannot be read: what stands there is not known, so it is said once.
+    // The current status of a malformed object is unknown, so a verdict is written once.
     let mut replica = PlanReplica::new(RouteState::Idle);
     replica.verdict = Verdict::Invalid("it cannot be read".into());
     let unread = Observed { generation: Some(1), status: None };
@@ -219,7 +219,7 @@ async fn conditions_report_the_obstacle() {
     pass(10.0).await;
     replica.act(&mut there);
     assert_eq!(of(&there, "Scalable").0, "True");
-    // Of the Add-on's objects, its one column.
+    // The status of an InterceptorRoute has a single condition.
     replica.object.kind = RouteKind::InterceptorRoute;
     replica.said = StatusHistory::default();
     let mut there = ModelRouteStatus::default();

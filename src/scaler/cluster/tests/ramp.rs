@@ -89,7 +89,7 @@ async fn long_answers_wait_for_no_round_of_heads() {
         let stage = stage(Policy::default(), gateway).await;
         let model = LimitedServer::new(64, 2_000);
         let served = held(&stage, 64, &model).await;
-        // Answers probes from its opening on.
+        // The server answers probes as soon as the pod opens.
         stage.servers.answer(A, ProbeResult::Ready);
         let mut ends: Vec<_> = ends(served).await.into_iter().map(|(ms, _)| ms - 1_000).collect();
         ends.sort_unstable();
@@ -146,7 +146,7 @@ async fn dead_server_gets_no_more_for_its_silence() {
     let stage = stage(Policy::default(), None).await;
     let model = LimitedServer::new(64, 10);
     model.swallows.store(4, SeqCst);
-    // The server is gone, without closing its connections.
+    // The server has died without closing its connections.
     let served = held(&stage, 12, &model).await;
     stage.at(61_000).await;
     assert_eq!((stage.gate.in_flight(), stage.gate.held()), (4, 8));
@@ -163,7 +163,8 @@ async fn server_that_bears_8_is_not_trampled() {
     let took = ends.iter().map(|(ms, _)| ms - 1_000).max().unwrap();
     // 8 rounds of 2 s; the first began in two parts, 150 ms apart.
     assert!((16_000..=16_500).contains(&took), "{took} ms");
-    // 4, 8 and 16 were tried, so 8 too many; and one more, once every 5 s since.
+    // Limits of 4, 8 and 16 were tried, which is 8 requests too many; after that, one more request is tried every 5
+    // s.
     let resets = model.resets.load(SeqCst);
     assert!((8..=8 + 3).contains(&resets), "{resets} resets");
     assert!(ends.iter().all(|(_, sent)| *sent <= 2), "no request was reset twice: {ends:?}");
@@ -176,7 +177,7 @@ async fn suspect_with_streams_left_serves_beside_them() {
     stage.servers.answer(A, ProbeResult::Ready);
     let mut streams: Vec<_> = (0..41).map(|_| stage.enter().unwrap()).collect();
     streams.iter().for_each(Permit::first_byte);
-    // One ends, and the next request takes its place.
+    // One stream ends, and the next request takes its place.
     streams.pop();
     let permit = stage.enter().unwrap();
     permit.suspect();

@@ -80,7 +80,7 @@ async fn load_ends_with_the_report_that_opened_the_pod() {
     stage.at(430).await;
     stage.report_pods(&[pod_report("a/x", Some(A), NotReady, &seen)]).await;
     stage.at(5_000).await;
-    // Reported late, as another container of the pod was not ready.
+    // The cluster reports the load late, as another container of the pod was not ready.
     seen.push((Load, 4_900));
     stage.report_pods(&[pod_report("a/x", Some(A), Ready, &seen)]).await;
     released(&mut held).await.first_byte();
@@ -149,7 +149,7 @@ async fn delay_of_the_gateway_is_propagation() {
     stage.servers.answer(A, ProbeResult::Ready);
     for _ in 0..3 {
         let permit = released(&mut held).await;
-        // "no healthy upstream"
+        // The gateway answers 503 with "no healthy upstream".
         permit.suspect();
         held = stage.gate.readmit(held.place(), 1);
     }

@@ -23,14 +23,14 @@ async fn pod_of_one_role_waits_for_the_other() {
     stage.report_with_roles(&[(A, NotReady, PREFILL), (B, Ready, DECODE)]).await;
     stage.at(200).await;
     assert!(!stage.is_open(B), "nor does decode alone");
-    // Probed like other pods: at 100, 150 and 200, when its port refused.
+    // The pod is probed like others: at 100 and 150 ms, and at 200 ms after its port refused a connection.
     stage.servers.answer(A, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 250), "at the next probe");
     assert_eq!(permit.endpoint().limit(), 4, "a cold pod has a ramp");
     permit.first_byte();
     drop(permit);
-    // The last pod of a role goes, and another comes.
+    // The last pod of a role terminates, and another one appears.
     stage.report_with_roles(&[(A, Terminating, PREFILL), (B, Ready, DECODE)]).await;
     assert!(!stage.is_open(B) && stage.enter().is_none());
     stage.report_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
@@ -92,7 +92,7 @@ async fn unmet_readiness_gate_keeps_a_pod_closed() {
     // The gate is met; the kubelet has not reported ready yet.
     stage.report(&[(A, NotReady)]).await;
     assert_eq!(released(&mut held).await.endpoint().address(), A);
-    // The gate is unmet again: of a pod opened by our probe, and of one opened by its report.
+    // The gate is unmet again, for a pod opened by our probe and for one opened by its report.
     stage.report(&[(A, Gated)]).await;
     assert!(!stage.is_open(A));
     stage.report(&[(A, Ready)]).await;
