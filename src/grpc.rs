@@ -88,8 +88,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> GrpcIo for T {}
 /// Maximum number of connections per listener. KEDA has one or a few, and so has each replica.
 const MAX_GRPC_CONNECTIONS: usize = GRPC_CONNECTIONS;
 
-/// Maximum number of connections per source. A further one evicts the oldest of its source, of those without a stream
-/// if there are any.
+/// Maximum number of connections per source. A further connection evicts the oldest one of its source, preferably one
+/// without a stream.
 const CONNECTIONS_PER_SOURCE: usize = 32;
 
 /// Maximum bytes per read of a connection. h2 keeps every head that it has read until all have been handed to the
@@ -118,8 +118,8 @@ const GOAWAY_FRAME: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 /// streams.
 const MAX_CONTROL_FRAMES: u32 = 10_000;
 
-/// Interval of pings to a silent client, and timeout of the response. KEDA sends none, so a connection through a
-/// firewall that has forgotten it would otherwise be silent forever.
+/// Interval of pings to a silent client, and timeout of the response. KEDA sends no pings, so without these a
+/// connection that a firewall has dropped would stay open forever.
 const PING_INTERVAL_AND_TIMEOUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
 /// Pause after the system failed to accept a connection for lack of a resource.
@@ -179,7 +179,7 @@ impl GrpcListener {
         let serving = router.serve_with_incoming_shutdown(accepted, ending.cancelled());
         let (served, ()) = tokio::join!(serving, accepting);
         if let Err(error) = served {
-            tracing::error!(%error, "the gRPC server has ended");
+            tracing::error!(%error, "gRPC server failed");
         }
     }
 
@@ -209,12 +209,12 @@ impl GrpcListener {
                         };
                         match opened {
                             Ok(connection) => drop(sender.send(connection).await),
-                            Err(error) => tracing::debug!(%peer, %error, "a gRPC connection was not made"),
+                            Err(error) => tracing::debug!(%peer, %error, "gRPC handshake failed"),
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a gRPC connection was not accepted");
+                    tracing::warn!(%error, "failed to accept a gRPC connection; retrying");
                     sleep(ACCEPT_FAILURE_PAUSE).await;
                 }
             }
@@ -277,8 +277,8 @@ impl GrpcConnection {
         Poll::Pending
     }
 
-    /// Reads some bytes, unless the client does not read its responses: h2 keeps those, and each byte read may cause
-    /// more of them. A client that persists in this answers no PING, which ends its connection.
+    /// Reads some bytes, unless the client does not read its responses: h2 buffers those, and each byte read may
+    /// produce more of them. Such a client does not answer a PING either, which ends its connection.
     fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_write_blocked {
             return Poll::Pending;
@@ -353,12 +353,12 @@ impl AsyncRead for GrpcConnection {
         }
         // A client that stops within a frame or a head answers no PING, which ends its connection.
         if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
-            tracing::debug!(peer = %self.caller.source, "a gRPC connection was idle for too long");
+            tracing::debug!(peer = %self.caller.source, "closing an idle gRPC connection");
             self.goodbye = GOAWAY_FRAME;
             return self.poll_read(context, buffer);
         }
         if !self.frames.came(&buffer.filled()[before..]) {
-            tracing::debug!(peer = %self.caller.source, "a gRPC connection ends: {TOO_MANY_FRAMES}");
+            tracing::debug!(peer = %self.caller.source, "closing a gRPC connection: {TOO_MANY_FRAMES}");
             return Poll::Ready(Err(io::Error::other(TOO_MANY_FRAMES)));
         }
         read

@@ -58,7 +58,7 @@ pub async fn supervise(
             }
             () = async { while leaving.next().await.is_some() {} std::future::pending().await } => {}
             () = replaced => {
-                tracing::info!(route = %gate.key(), "the target of the route is replaced");
+                tracing::info!(route = %gate.key(), "replacing the target of the route");
                 ours.drain();
             }
         }

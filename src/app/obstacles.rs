@@ -206,7 +206,7 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
                 }
             }
         }
-        None => tracing::info!(%route, "the obstacle to the target is gone"),
+        None => tracing::info!(%route, "the target is no longer blocked"),
     }
     history.reported = obstacle;
 }

@@ -164,7 +164,7 @@ impl Routes {
         LiveRoute { route, gate, target, shutdown, scaler: tokio::spawn(scaling) }
     }
 
-    /// Reduces removed routes without requests to their account.
+    /// Drops the gates of removed routes without unfinished requests, and keeps only their account.
     fn settle_retired(&mut self) {
         let past = &mut self.past;
         self.retired.retain(|gate| {
@@ -189,7 +189,7 @@ impl Routes {
     pub(super) fn evict(&self) {
         let evicted: usize = self.gates().map(|gate| gate.evict()).sum();
         if evicted > 0 {
-            tracing::info!(evicted, "rejected held requests to drain");
+            tracing::info!(evicted, "rejected the held requests: the proxy is draining");
         }
     }
 

@@ -20,7 +20,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 const EVENT_INTERVAL: u32 = 8;
 
 /// Tasks run between polls of the global queue, which has the tasks woken by other threads: requests released by a
-/// probe or another worker. With tokio's default of 31 they run hundreds of places late on a busy thread.
+/// probe or another worker. With tokio's default of 31, a busy thread runs hundreds of local tasks before such a
+/// task.
 const GLOBAL_QUEUE_INTERVAL: u32 = 2;
 
 /// The running threads.

@@ -104,10 +104,10 @@ impl Journal {
                 let dir = journal.dir.display();
                 match result {
                     Ok(()) if std::mem::take(&mut is_failing) => {
-                        tracing::info!(%dir, "the journal of cold starts is written again");
+                        tracing::info!(%dir, "writing the cold-start journal works again");
                     }
                     Err(error) if !std::mem::replace(&mut is_failing, true) => {
-                        tracing::warn!(%dir, %error, again_in = ?COUNTS_INTERVAL, "the journal of cold starts cannot be written");
+                        tracing::warn!(%dir, %error, again_in = ?COUNTS_INTERVAL, "cannot write the cold-start journal; retrying");
                     }
                     _ => {}
                 }

@@ -25,7 +25,7 @@ const MAX_DECODINGS: usize = 50;
 ///
 /// # Errors
 ///
-/// Nothing is left to be validated.
+/// Returns an error if no part of the configuration is left to be validated.
 pub(super) fn decode<'a>(
     name: &'a str,
     text: &'a str,
@@ -59,7 +59,7 @@ pub(super) fn decode<'a>(
             Error::SerdeMissingField { field, .. } => path.key(*field),
             _ => path.clone(),
         };
-        // What remains after an earlier problem may be invalid for this reason alone. A value that an alias repeats is
+        // A value beside or within a skipped one may be invalid only because of that. A value that an alias repeats is
         // reported once.
         let defined = source.node(&place).and_then(|node| known(node.defined));
         let is_repeated = defined.is_some_and(|defined| reported.contains(&defined));

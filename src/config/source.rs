@@ -26,7 +26,7 @@ pub(super) struct SourceFile<'a> {
 /// Places of a file that already have a problem. Problems that only follow from these are not reported.
 #[derive(Default)]
 pub(super) struct Faults {
-    /// Values that the configuration lacks.
+    /// Values that are invalid and therefore left out of the configuration.
     pub(super) skipped: BTreeSet<KeyPath>,
     /// Values that the file lacks and should have, or was probably meant to have.
     pub(super) doubtful: BTreeSet<KeyPath>,

@@ -69,8 +69,8 @@ struct OpenAnswer {
     _in_use: InUseGuard,
 }
 
-/// Messages of a call that may continue beside its response. They end with it, as the service reads them in a separate
-/// task.
+/// Request messages of a call, which may continue while the response is sent. They end with the response, since the
+/// service reads them in a separate task.
 struct OpenRequest {
     body: Body,
     ended: Cancelled,

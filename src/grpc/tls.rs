@@ -70,7 +70,7 @@ impl Tls {
         // Fails only when the runtime shuts down.
         let refreshed = tokio::task::spawn_blocking(move || tls.refresh()).await;
         if let Ok(Err(error)) = refreshed {
-            tracing::warn!(%error, "the files of scalerTls have changed and cannot be used; the old ones stay");
+            tracing::warn!(%error, "the changed files of scalerTls cannot be used; keeping the previous ones");
         }
         TlsAcceptor::from(self.loaded.lock().config.clone())
     }

@@ -199,7 +199,7 @@ impl Story {
         &self.request_id
     }
 
-    /// Truncates an id as in a story.
+    /// Truncates a request id to the length that stories keep.
     pub(super) fn id(text: &str) -> &str {
         &text[..text.floor_char_boundary(MAX_REQUEST_ID_BYTES)]
     }

@@ -56,8 +56,8 @@ impl OwnPods {
 
     /// Returns the relevant pods of `all`, the pods matched by the selector of the workload.
     ///
-    /// The age of a pod that may still become ready does not matter: an `ha` workload may have been crash-looping for
-    /// days.
+    /// The age of a pod that may still become ready does not matter: a workload that is not scaled to zero may have
+    /// been crash-looping for days.
     pub(super) fn relevant(&self, all: &[Arc<Pod>]) -> Vec<PodFacts> {
         let ranked: Vec<_> = all.iter().map(|pod| (pod, self.relevance(pod))).collect();
         let highest = match ranked.iter().any(|(_, relevance)| *relevance == Relevance::Live) {

@@ -45,7 +45,7 @@ pub fn trouble(pod: &Pod) -> Option<KubeProblem> {
     container.min_by_key(|trouble| trouble.kind).or_else(|| unscheduled_pod(pod, name))
 }
 
-/// Describes a failed pod: rejected by the node or kubelet, or ended for good.
+/// Describes a failed pod: rejected by the node or kubelet, or terminated permanently.
 fn failed_pod(name: &str, reason: Option<&str>, message: Option<&str>) -> KubeProblem {
     let reason = reason.unwrap_or("Failed");
     let kind = match reason {
@@ -86,7 +86,7 @@ fn container_trouble(container: &ContainerStatus, what: &str) -> Option<KubeProb
     if let Some(terminated) = &state.terminated {
         return (terminated.exit_code != 0).then(|| exit_trouble(terminated, container, what));
     }
-    // Running again. A single exit may be an accident, except out-of-memory, which will recur.
+    // The container runs again. A single exit may be an accident, except out-of-memory, which will recur.
     let last = last.filter(|_| state.running.is_some() && !container.ready)?;
     let enough = if is_out_of_memory(last) { 1 } else { 2 };
     (container.started != Some(true) && container.restart_count >= enough)

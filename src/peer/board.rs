@@ -257,7 +257,7 @@ impl Board {
                 replica = id,
                 address = %replica.address,
                 until_s = self.unreachable_timeout.as_secs_f64(),
-                "a replica cannot be reached and is still listed: the requests that it had last still count"
+                "replica unreachable but still listed: its last known requests still count"
             );
             touched.extend(replica.routes.keys().cloned());
             replica.routes.retain(|_, entry| entry.has_requests());
@@ -299,7 +299,7 @@ impl Board {
         replicas.retain(|id, replica| {
             let gone = gone(id, replica);
             if gone {
-                tracing::info!(replica = id, address = %replica.address, "a replica is gone");
+                tracing::info!(replica = id, address = %replica.address, "replica removed; its demand no longer counts");
                 touched.extend(std::mem::take(&mut replica.routes).into_keys());
             }
             !gone
@@ -348,7 +348,7 @@ fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String
         } else {
             tracing::warn!(
                 replica = report.replica,
-                "too many routes, or too long a name: one is not counted"
+                "route of a replica not counted: too many routes, or its name is too long"
             );
             continue;
         }

@@ -111,10 +111,7 @@ impl<N: Network> Following<N> {
                 // Known replicas are kept. Logged once per outage.
                 Err(error) if !failed => {
                     failed = true;
-                    tracing::warn!(
-                        error,
-                        "the other replicas cannot be found: peers.service does not resolve"
-                    );
+                    tracing::warn!(error, "peers.service does not resolve; keeping the known replicas");
                 }
                 Err(_) => {}
             }
@@ -124,7 +121,10 @@ impl<N: Network> Following<N> {
     fn list(&mut self, addresses: &[SocketAddr]) {
         let listed: BTreeSet<_> = addresses.iter().copied().take(PEER_REPLICAS + 1).collect();
         if addresses.len() > PEER_REPLICAS + 1 {
-            tracing::warn!(addresses = addresses.len(), "peers.service has more addresses than are followed");
+            tracing::warn!(
+                addresses = addresses.len(),
+                "peers.service has too many addresses; following only the first ones"
+            );
         }
         self.follow.listed.lock().clone_from(&listed);
         self.follow.board.set_listed(listed.clone());
@@ -150,24 +150,24 @@ impl<N: Network> Follow<N> {
             self.board.set_reachable(address, !matches!(end, FollowEnd::Broken(_) | FollowEnd::Silent));
             let wait = match end {
                 FollowEnd::Goodbye => {
-                    tracing::info!(%address, "a replica said goodbye");
+                    tracing::info!(%address, "replica is stopping");
                     self.board.left(address);
                     backoff.reset();
                     MAX_RECONNECT_DELAY
                 }
                 FollowEnd::Silent => {
-                    tracing::warn!(%address, "a replica has been silent for too long");
+                    tracing::warn!(%address, "replica sent no report in time; reconnecting");
                     self.board.disconnected(address);
                     MAX_RECONNECT_DELAY
                 }
                 FollowEnd::Nobody(found) => {
                     if found == ReplicaIdentity::TooMany {
-                        tracing::warn!(%address, "there are more replicas than are followed");
+                        tracing::warn!(%address, "too many replicas; not following this one");
                     }
                     REDIAL_DELAY
                 }
                 FollowEnd::Broken(reason) => {
-                    tracing::debug!(%address, reason, "a replica cannot be followed");
+                    tracing::debug!(%address, reason, "cannot follow a replica; retrying");
                     self.board.disconnected(address);
                     backoff.failed()
                 }
@@ -194,7 +194,7 @@ impl<N: Network> Follow<N> {
             Err(elapsed) => return FollowEnd::Broken(elapsed.to_string()),
         };
         match self.board.found(address, &first) {
-            ReplicaIdentity::Peer => tracing::info!(%address, replica = first.replica, "a replica was found"),
+            ReplicaIdentity::Peer => tracing::info!(%address, replica = first.replica, "following a replica"),
             found => return FollowEnd::Nobody(found),
         }
         self.board.set_reachable(address, true);

@@ -99,7 +99,7 @@ impl Peers for ReportService {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.token.iter().try_for_each(|token| token.check(&request))?;
-        tracing::debug!(replica = request.get_ref().replica, "another replica follows us");
+        tracing::debug!(replica = request.get_ref().replica, "a replica follows this one");
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = StreamPlace::new(self.streams.enter(caller.source(), ending.clone()), &caller);
         let reports = Reports::new(self.id.clone(), self.routes.clone(), ending.clone());

@@ -75,7 +75,7 @@ impl TokenFile {
             Ok(token) => *last = Some(token),
             Err(error) if self.may_warn() => {
                 let path = self.path.display();
-                tracing::warn!(%path, %error, "peers.tokenFile cannot be read: the last token is used, if there was one");
+                tracing::warn!(%path, %error, "cannot read peers.tokenFile; using the last token, if any");
             }
             Err(_) => {}
         }

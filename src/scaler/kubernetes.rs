@@ -160,7 +160,7 @@ impl DirectScaler<'_> {
                 tracing::debug!(route = %self.gate.key(), %reason, "the workload cannot be scaled");
             }
             ScaleError::Unavailable(_) => {
-                tracing::warn!(route = %self.gate.key(), %error, again_in = ?backoff, "the workload could not be scaled");
+                tracing::warn!(route = %self.gate.key(), %error, again_in = ?backoff, "cannot scale the workload; retrying");
             }
         }
         backoff

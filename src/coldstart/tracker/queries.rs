@@ -27,8 +27,8 @@ impl Tracker {
         Some(self.record(active, &state.observations, &tally, Some(Instant::now())))
     }
 
-    /// Returns the running phase and the age of the cold start. `None` once an answer has begun: requests that are still
-    /// held then wait for room.
+    /// Returns the running phase and the age of the cold start. `None` once an answer has begun: requests that are
+    /// still held then wait for a free slot at an endpoint.
     pub fn phase(&self) -> Option<(Phase, Duration)> {
         if !self.is_running.load(Ordering::SeqCst) {
             return None;

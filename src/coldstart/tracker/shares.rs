@@ -28,8 +28,9 @@ impl Tracker {
         last.as_ref().map(|last| (last.began, last.record.clone())).into_iter().chain(now)
     }
 
-    /// Splits these disjoint times by the phases of the running and the last cold start, as far as known. A phase of no
-    /// duration within the times has a share of zero. The remainder was spent waiting for room.
+    /// Splits these disjoint times by the phases of the running and the last cold start, as far as known. A phase of
+    /// no duration within the times has a share of zero. The remainder was spent waiting for a free slot at an
+    /// endpoint.
     pub fn shares(&self, times: &[(Instant, Instant)]) -> Vec<(Phase, Duration)> {
         let state = self.state.lock();
         let now = state.active.as_ref().map(|active| {

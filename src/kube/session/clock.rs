@@ -44,7 +44,7 @@ impl ApiServerClock {
         self.read.saturating_add(self.at.elapsed()).unwrap_or(Timestamp::MAX)
     }
 
-    /// Returns the time since it was read.
+    /// Returns the time since the clock was read.
     pub fn age(&self) -> Duration {
         self.at.elapsed()
     }

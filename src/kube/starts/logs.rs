@@ -259,7 +259,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn lines_read_at_once_keep_their_spacing() {
-        // The node is 100 s behind.
+        // The node's clock is 100 s behind.
         let mut lines = PodLogSplitter::default();
         let now = Instant::now() + Duration::from_secs(50);
         let chunk = "1970-01-01T00:00:01.000000000Z one\n1970-01-01T00:00:03.500000000Z two\n\
@@ -267,7 +267,7 @@ mod tests {
         let read = lines.push(chunk.as_bytes(), (now, at(104.2)));
         let read: Vec<_> = read.iter().map(|line| (&*line.text, (now - line.at).as_millis())).collect();
         assert_eq!(read, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
-        // The next one is under way for 0.1 s less, so all before it were 0.1 s late.
+        // The next line has a delay shorter by 0.1 s, so the times of all earlier lines are corrected by 0.1 s.
         let (three, now) = (now, now + Duration::from_millis(900));
         let read = lines.push(b"00000Z four\n", (now, at(105.1)));
         let [four] = read.as_slice() else { panic!("{read:?}") };

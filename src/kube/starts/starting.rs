@@ -25,7 +25,7 @@ pub(super) struct StartingPod {
     pub(super) pod: Arc<Pod>,
     /// Name of the serving container.
     serving: Option<String>,
-    /// Address of its endpoint, once discovered.
+    /// Address of the pod's endpoint, once discovered.
     pub(super) address: Option<Arc<str>>,
     phases: Vec<(Phase, Observation)>,
     kubelet: KubeletEvents,

@@ -1,13 +1,13 @@
 //! Decides whether and when to write the status of an object.
 //!
-//! Replicas see the same objects, verdicts and pods and would mostly write the same status. State known to one replica
-//! only (held requests, a start in progress) must not be overwritten by the others:
+//! Replicas observe the same objects, verdicts and pods and would mostly write the same status. State known to one
+//! replica only (held requests, a start in progress) must not be overwritten by the others:
 //! - A change of our own status is written at once, at most once per [`MIN_WRITE_INTERVAL`], or per
 //!   [`NUMBERS_INTERVAL`] if only numbers differ.
-//! - A status that differs from our last write was written by another replica. It stands for [`REPAIR_AFTER`] and is
-//!   then corrected.
-//! - If replicas disagree about the state of the target, the one reporting the livelier state is believed for
-//!   [`PEER_STATE_TTL`] after its last write, as that replica may have died.
+//! - A status that differs from our last write was written by another replica. It is left in place for
+//!   [`REPAIR_AFTER`], and corrected after that.
+//! - If replicas disagree about the state of the target, the livelier state is kept for [`PEER_STATE_TTL`] after its
+//!   last write. After that, the replica that wrote it has probably died.
 
 use std::time::Duration;
 

@@ -50,7 +50,7 @@ pub(super) struct PodCounts {
     pub(super) doubtful: u32,
     /// Pods that take requests.
     pub(super) pods: u32,
-    /// Pods of each group that answer, with or without requests.
+    /// Pods of each group that answer probes, whether or not they take requests.
     pub(super) groups: [u32; Roles::MAX_GROUPS],
     /// The cluster's pods have been listed.
     pub(super) is_synced: bool,

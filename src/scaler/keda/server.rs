@@ -47,8 +47,8 @@ fn bounded(keda: KedaScaler) -> ScalerService {
 /// Serves until `stopping`, which cancels `draining` too.
 ///
 /// On `draining`, every stream and connection ends cleanly, so that KEDA, which reconnects two seconds later, reaches
-/// another replica. Calls that still arrive here are answered until the end: after an error KEDA would stay away for up
-/// to a minute, and would leave the replicas as they are.
+/// another replica. Calls that still arrive here are answered until the end: after an error KEDA would back off for
+/// up to a minute without scaling.
 pub async fn serve(
     listener: GrpcListener,
     routes: Arc<Directory>,
@@ -101,7 +101,7 @@ async fn services(keda: KedaScaler, is_serving: bool) -> Routes {
     match (reflection().build_v1(), reflection().build_v1alpha()) {
         (Ok(current), Ok(older)) => services.add_service(current).add_service(older),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "the scaler has no reflection");
+            tracing::error!(%error, "the scaler is served without gRPC reflection");
             services
         }
     }

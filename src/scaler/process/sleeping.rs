@@ -117,7 +117,7 @@ impl Launcher {
     pub(super) async fn lost(&mut self, endpoint: Arc<Endpoint>, server: ModelServer, exit: ServerExit) {
         let ServerExit { reason, last_lines } = exit;
         let output = last_lines.join("\n");
-        tracing::warn!(route = %self.gate().key(), %reason, output, "the target was lost while it slept");
+        tracing::warn!(route = %self.gate().key(), %reason, output, "the model server exited or did not wake while asleep");
         self.turn_into_cold_start(reason.full().clone());
         self.leave(endpoint);
         self.stop(server, "lost while it slept").await;
