@@ -168,7 +168,7 @@ impl GrpcListener {
         let (sender, accepted) = mpsc::channel(1);
         let accepting = async {
             tokio::select! {
-                // The end first: connections accepted later belong to other servers.
+                // Shutdown first: connections accepted later belong to other servers.
                 biased;
                 () = ending.cancelled() => {}
                 () = self.accept(sender) => {}

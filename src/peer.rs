@@ -69,7 +69,7 @@ impl PeerGroup {
             tokio::time::sleep(SHUTDOWN_GRACE).await;
         };
         tokio::select! {
-            // A graceful end takes precedence, if in time.
+            // If connections end gracefully in time, that result takes precedence over the timeout.
             biased;
             ((), ()) = async { tokio::join!(answering, following) } => {}
             () = cut => {}

@@ -196,7 +196,7 @@ impl Routes {
     /// Stops the scalers of all routes.
     pub(super) async fn stop(&mut self) {
         self.stopping.cancel();
-        // Concurrently: each may take its stop timeout.
+        // The scalers stop concurrently, since each may take its stop timeout.
         let ends = self.live.drain().map(|(_, live)| {
             self.retired.push(live.gate.clone());
             self.retiring.spawn(live.end(true))

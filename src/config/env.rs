@@ -118,7 +118,7 @@ impl Expansion {
 mod tests {
     use super::*;
 
-    /// Cargo sets it for tests.
+    /// Cargo sets this variable for tests.
     const NAME: &str = "CARGO_PKG_NAME";
 
     #[test]

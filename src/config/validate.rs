@@ -54,7 +54,7 @@ pub(super) fn validate(
     checker.overlaps();
 
     let Checker { mut errors, mut warnings, .. } = checker;
-    // Stable, so that problems without a position keep the order in which they were found.
+    // The sort is stable, so that problems without a position keep the order in which they were found.
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
     if errors.is_empty() { Ok(warnings) } else { Err(errors) }

@@ -100,7 +100,8 @@ impl ConfigWatcher {
     /// read again then.
     fn look(&mut self) -> bool {
         if let Some(folders) = &mut self.folders {
-            // Before the read, so that a later change triggers an event in the right directory.
+            // The watches follow symlinks before the read, so that a later change triggers an event in the right
+            // directory.
             folders.follow(&self.path);
         }
         match fs::read(&self.path) {
@@ -147,7 +148,7 @@ impl DirectoryWatches {
             return;
         }
         if let Some(old) = self.real.take() {
-            // Fails if the directory and its watch are gone, which is usual.
+            // `unwatch` fails if the directory and its watch are gone, which is normal.
             let _ = self.watcher.unwatch(&old);
         }
         self.real = real.filter(|real| self.watcher.watch(real, RecursiveMode::NonRecursive).is_ok());

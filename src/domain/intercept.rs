@@ -133,7 +133,7 @@ impl Intercept {
     /// Returns the maximum hold time; `None` leaves it to the policy and the request's own limit.
     pub fn readiness(&self) -> Option<Period> {
         let limit = self.timeouts.readiness.filter(|limit| *limit != Period::ZERO);
-        // Leaves time for the fallback.
+        // With a fallback, the default is short enough that the client still waits for the fallback's response.
         limit.or(self.fallback.as_ref().map(|_| Period::from_secs(30)))
     }
 

@@ -200,7 +200,7 @@ async fn ends_connection(bytes: &[u8]) -> bool {
     writes.write_all(PREFACE_AND_SETTINGS).await.unwrap();
     let sent =
         writes.write_all(bytes).await.is_ok() && writes.write_all(&frame(6, 0, 0, b"read all")).await.is_ok();
-    // Less than the server's ping interval.
+    // The timeout is shorter than the server's ping interval.
     let ended = timeout(Duration::from_secs(5), places.acquire()).await.is_ok();
     reading.abort();
     ended || !sent

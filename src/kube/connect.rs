@@ -27,7 +27,7 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// API server: callers retry, and report the failure.
 pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
-        // Returns an error: kube is built without proxy support.
+        // `try_from` returns the error: kube is built without proxy support.
         return Client::try_from(config);
     }
     let mut http = HttpConnector::new();

@@ -81,7 +81,7 @@ struct LabelIndex<K: Watchable> {
     buckets: HashMap<String, Partition<K>>,
 }
 
-/// Objects with equal values.
+/// Objects with equal values of the index keys.
 struct Partition<K: Watchable> {
     objects: BTreeMap<String, Arc<K>>,
     changes: watch::Sender<u64>,
@@ -153,7 +153,7 @@ impl ObjectSelector {
                 let values: Vec<_> = labels.values().map(String::as_str).collect();
                 Some((labels.keys().cloned().collect(), values.join(",")))
             }
-            // Without labels, all objects of the namespace.
+            // An empty label selector matches all objects of the namespace, so there are no keys to index.
             Self::Labels(_) | Self::Selector(_) => None,
         }
     }
@@ -211,7 +211,7 @@ impl<K: Watchable> Indexes<K> {
         match change {
             StoreChange::Object(object) => {
                 self.remove(&object.name_any());
-                // Absent if it was deleted.
+                // The object is absent if it was deleted.
                 if let Some(object) = store.get(&ObjectRef::from_obj(object)) {
                     self.insert(object.name_any(), object);
                 }

@@ -307,8 +307,8 @@ impl Board {
         self.add_up(&replicas, touched.iter().map(String::as_str));
     }
 
-    /// Writes the sums of these routes to their gates. The caller holds the lock, so that of two sums the later one
-    /// remains.
+    /// Writes the sums of these routes to their gates. The caller holds the lock, so that an older sum cannot
+    /// overwrite a newer one.
     fn add_up<'a>(&self, replicas: &BTreeMap<String, Replica>, routes: impl Iterator<Item = &'a str>) {
         let mut gates: BTreeMap<&str, Arc<Gate>> = BTreeMap::new();
         gates.extend(routes.filter_map(|route| Some((route, self.routes.get(route)?))));
@@ -329,7 +329,7 @@ fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String
         let entry = BoardEntry::from(demand);
         let is_known = replica.routes.contains_key(&demand.route);
         let cost = demand.route.len() + ENTRY_BYTES;
-        // Other replicas cannot use up the share of this one.
+        // Each replica has a share that other replicas cannot use up.
         let has_room = replica.bytes + cost <= PEER_SHARE_BYTES || total + cost <= PEER_BOARD_BYTES;
         if entry == BoardEntry::default() {
             if replica.routes.remove(&demand.route).is_some() {

@@ -515,7 +515,7 @@ async fn many_routes_are_split_into_several_reports() {
     for _ in 0..3 {
         told.push(reports.next().await.unwrap().unwrap().routes.len());
     }
-    // The first at once, and two more 20 ms apart.
+    // The first report is sent immediately, and two more 20 ms apart.
     assert_eq!((told, start.elapsed()), (vec![500, 500, 125], Duration::from_millis(40)));
 }
 
@@ -536,8 +536,8 @@ async fn large_reports_are_split_every_20_ms() {
     let mut tickets = Vec::new();
     let mut turns = HashMap::<String, u32>::new();
     let start = Instant::now();
-    // 1,001 routes change before each report, and 500 of them are in each: 6 reports are 3,000 turns, 3 for every route
-    // but three, which have 2.
+    // All 1,001 routes change before each report, and a report has 500 of them. Six reports have 3,000 entries: three
+    // for every route except three routes, which have two.
     for number in 0..6 {
         tickets.extend(gates.iter().map(|gate| gate.hold(1, true).unwrap()));
         let told = reports.next().await.unwrap().unwrap().routes;

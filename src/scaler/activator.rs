@@ -183,9 +183,9 @@ impl Activator {
         }
     }
 
-    /// Detects a server that stalled without closing its connections: with requests in flight it sends nothing for longer
-    /// than the mean time to the first byte, then answers none of [`SILENT_PROBES`] probes. It becomes suspect. A busy
-    /// server answers a probe, or sends part of an answer. Never returns; cancel-safe.
+    /// Detects a server that stalled without closing its connections: with requests in flight it sends nothing for
+    /// longer than the mean time to the first byte, then answers none of [`SILENT_PROBES`] probes. The endpoint then
+    /// becomes suspect. A busy server answers a probe, or sends part of an answer. Never returns; cancel-safe.
     pub(super) async fn watch_silence<F: Future<Output = ProbeResult>>(
         &self,
         endpoint: &Endpoint,
@@ -475,7 +475,8 @@ mod tests {
                 () = until_suspect(&endpoint, unanswered) => {}
                 () = activator.watch_silence(&endpoint, unanswered) => {}
             }
-            // 60 s without a mean; 10 s; then the mean of 1 and 30 s, in steps of 10.
+            // Expected silence: 60 s without a mean; at least 10 s; then the mean of 1 s and 30 s, rounded to steps
+            // of 10 s.
             assert_eq!(
                 (began.elapsed().as_secs(), endpoint.is_ready()),
                 (expected, false),

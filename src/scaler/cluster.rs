@@ -126,11 +126,11 @@ async fn keep(
         gate.cold_starts().abandoned();
     }
     let RunningPods { kept, running, .. } = pods;
-    // The pods' futures first: they would consume the endpoints' notifications.
+    // Drops the pods' futures first: they would consume the endpoints' notifications.
     drop(running);
     let endpoints: Vec<_> = kept.into_values().map(|kept| kept.endpoint).chain(gateway).collect();
     endpoints.iter().for_each(|endpoint| endpoint.retire());
-    // Before the wait, as another target may have taken over by its end.
+    // The status is set before the wait: after it, another target may have taken over.
     gate.target().set_status(Status::Idle);
     let left = async {
         for endpoint in &endpoints {
@@ -171,7 +171,7 @@ impl RunningPods {
     }
 
     fn apply(&mut self, keeper: &Arc<Keeper>, discovered: &Discovered) {
-        // Before the pods: an opening pod must find its own start observed.
+        // Starts are recorded before the pods are updated: a pod that opens must find its own start recorded.
         let starts = discovered.starts.iter().map(|start| PodStart::clone(start));
         keeper.gate.cold_starts().observe_pods(starts);
         for endpoint in &discovered.endpoints {

@@ -143,7 +143,7 @@ impl Launcher {
             }
             LoadOutcome::TimedOut(answer) => {
                 let reason = self.activator.timeout_reason(answer).into();
-                // Before the stop, which may take long.
+                // The failure is reported before the stop, which may take long.
                 self.failed(reason, server.last_lines(), Cause::Passing);
                 self.activator.run_accepting_demand(server.stop()).await;
             }
@@ -317,7 +317,7 @@ impl Launcher {
         } else {
             self.activator.run_accepting_demand(server.stop()).await;
         }
-        // Not "stopped", the last line of the proxy.
+        // Not logged as "stopped", which is the last log line of the proxy.
         tracing::info!(route = %self.gate().key(), reason, ran_s = started.elapsed().as_secs(), "model server ended");
         self.gate().target().set_status(Status::Idle);
     }

@@ -56,7 +56,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
         gate.cold_starts().abandoned();
     }
     endpoint.retire();
-    // Before the wait, as another target may have taken over by its end.
+    // The status is set before the wait: after it, another target may have taken over.
     gate.target().set_status(Status::Idle);
     tokio::select! {
         // A kill does not wait for requests in flight.

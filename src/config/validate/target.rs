@@ -79,7 +79,7 @@ impl Checker<'_> {
             }
             return;
         }
-        // The command of a script is unknown.
+        // Only a direct call of vLLM can be checked; the commands that a script runs are unknown.
         if process.command.iter().any(|word| Path::new(word).file_name().is_some_and(|name| name == "vllm")) {
             self.vllm_sleeps(process, path);
         }
@@ -129,7 +129,7 @@ impl Checker<'_> {
 
     pub(super) fn url(&mut self, url: &str, path: &KeyPath) {
         let error = match url.parse::<Uri>() {
-            // First, and without the URL: it may have a password, and the message is logged.
+            // This case comes first and omits the URL, which may contain a password: the message is logged.
             _ if url.contains('@') => {
                 let message = "has a user in it; clients send their own credentials, write http://host:port";
                 Some(message.to_owned())

@@ -18,7 +18,7 @@ impl Checker<'_> {
             if name.parse::<HeaderName>().is_err() {
                 self.error(&path, "is not the name of a header");
             } else if HeaderValue::from_str(value).is_err() {
-                // Without the value, which may be a secret.
+                // The message omits the value, which may be a secret.
                 self.error(
                     &path,
                     "has a value that no header can have: letters, digits and signs of ASCII only",
@@ -37,7 +37,7 @@ fn collector(endpoint: &str, protocol: TracesProtocol) -> Result<(), String> {
         TracesProtocol::Http => "write it as in http://collector:4318",
     };
     if endpoint.contains('@') {
-        // Without the value: it may have a password.
+        // The message omits the value, which may contain a password.
         return Err(format!("has a user in it; credentials belong into `headers`; {example}"));
     }
     let uri = endpoint

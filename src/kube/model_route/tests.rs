@@ -165,7 +165,7 @@ fn docs_page_lists_every_key() {
             |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
         let rows = schema["properties"].as_object().unwrap().iter().map(|(key, property)| {
             let must = if required(key) { " **Required.**" } else { "" };
-            // Of a target, the page has the keys themselves.
+            // For a target, the page lists the keys themselves.
             let is_target = std::ptr::eq(schema, target) || !prefix.is_empty();
             let text = property["description"].as_str().unwrap().to_owned();
             let text = if is_target { text } else { meaning(key, property) };

@@ -151,7 +151,8 @@ async fn end(
             });
             false
         }
-        // Ended by another replica, or changed or deleted meanwhile: the watch will deliver that.
+        // The session was ended by another replica, or the object was changed or deleted: the watch will deliver
+        // that.
         Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => true,
         Err(error) => {
             if logged.insert(full_name.clone()) {

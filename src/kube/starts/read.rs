@@ -247,7 +247,7 @@ impl KubeletEvents {
                     format!("Pod `{name}` runs and is not ready: {message}"),
                 )
             }
-            // Resolved, or the container is being restarted.
+            // The problem is resolved, or the container is being restarted.
             "SuccessfulAttachVolume" | "Pulling" | "Pulled" | "Created" | "Started" | "Killing" => {
                 self.warning = None;
                 return;

@@ -14,7 +14,7 @@ const SCRAPE_INTERVAL: Duration = Duration::from_secs(2);
 /// Timeout of a scrape.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Longest page of metrics, in bytes. vLLM's has about 100 KB.
+/// Maximum size of a page of metrics, in bytes. vLLM's page has about 100 KB.
 const MAX_PAGE_BYTES: usize = 4 << 20;
 
 /// Concurrent scrapes of a target.
@@ -38,7 +38,7 @@ pub(super) async fn run(keeper: &Keeper) {
             // The keeper was dropped.
             return pending().await;
         }
-        // Before the demand is read, so that no change is lost.
+        // Changes are marked before the demand is read, so that none is lost.
         changes.mark_unchanged();
         let scaling = gate.policy().scaling;
         if scaling.server_queue && demand.is_active(gate.requests(), scaling.linger.get()) {

@@ -73,7 +73,7 @@ pub async fn serve(
         sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
-        // A graceful end takes precedence, if in time.
+        // If connections end gracefully in time, that result takes precedence over the timeout.
         biased;
         () = stages => {}
         () = cut => {}
