@@ -45,7 +45,7 @@ pub enum JournalError {
 /// Interval at which changed counts are written.
 const COUNTS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Longest line read, in bytes: far more than a record with its last lines of output.
+/// Maximum length of a line read, in bytes: far more than a record with its last lines of output.
 const MAX_RECORD_LINE_BYTES: u64 = 1 << 20;
 
 // === impl Journal ===

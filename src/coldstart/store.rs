@@ -42,7 +42,7 @@ struct StoredColdStart {
 // === impl ColdStarts ===
 
 impl ColdStarts {
-    /// Records kept in memory.
+    /// Maximum number of records kept in memory.
     pub const MAX_RECORDS: usize = 256;
 
     /// Creates a store that calls `on_end` for each cold start that ends.

@@ -58,7 +58,7 @@ enum VllmLogEvent {
 // === impl VllmLog ===
 
 impl VllmLog {
-    /// Concurrent compilations tracked: one per rank, of a model and its drafts.
+    /// Maximum number of concurrent compilations tracked: one per rank, of a model and its drafts.
     const MAX_COMPILING: usize = 1024;
 
     /// Parses a line read at `at`. Returns the new and changed parts; each replaces an earlier one of the same kind.
@@ -191,7 +191,7 @@ fn seconds(text: &str) -> Option<Duration> {
     if !unit.starts_with('s') || !number.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
-    // At most a month, so that the conversion cannot panic.
+    // Values above a month are rejected, so that the conversion cannot panic.
     let seconds = number.parse().ok().filter(|seconds| (0.0..2_592_000.0).contains(seconds))?;
     Some(Duration::from_secs_f64(seconds))
 }

@@ -81,7 +81,7 @@ pub enum HoldReason {
     DispatchFailed,
 }
 
-/// Longest endpoint, reason or path kept, in bytes.
+/// Maximum length of an endpoint, reason or path kept, in bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 256;
 
 // === impl Event ===

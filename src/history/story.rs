@@ -77,16 +77,16 @@ pub struct Ending {
     pub failed: bool,
 }
 
-/// Longest texts kept, in bytes.
+/// Maximum lengths of texts kept, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const MAX_MODEL_BYTES: usize = 128;
 const MAX_REASON_BYTES: usize = 512;
 
-/// Events kept: the first half, and the last ones. A request that waits for an unreachable address is dispatched again and
-/// again.
+/// Maximum number of events kept: the first half, and the last ones. A request that waits for an unreachable address
+/// is dispatched again and again.
 const MAX_EVENTS: usize = 24;
 
-/// Periods of being held that are kept.
+/// Maximum number of hold periods kept.
 const MAX_WAITS: usize = 16;
 
 // === impl ArrivedRequest ===

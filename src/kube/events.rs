@@ -76,9 +76,9 @@ struct EventBudget {
     at: Instant,
 }
 
-/// Bytes kept of a note; the API accepts 1,024.
+/// Maximum length of a note, in bytes; the API accepts 1,024.
 const MAX_NOTE_BYTES: usize = 1000;
-/// Notices queued for the writer.
+/// Maximum number of notices queued for the writer.
 const QUEUE_CAPACITY: usize = 64;
 /// Repetitions within this time update one Event.
 const SERIES_WINDOW: Duration = Duration::from_secs(600);

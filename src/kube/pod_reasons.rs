@@ -21,7 +21,7 @@ impl KubeProblem {
     }
 }
 
-/// Characters kept of texts from the cluster: schedulers and registries can be verbose.
+/// Maximum length of texts from the cluster, in characters: schedulers and registries can be verbose.
 const MAX_TEXT_CHARS: usize = 400;
 
 /// Returns whether the pod has terminated or is terminating: it will not become ready again.

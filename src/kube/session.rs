@@ -85,7 +85,7 @@ pub fn check_period(period: Period) -> Result<(), SessionError> {
 // === impl Sessions ===
 
 impl Sessions {
-    /// Attempts per change, in case of conflicts.
+    /// Maximum number of attempts per change, in case of conflicts.
     const MAX_ATTEMPTS: usize = 5;
 
     /// Creates a client for `namespace`.

@@ -46,7 +46,7 @@ pub(super) struct Starts {
     is_synced: bool,
 }
 
-/// Pods tracked per target. A cold start depends on the first pod that is ready.
+/// Maximum number of pods tracked per target. A cold start depends on the first pod that is ready.
 const MAX_TRACKED_PODS: usize = 64;
 
 // === impl Starts ===

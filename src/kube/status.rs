@@ -81,10 +81,10 @@ enum PatchResult {
 
 /// Field manager shared by all replicas.
 const FIELD_MANAGER: &str = "anteroom";
-/// Writes per batch, and the pause after a full batch.
+/// Maximum number of writes per batch, and the pause after a full batch.
 const WRITES_PER_BATCH: usize = 50;
 const BATCH_PAUSE: Duration = Duration::from_secs(1);
-/// Concurrent writes.
+/// Maximum number of concurrent writes.
 const MAX_CONCURRENT_WRITES: usize = 8;
 /// Time during which changes are batched; at least [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
 const STATUS_BATCH_DELAY: Duration = Duration::from_millis(100);

@@ -314,8 +314,8 @@ fn time_until_idle(since_last: Option<Duration>, up: Duration, requests: u64, af
     after.saturating_sub(since_last.map_or(up, |since| since.min(up)))
 }
 
-/// Waits until the endpoint is suspect. A doubted one is probed with `ask`, at once but at most every 50 ms, and becomes
-/// suspect unless it is alive. Cancel-safe.
+/// Waits until the endpoint is suspect. A doubted endpoint is probed with `ask`, at once but at most every 50 ms, and
+/// becomes suspect unless it is alive. Cancel-safe.
 pub(super) async fn until_suspect<F: Future<Output = ProbeResult>>(
     endpoint: &Endpoint,
     mut ask: impl FnMut() -> F,

@@ -49,7 +49,7 @@ struct OutputSplitter {
 // === impl ProcessOutput ===
 
 impl ProcessOutput {
-    /// Lines kept.
+    /// Maximum number of lines kept.
     const MAX_LINES: usize = 50;
     /// Time for reading the remaining output of a process that has exited.
     const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,7 +145,7 @@ pub(super) fn cause_line(lines: &[String]) -> Option<Cow<'_, str>> {
 // === impl OutputSplitter ===
 
 impl OutputSplitter {
-    /// Bytes kept of a line.
+    /// Maximum length of a line, in bytes; the rest is dropped.
     const MAX_OUTPUT_LINE_BYTES: usize = 2 << 10;
 
     fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {

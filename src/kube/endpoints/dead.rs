@@ -20,7 +20,7 @@ pub(super) struct DeadAddresses {
     dead: VecDeque<Arc<str>>,
 }
 
-/// Addresses kept. Subscribers read a dead address from the same update that removes its endpoint.
+/// Maximum number of addresses kept. Subscribers read a dead address from the same update that removes its endpoint.
 const MAX_DEAD: usize = 256;
 
 // === impl DeadAddresses ===

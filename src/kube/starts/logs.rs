@@ -67,17 +67,17 @@ struct LineClock {
     min_delay: Option<i128>,
 }
 
-/// Logs read concurrently over all targets.
+/// Maximum number of logs read concurrently over all targets.
 const MAX_CONCURRENT_LOGS: usize = 16;
 /// Upper bound of reading one log; exceeds any hold timeout.
 const MAX_READ_DURATION: Duration = Duration::from_secs(3600);
 /// Upper bound of bytes read from one log, about 100 times what a start of vLLM writes.
 const MAX_LOG_BYTES: usize = 16 << 20;
-/// Bytes kept of a line.
+/// Maximum length of a line, in bytes; the rest is dropped.
 const MAX_POD_LOG_LINE_BYTES: usize = 2 << 10;
-/// Lines buffered for the reader.
+/// Maximum number of lines buffered for the reader.
 const LINE_BUFFER: usize = 256;
-/// Times a log is opened, and the pause before reopening it.
+/// Maximum number of times a log is opened, and the pause before reopening it.
 const MAX_OPENS: u32 = 5;
 const REOPEN_DELAY: Duration = Duration::from_secs(1);
 

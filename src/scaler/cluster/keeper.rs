@@ -14,7 +14,7 @@ use crate::{
     state::{Discovered, Endpoint, Protocol, TargetState},
 };
 
-/// Concurrent probes of a target.
+/// Maximum number of concurrent probes of a target.
 pub(super) const MAX_PROBES: usize = 32;
 
 /// Probes an endpoint.

@@ -17,7 +17,7 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of a page of metrics, in bytes. vLLM's page has about 100 KB.
 const MAX_PAGE_BYTES: usize = 4 << 20;
 
-/// Concurrent scrapes of a target.
+/// Maximum number of concurrent scrapes of a target.
 const MAX_SCRAPES: usize = 8;
 
 /// Requests in a server's queue: one series per model. Reads 0 for the first seconds after a start.
