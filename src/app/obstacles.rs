@@ -101,7 +101,6 @@ impl ObstacleSources {
         Self { cluster: cluster.clone(), scaled_objects, notifier }
     }
 
-    /// Returns the notifier.
     pub(super) const fn notifier(&self) -> &Notifier {
         &self.notifier
     }

@@ -222,7 +222,7 @@ async fn control_frames_are_limited() {
     }
 }
 
-/// Bounded by h2, as long as its limits stay the same.
+/// h2 itself limits empty CONTINUATION and DATA frames. The test fails if h2 raises these limits.
 #[tokio::test(start_paused = true)]
 async fn empty_frames_of_a_call_are_limited() {
     assert!(!ends_connection(&call("Check", END_HEADERS_FLAG, 1)).await);

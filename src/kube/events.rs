@@ -87,7 +87,6 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 /// Events per object: burst, and time per further one.
 const EVENT_BURST: f64 = 10.0;
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
-/// Timeout of a write.
 const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 // === impl Events ===

@@ -76,7 +76,6 @@ struct StandInWatch {
 /// Counts a watch while its client reads it.
 struct WatchCount(watch::Sender<usize>);
 
-/// Selectors of a query.
 struct QuerySelector {
     name: Option<String>,
     labels: Vec<(String, String)>,

@@ -88,7 +88,6 @@ const BATCH_PAUSE: Duration = Duration::from_secs(1);
 const MAX_CONCURRENT_WRITES: usize = 8;
 /// Time during which changes are batched; at least [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
 const STATUS_BATCH_DELAY: Duration = Duration::from_millis(100);
-/// Timeout of a write.
 const STATUS_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a denied write.
 const DENIED_PAUSE: Duration = Duration::from_secs(60);
@@ -250,7 +249,7 @@ impl StatusPatch {
     async fn send(&self, cluster: &Cluster) -> PatchResult {
         let RouteObject { kind, namespace, .. } = &self.object;
         match kind {
-            // The definition is ours, including all status fields.
+            // The definition of ModelRoute is ours, so the write may take over any status field.
             RouteKind::ModelRoute => {
                 self.apply(cluster.api::<DeserializeGuard<ModelRoute>>(namespace), json!(self.status), true)
                     .await

@@ -42,7 +42,6 @@ pub struct Watched<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone +
     _cancel: Arc<DropGuard>,
 }
 
-/// State of a watch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WatchState {
     Healthy,

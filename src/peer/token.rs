@@ -95,5 +95,5 @@ fn read(path: &PathBuf) -> io::Result<Arc<str>> {
     let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     is_token
         .then(|| token.into())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no token: one line without spaces"))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no token in it; write the token as one line without spaces"))
 }

@@ -172,7 +172,7 @@ impl Activator {
             let began = Instant::now();
             sleep(RAMP_STEP.max(endpoint.ramp_pause())).await;
             match ask().await {
-                // Requests would be refused as well.
+                // The endpoint would refuse requests as well, so the ramp does not widen.
                 ProbeResult::Refused => continue,
                 answer if answer.is_alive() => {}
                 _ => sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, RAMP_STEP_UNANSWERED)).await,

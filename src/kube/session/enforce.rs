@@ -24,7 +24,6 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Validity of a time read from the API server; clocks drift by less than a second meanwhile.
 const CLOCK_VALIDITY: Duration = Duration::from_secs(600);
 
-/// Timeout of a write.
 const SESSION_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delay before the next check after a conflict; the watch delivers the change within moments.

@@ -29,7 +29,6 @@ pub(super) struct PodLogs {
     is_denied: Arc<AtomicBool>,
 }
 
-/// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodLogLine {
     pub(super) text: String,

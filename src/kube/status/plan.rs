@@ -37,7 +37,7 @@ const WRITE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::fr
 /// Time for which an object is left to another field manager after a conflict.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(600);
 
-/// Current object.
+/// Observed generation and status of an object.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Observed {
     pub(super) generation: Option<i64>,

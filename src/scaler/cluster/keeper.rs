@@ -56,7 +56,6 @@ pub(super) struct PodCounts {
     pub(super) is_synced: bool,
 }
 
-/// Returns the protocol of probes.
 pub(super) const fn speaks(protocol: Protocol) -> ProbeProtocol {
     match protocol {
         Protocol::Http1 => ProbeProtocol::Http1,

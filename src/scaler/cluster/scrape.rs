@@ -11,7 +11,6 @@ use crate::{admission::Gate, probe::fetch, state::Endpoint};
 /// Interval of scrapes. KEDA and the HPA poll every 15 to 30 s.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Timeout of a scrape.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum size of a page of metrics, in bytes. vLLM's page has about 100 KB.
