@@ -73,7 +73,7 @@ pub struct ColdStart {
     /// From the first request to the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_e2e_ms: Option<f64>,
-    /// Most requests held at once.
+    /// Maximum number of requests held at the same time.
     pub held_peak: usize,
     /// Held requests that were dispatched.
     pub released: u64,

@@ -22,7 +22,7 @@ pub struct Facts {
     /// The configured scaler.
     pub scale_by: ScaleBy,
     /// True if the route is a cluster object with pods as target. Routes of the configuration file and routes to a
-    /// `url` may have a scaler outside of our view.
+    /// `url` may have a scaler that this proxy cannot observe.
     pub is_cluster_route: bool,
     /// Metadata key by which a KEDA trigger names the route: `route` or `interceptorRoute`.
     pub metadata_key: &'static str,

@@ -93,7 +93,10 @@ fn read(path: &PathBuf) -> io::Result<Arc<str>> {
     let text = fs::read_to_string(path)?;
     let token = text.trim();
     let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    is_token
-        .then(|| token.into())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no token in it; write the token as one line without spaces"))
+    is_token.then(|| token.into()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no token in it; write the token as one line without spaces",
+        )
+    })
 }

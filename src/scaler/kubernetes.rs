@@ -128,7 +128,7 @@ impl DirectScaler<'_> {
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted > 0 && self.replicas == Some(0) {
-                // Scaled up by an operator: the idle timeout restarts.
+                // An operator has scaled up: the idle timeout restarts.
                 self.idle = IdleClock::new();
             }
             self.replicas = Some(seen.wanted);

@@ -11,11 +11,11 @@ macro_rules! attributes {
 }
 
 attributes! {
-    /// The method, or `_OTHER`.
+    /// The method; `_OTHER` if it is not a known one.
     METHOD = "http.request.method";
-    /// An unknown method.
+    /// The method as received, if it is not a known one.
     METHOD_ORIGINAL = "http.request.method_original";
-    /// Number of earlier attempts.
+    /// Number of earlier attempts to dispatch the request.
     RESEND_COUNT = "http.request.resend_count";
     /// Path template of the API.
     ROUTE = "http.route";
