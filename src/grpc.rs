@@ -109,13 +109,14 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
 const GRPC_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Bytes that h2 reads once a connection has been idle for too long: the GOAWAY of a client that needs nothing further
-/// (RFC 9113, section 6.8). h2 responds with its own as soon as no stream is open, and closes. So a call that crosses
-/// it is known to be unprocessed, and gRPC clients send it again over the next connection.
+/// GOAWAY of a client that makes no further calls (RFC 9113, section 6.8). h2 reads these bytes as if the client had
+/// sent them once a connection has been idle for too long. It responds with its own GOAWAY as soon as no stream is
+/// open, and closes. A call sent at the same moment is then known to be unprocessed, and gRPC clients send it again
+/// over the next connection.
 const GOAWAY_FRAME: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Frames that are no part of a call, per second and in a burst: far above those of KEDA when it drops all of its
-/// streams.
+/// Maximum number of frames that are not part of a call, per second and in a burst: far above those of KEDA when it
+/// drops all of its streams.
 const MAX_CONTROL_FRAMES: u32 = 10_000;
 
 /// Interval of pings to a silent client, and timeout of the response. KEDA sends no pings, so without these a

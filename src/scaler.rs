@@ -40,7 +40,7 @@ pub async fn supervise(
         let ours = shutdown.for_one_target();
         let mut running = Box::pin(run(gate.clone(), target.clone(), options.clone(), ours.clone()));
         let replaced = async {
-            // Without a publisher the target stays.
+            // Without a publisher the target never changes.
             while targets.changed().await.is_ok() {
                 if *targets.borrow_and_update() != target {
                     return;
@@ -70,7 +70,7 @@ pub async fn supervise(
             }
             Target::Url(_) | Target::Cluster(_) => {}
         }
-        // Held requests stay; the next activation begins at the arrival of the first.
+        // Held requests remain in the queue; the next activation begins at the arrival of the first.
         gate.cold_starts().failed("the target was replaced before it was up".into(), Vec::new());
     }
 }

@@ -29,8 +29,8 @@ pub(super) struct Timeline<'a> {
     pub(super) running: Option<(Phase, Instant)>,
 }
 
-/// Largest assumed offset of a cluster's clock. An event stamped longer than that before the first request is not part of
-/// the cold start, however late it was observed.
+/// Largest assumed offset of a cluster's clock. An event stamped longer than that before the first request is not
+/// part of the cold start, even if it was observed later.
 const MAX_CLOCK_SKEW_NANOS: i128 = 60_000_000_000;
 
 /// Bounds of the end of a phase, in nanoseconds from the first request.

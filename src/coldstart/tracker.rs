@@ -259,7 +259,8 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// Reopens the phases from `first` on: the target takes no requests after all. Does nothing once an answer has begun.
+    /// Reopens the phases from `first` on, because the target takes no requests after all. Does nothing once an
+    /// answer has begun.
     pub fn reopen(&self, first: Phase) {
         if let Some(active) = self.state.lock().active.as_mut().filter(|active| !active.is_answered()) {
             active.ends.retain(|(phase, _)| *phase < first);
@@ -270,7 +271,7 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// Ends the cold start: the target is ready, and every client has gone.
+    /// Ends the cold start: the target is ready, and every client has disconnected.
     pub fn abandoned(&self) {
         self.end(ColdStartOutcome::Abandoned, None, Vec::new());
     }

@@ -15,8 +15,8 @@ use crate::{domain::Part, state::PartObservation};
 
 /// The log of one start.
 ///
-/// Parts are in order and never overlap, whatever the lines. A part that several ranks report lasts from the first start to
-/// the last end.
+/// For any input, parts are in order and never overlap. A part that several ranks report lasts from the first start
+/// to the last end.
 #[derive(Debug, Default)]
 pub struct VllmLog {
     known: BTreeMap<Part, PartObservation>,
@@ -122,7 +122,8 @@ impl VllmLog {
         Some(part)
     }
 
-    /// Adds a part, cut to start after the one before it. Ignored once a later part is known.
+    /// Adds a part, and moves its start to the end of the preceding part if they overlap. Does nothing once a later
+    /// part is known.
     fn part(&mut self, part: Part, start: Instant, end: Instant) -> Option<PartObservation> {
         if self.known.range((Bound::Excluded(part), Bound::Unbounded)).next().is_some() {
             return None;

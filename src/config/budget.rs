@@ -141,7 +141,7 @@ impl Limits {
 mod tests {
     use super::*;
 
-    /// Unset limits fit from 512 MiB on.
+    /// With 512 MiB of memory or more, unset limits fit.
     #[test]
     fn unset_limits_fit_the_memory() {
         for mebibytes in [512, 768, 1024, 1500, 2048, 4096, 8192, 1 << 16] {

@@ -160,7 +160,8 @@ fn table(routes: &[&Route], width: usize) -> String {
     table.to_string()
 }
 
-/// Returns the maximum widths of the columns. In a narrow terminal the first three share what the others leave.
+/// Returns the maximum widths of the columns. In a narrow terminal the first three share the width that the others do
+/// not use.
 fn column_widths(width: usize) -> [usize; 6] {
     let mut widths = COLUMNS.map(|(_, width)| width);
     if width < MAX_REPORT_CHARS {

@@ -60,7 +60,7 @@ pub(super) fn has_reference(text: &str) -> bool {
     text.contains(OPENING)
 }
 
-/// Returns the first reference in the manner of a shell, which nothing expands here: `$NAME`, `${NAME}` or `~/`, each
+/// Returns the first reference in shell syntax, which the proxy does not expand: `$NAME`, `${NAME}` or `~/`, each
 /// with the text to write instead. Names in lower case are left alone: they are more often parts of passwords.
 pub(super) fn shell_reference(text: &str) -> Option<(String, String)> {
     let home = text.starts_with("~/") || text.contains("=~/") || text == "~";
@@ -87,8 +87,8 @@ impl Expansion {
         self.shown.push_str(text);
     }
 
-    /// Replaces the whole value, and values of variables, in a message. A value within a longer word stays if it is so
-    /// short that this is likely chance.
+    /// Replaces the whole value, and values of variables, in a message. A short value within a longer word is not
+    /// replaced, since it is likely there by chance.
     pub(super) fn mask(&self, message: &str) -> String {
         const MIN_SECRET_BYTES: usize = 6;
         let whole = (&self.shown, &self.value);

@@ -247,7 +247,7 @@ impl<'a> Checker<'a> {
         self.period(&path.key("stallTimeout"), stall_timeout);
     }
 
-    /// Warns about a reference in the manner of a shell, since nothing expands it.
+    /// Warns about a reference in shell syntax, since the proxy does not expand it.
     fn shell_reference(&mut self, path: &KeyPath) {
         let text = self.source.and_then(|source| source.raw_text(path));
         if let Some((written, instead)) = text.and_then(env::shell_reference) {

@@ -21,7 +21,7 @@ pub struct Intercept {
     pub timeouts: InterceptTimeouts,
     /// `host:port` of the Service that receives requests after a failed wait.
     pub fallback: Option<Arc<str>>,
-    /// Response sent immediately while nothing is ready; it still wakes the target.
+    /// Response sent immediately while no endpoint is ready; the request still starts the target.
     pub placeholder: Option<StaticAnswer>,
     /// Maximum number of held requests per replica of the proxy; `None` is [`Self::MAX_PENDING`].
     pub max_pending: Option<u32>,
@@ -67,7 +67,7 @@ pub struct StaticRoute {
 /// Condition for a static response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResponseMode {
-    /// While nothing is ready. Otherwise the request is passed on, without creating demand.
+    /// While no endpoint is ready. Otherwise the request is passed on, without creating demand.
     #[default]
     WhenUnavailable,
     /// Always.

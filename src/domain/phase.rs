@@ -24,7 +24,7 @@ pub enum Phase {
     Start,
     /// Until the readiness probe succeeds.
     Load,
-    /// Until the proxy may dispatch: it knows of the readiness, and a gateway in between accepts requests.
+    /// Until the proxy may dispatch: it has observed the readiness, and a gateway in between accepts requests.
     Propagate,
     /// Until the first held request is sent.
     Dispatch,

@@ -40,7 +40,7 @@ pub struct Caller {
     has_stream_place: Arc<AtomicBool>,
 }
 
-/// Places of the calls of a listener.
+/// Bounded places for the calls of a listener.
 pub(super) struct CallPlaces {
     /// Calls with an incomplete message or an unread response, and streams of health.
     calls: Arc<Places>,
@@ -232,7 +232,7 @@ async fn answer(
         Poll::Pending => {
             let waiting = place.insert(caller.enter(places));
             tokio::select! {
-                // A complete message is answered, however late.
+                // A complete message is answered even if it arrives late.
                 biased;
                 response = &mut answering => response?,
                 () = waiting.evicted().cancelled() => return Ok(evicted().into_http()),

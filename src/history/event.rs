@@ -77,7 +77,7 @@ pub enum HoldReason {
     NothingReady,
     /// All ready endpoints are full.
     Saturated,
-    /// A dispatch failed: see the event before.
+    /// A dispatch failed; the preceding event has the reason.
     DispatchFailed,
 }
 

@@ -132,7 +132,7 @@ impl Endpoints {
                         deleted.update(&slices_now, &pods_now);
                         let mut merged =
                             merge::service(&service, port, &slices_now, &pods_now, &deleted, roles);
-                        // Pods alone cannot show that an endpoint of the last known slices is gone.
+                        // Pods alone cannot show that an endpoint of the last known slices was removed.
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);

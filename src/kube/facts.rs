@@ -90,7 +90,7 @@ impl Cluster {
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {
                             refused: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
-                            // Marked as seen, so that only later changes wake the loop.
+                            // The receiver is marked unchanged, so that only later changes wake the loop.
                             workloads: workloads
                                 .iter()
                                 .filter_map(|workload| {

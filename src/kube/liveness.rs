@@ -103,10 +103,10 @@ pub(super) struct LivenessBody<B> {
     watch: Option<OpenWatch>,
 }
 
-/// Deadline of a body.
+/// Deadline of a body. Bytes that arrive late move it to `idle` after them.
 struct IdleDeadline {
     sleep: Pin<Box<Sleep>>,
-    /// Minimum wait after the last bytes.
+    /// Minimum silence after the last bytes before the body fails.
     idle: Duration,
     last: Instant,
 }

@@ -25,8 +25,8 @@ impl PodWatches {
         Arc::new(Self(Informers::new(cluster, trim)))
     }
 
-    /// Watches the pods of a namespace that match the selector `labels` (`a=b,c in (d, e)`). Keeps only the fields used
-    /// for readiness and failure reasons; see `trim`.
+    /// Watches the pods of a namespace that match the selector `labels` (`a=b,c in (d, e)`). Keeps only the fields
+    /// used for readiness and failure reasons.
     pub fn watch(&self, namespace: &str, labels: &str) -> PodsOf {
         PodsOf(self.0.watch(namespace, ObjectSelector::of(labels)))
     }

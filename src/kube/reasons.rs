@@ -139,7 +139,7 @@ pub struct ProxyView {
 /// ScaledObject, which precede the stream.
 const STREAM_GRACE: Duration = Duration::from_secs(10);
 
-/// Reasons of the condition `Ready` with which KEDA cannot scale, whatever its triggers report.
+/// Reasons of the condition `Ready` that prevent KEDA from scaling, regardless of the metrics of its triggers.
 const CANNOT_SCALE: [&str; 3] =
     ["ScaledObjectCheckFailed", "ErrorGettingCurrentReplicas", "ErrorScalingTarget"];
 
@@ -191,7 +191,7 @@ impl WorkloadFacts {
 // === impl Facts ===
 
 impl Facts {
-    /// Returns the obstacle to the first endpoint of `route`; of several, the one that explains most.
+    /// Returns the obstacle to the first endpoint of `route`. If several apply, returns the one that explains most.
     pub fn obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<KubeProblem> {
         let scaling_obstacle = if self.is_at_zero(view) { self.scaling_obstacle(route, view) } else { None };
         let api_server = view.api_server.clone();
@@ -216,7 +216,7 @@ impl Facts {
         known.filter(|known| !known.is_empty()).map(|known| known.iter().all(|replicas| *replicas >= floor))
     }
 
-    /// Returns the first ScaledObject whose pushes KEDA drops, unless KEDA accepts those of another one.
+    /// Returns the first ScaledObject whose pushes KEDA drops; `None` if it accepts those of at least one.
     pub fn drops_pushes(&self) -> Option<&ScaledObjectFacts> {
         let pushed = || self.scaled_objects.iter().filter(|scaled| scaled.is_pushed());
         pushed().next().filter(|_| pushed().all(|scaled| !scaled.is_listed))

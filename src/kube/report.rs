@@ -31,7 +31,7 @@ pub struct RouteReport {
     pub last_cold_start: Option<LastColdStart>,
 }
 
-/// State of a target, in ascending order of liveliness: of two replicas, the one reporting the livelier state is right.
+/// State of a target, in ascending order of liveliness. If two replicas disagree, the livelier state is correct.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[derive(IntoStaticStr)]

@@ -126,7 +126,8 @@ impl RouteWatcher {
         }
     }
 
-    /// Waits for the initial lists. Before that, a younger route could be served in place of an older one not yet seen.
+    /// Waits for the initial lists. Before that, a younger route could be served in place of an older one that is not
+    /// listed yet.
     async fn await_initial_lists(&mut self) {
         let mut is_logged = false;
         let warn_at = Instant::now() + SLOW_LIST_WARNING;

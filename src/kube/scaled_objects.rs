@@ -23,7 +23,7 @@ use crate::domain::{RouteKey, Workload};
 
 /// Annotation: KEDA stops scaling while this is true.
 pub const PAUSED_ANNOTATION: &str = "autoscaling.keda.sh/paused";
-/// Annotation: KEDA scales to this number of replicas and stops there.
+/// Annotation: KEDA scales to this number of replicas and keeps it.
 pub const PAUSED_REPLICAS_ANNOTATION: &str = "autoscaling.keda.sh/paused-replicas";
 /// Annotation: KEDA does not scale out while this is true.
 pub const PAUSED_SCALE_OUT_ANNOTATION: &str = "autoscaling.keda.sh/paused-scale-out";
@@ -178,7 +178,8 @@ impl ScaledObject {
     /// Returns the number of replicas requested by a push.
     pub fn floor(&self) -> u32 {
         let count = |key: &str| self.spec[key].as_u64().and_then(|count| u32::try_from(count).ok());
-        // With an idle count, a push scales from there to the minimum. Otherwise the HPA owns everything above zero.
+        // With an idle count, a push scales from that count to the minimum. Otherwise the HPA controls all counts
+        // above zero.
         let min = count("idleReplicaCount").and_then(|_| count("minReplicaCount"));
         min.unwrap_or_default().max(1)
     }

@@ -132,7 +132,7 @@ impl Board {
             self.forget(|_, replica| replica.address == address);
             return ReplicaIdentity::Ourselves;
         }
-        // The replica that had this address before is gone.
+        // The replica that had this address before no longer exists.
         self.forget(|id, replica| replica.address == address && *id != report.replica);
         let mut replicas = self.replicas.lock();
         if replicas.get(&report.replica).is_some_and(|known| known.is_connected && known.address != address) {

@@ -74,7 +74,7 @@ impl Network for Wires {
         let (broken, frozen) = (wire.broken.clone(), wire.frozen.clone());
         let reports = Reports::new(wire.id, wire.routes, wire.goodbye).stream(None);
         let reports = Box::pin(reports).take_until(frozen.clone().cancelled_owned());
-        // A frozen replica sends nothing more, not even the end of its stream.
+        // A frozen replica sends no further report, and does not end its stream either.
         let reports = reports.map(Some).chain(stream::once(async move {
             if frozen.is_cancelled() {
                 std::future::pending::<()>().await;
@@ -94,7 +94,7 @@ impl Wires {
         self.join_at(number, &[address(number)])
     }
 
-    /// Adds a replica. It is listed at once, and followed by those that resolve the service from then on.
+    /// Adds a replica. It is listed immediately, and other replicas follow it once they resolve the service again.
     fn join_at(self: &Arc<Self>, number: u8, addresses: &[SocketAddr]) -> TestReplica {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
@@ -147,7 +147,7 @@ impl Drop for TestReplica {
     }
 }
 
-/// Waits long enough for all to have found each other: the service is resolved every 2 s.
+/// Waits until all replicas follow each other: the service is resolved every 2 s.
 async fn settled() {
     sleep(Duration::from_secs(7)).await;
 }

@@ -36,8 +36,8 @@ impl TokenFile {
         }
     }
 
-    /// Checks the token of a call. A call without one comes from a replica of the previous release, and is accepted in
-    /// this release, with a warning.
+    /// Checks the token of a call. A call without a token comes from a replica of the previous release, and is
+    /// accepted in this release, with a warning.
     pub(super) fn check<T>(&self, call: &Request<T>) -> Result<(), Status> {
         let Some(token) = self.current() else { return Ok(()) };
         let Some(shown) = call.metadata().get("authorization") else {

@@ -154,8 +154,9 @@ impl Activator {
         self.gate.demand().end_activation();
     }
 
-    /// Widens the ramp of an endpoint while requests are held, as answers may be long or never come. `ask` probes the
-    /// endpoint. Never returns; cancel-safe. The owner drops this future when a request fails.
+    /// Widens the ramp of an endpoint while requests are held, without waiting for answers, which may take long or
+    /// never arrive. `ask` probes the endpoint. Never returns; cancel-safe. The owner drops this future when a
+    /// request fails.
     pub(super) async fn widen<F: Future<Output = ProbeResult>>(
         &self,
         endpoint: &Endpoint,
@@ -165,7 +166,7 @@ impl Activator {
         loop {
             while endpoint.is_wide() || self.gate.held() == 0 {
                 if arrivals.changed().await.is_err() {
-                    // The gate has gone.
+                    // The gate was dropped.
                     std::future::pending().await
                 }
             }
@@ -290,8 +291,8 @@ impl Activator {
                 sleep(wait).await;
                 continue;
             }
-            // Clears an activation that was requested before the endpoint became ready. One requested after the
-            // retirement must stay, so this precedes it.
+            // Clears an activation that was requested before the endpoint became ready. This precedes the retirement,
+            // since an activation requested after that must stay.
             demand.end_activation();
             let was_ready = endpoint.is_ready();
             endpoint.retire();

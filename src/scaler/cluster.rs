@@ -122,7 +122,7 @@ async fn keep(
     }
     gate.demand().set_server_queue(0);
     if gate.target().is_up() {
-        // Requests of a running cold start have been dispatched or are gone.
+        // Requests of a running cold start have been dispatched or have ended.
         gate.cold_starts().abandoned();
     }
     let RunningPods { kept, running, .. } = pods;
@@ -217,13 +217,13 @@ impl RunningPods {
         );
     }
 
-    /// Removes a pod that has gone, with nothing in flight on it.
+    /// Removes a pod that was deleted or has left the target, once nothing is in flight on it.
     fn ended(&mut self, keeper: &Arc<Keeper>, key: PodKey) {
         let Some(kept) = self.kept.remove(&key) else { return };
         keeper.pods().remove(&kept.endpoint);
         let reported = *kept.reported.borrow();
         if !matches!(reported, ReportedState::Gone | ReportedState::Dead) {
-            // The pod came back at the same moment.
+            // The pod was reported again at the same moment.
             self.add(keeper, key, reported);
         }
     }

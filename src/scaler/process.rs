@@ -198,7 +198,7 @@ impl Launcher {
         match ended {
             ServeOutcome::Idle | ServeOutcome::Draining => {
                 tokio::select! {
-                    // A kill waits for nothing.
+                    // A kill does not wait for requests in flight.
                     biased;
                     () = self.shutdown.kill.cancelled() => {}
                     _ = server.exited() => {}
@@ -280,7 +280,7 @@ impl Launcher {
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target has died");
         self.leave(endpoint);
         let reason = reason.full().clone();
-        // The cold start of the server fails too, if it had answered nothing yet.
+        // The cold start of this server fails too, unless the server had answered a request.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         if stable {

@@ -29,7 +29,7 @@ impl Shutdown {
         self.drain.cancel();
     }
 
-    /// Stops the target now, whatever is in flight.
+    /// Stops the target now, without waiting for requests in flight.
     pub fn kill(&self) {
         self.kill.cancel();
     }

@@ -52,7 +52,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
         () = watch(&mut activator, &endpoint) => {}
     }
     if endpoint.is_ready() {
-        // Requests of a running cold start have been dispatched or are gone.
+        // Requests of a running cold start have been dispatched or have ended.
         gate.cold_starts().abandoned();
     }
     endpoint.retire();

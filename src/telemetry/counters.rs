@@ -54,7 +54,7 @@ pub struct RouteCounters {
     /// Hold times by end: dispatched, then every outcome. Shared by all threads, as is the queue that held requests
     /// pass through.
     held: [OnceLock<HistogramWithExemplars<TraceLabel>>; OUTCOMES + 1],
-    /// Times to first byte of requests held by a cold start; those of others are in the shards.
+    /// Times to first byte of requests held by a cold start; those of all other requests are in the shards.
     cold_first_byte: OnceLock<HistogramWithExemplars<TraceLabel>>,
 }
 
@@ -126,7 +126,7 @@ impl RouteCounters {
         self.own().admitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records an admitted request that is no demand.
+    /// Records an admitted request that does not count as demand.
     pub fn admit_quietly(&self) {
         self.admit();
         self.own().quiet.fetch_add(1, Ordering::Relaxed);

@@ -128,8 +128,8 @@ impl<S: Subscriber> Layer<S> for &'static LogLimit {
 // === impl Buckets ===
 
 impl Buckets {
-    /// Takes a token of the kind and one of the source, or neither: lines refused to a noisy source cost the others
-    /// nothing.
+    /// Takes a token of the kind and one of the source, or neither: suppressed lines of a noisy source use up no
+    /// tokens of other sources.
     fn allow(&mut self, kind: Identifier, source: Option<u64>) -> bool {
         let now = Instant::now();
         let Self { kinds, sources, .. } = self;
@@ -260,7 +260,7 @@ mod tests {
         let (_, passed, _guard) = limited();
         assert_eq!(passed.of(|| of_route(0, 100_000)), 100);
         assert_eq!(passed.of(|| (1..=50).for_each(|route| of_route(route, 10))), 500);
-        // 400 are left of the kind's 1,000, for however many sources.
+        // The kind has 400 of its 1,000 lines left, for any number of sources.
         assert_eq!(passed.of(|| (100..10_000).for_each(|route| of_route(route, 1))), 400);
         assert_eq!(passed.of(|| of_route(20_000, 1)), 0);
         advance(Duration::from_secs(1)).await;

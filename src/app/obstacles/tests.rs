@@ -110,7 +110,7 @@ impl ObstaclesTest {
         stage
     }
 
-    /// Asserts that no obstacle is reported after 4 s, and returns the one after 8 s.
+    /// Asserts that no obstacle is reported after 4 s, and returns the obstacle reported after 8 s.
     async fn settled_obstacle(&self) -> (Option<ObstacleKind>, String) {
         sleep(Duration::from_secs(4)).await;
         assert!(self.gate.target().obstacle().is_none(), "it may be transient");

@@ -122,7 +122,8 @@ impl Observations {
         self.target.has(phase) && (self.kind == ColdStartKind::ColdStart || phase != Phase::Start)
     }
 
-    /// Returns the pod that the record names: that of the first ready endpoint, else the one furthest ahead.
+    /// Returns the pod that the record names: that of the first ready endpoint, else the pod that has advanced
+    /// furthest.
     pub(super) fn pod(&self, active: &ActiveColdStart) -> Option<&PodStart> {
         if let Some(first) = &active.first_address {
             // Addresses are compared without the port, since a pod may have several.

@@ -46,7 +46,7 @@ impl Checker<'_> {
         self.sleep(process, path);
     }
 
-    /// Warns about references to variables that nothing expands. A shell expands those in its command.
+    /// Warns about references to variables in shell syntax, except in a command that runs a shell.
     fn process_references(&mut self, process: &ProcessTarget, path: &KeyPath) {
         const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish"];
         let name = |word: &String| Path::new(word).file_name()?.to_str().map(str::to_owned);

@@ -190,7 +190,7 @@ proptest! {
 
     #[test]
     fn verdict_is_independent_of_later_objects(all in candidates(), without in any::<prop::sample::Index>()) {
-        // Names are unique here, since for equal names a ModelRoute precedes whatever its age.
+        // Names are unique here, since for equal names a ModelRoute takes precedence regardless of its age.
         let mut all = all;
         all.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
         let mut names = std::collections::HashSet::new();

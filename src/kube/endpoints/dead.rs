@@ -1,4 +1,4 @@
-//! Addresses of terminated pods: requests in flight there will never be answered.
+//! Addresses of terminated pods: requests in flight to them will never be answered.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

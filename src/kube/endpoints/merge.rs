@@ -78,8 +78,9 @@ pub(super) fn labels<'a>(selector: impl IntoIterator<Item = (&'a String, &'a Str
 
 /// Returns the endpoints of a Service.
 ///
-/// Pods take precedence over EndpointSlices, which the control plane derives from pods in batches. A slice entry counts
-/// only if it refers to no pod, or to a pod that the pod watch has neither reported nor seen deleted.
+/// Pods take precedence over EndpointSlices, which the control plane derives from pods in batches. A slice entry
+/// counts only if it refers to no pod, or to a pod that the pod watch has not reported yet, neither as present nor as
+/// deleted.
 pub(super) fn service(
     service: &Service,
     port: &ServicePort,

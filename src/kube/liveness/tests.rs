@@ -1,4 +1,4 @@
-//! An API server whose connections go half open.
+//! Tests with an API server whose connections become half open.
 
 use std::sync::Arc;
 

@@ -28,7 +28,7 @@ pub enum EndAction {
     /// Restores the previous pause. Running replicas keep running.
     #[default]
     Pause,
-    /// Scales to zero and pauses there.
+    /// Scales to zero and pauses at zero.
     Zero,
 }
 

@@ -61,7 +61,7 @@ async fn activate(keeper: &Keeper, activator: &mut Activator, counts: &mut watch
     }
 }
 
-/// Waits until requests want a target that is down.
+/// Waits until requests are held while the target is down.
 async fn cold(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
     loop {
         let now = *counts.borrow_and_update();
@@ -115,7 +115,7 @@ async fn served(gate: &Gate, activator: &mut Activator, counts: &mut watch::Rece
             tokio::select! {
                 biased; // an endpoint that is ready again first
                 () = until(counts, PodCounts::is_up) => {}
-                // A request in flight on a pod that has gone may still be answered.
+                // A request in flight on a removed pod may still be answered.
                 () = activator.wanted() => return,
             }
         }

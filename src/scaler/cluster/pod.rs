@@ -103,7 +103,7 @@ impl PodSupervisor {
         }
     }
 
-    /// Runs until the pod has gone and nothing is in flight on it.
+    /// Runs until the pod was deleted or has left the target, and nothing is in flight on it.
     pub(super) async fn run(mut self) {
         loop {
             let reported = *self.reported.borrow_and_update();
@@ -265,7 +265,8 @@ impl PodSupervisor {
         }
     }
 
-    /// Waits until nothing is in flight on a pod that has gone, and returns true. Returns false if the report changes.
+    /// Waits until nothing is in flight on a pod that was deleted or has left the target, and returns true. Returns
+    /// false if the report changes.
     async fn has_left(&mut self, reported: ReportedState) -> bool {
         let Self { endpoint, reported: states, .. } = self;
         let left = async {

@@ -8,7 +8,7 @@ pub(super) enum ReportedState {
     /// The pod's own probes succeed.
     Ready,
     NotReady,
-    /// A readiness gate of the pod is not met, whatever it answers.
+    /// A readiness gate of the pod is not met, so it takes no requests even if it answers probes.
     Gated,
     /// The pod gets no new requests.
     Terminating,

@@ -30,7 +30,7 @@ pub(super) async fn run(keeper: &Keeper) {
     let (gate, demand) = (&keeper.gate, keeper.gate.demand());
     let mut counts = keeper.counts.subscribe();
     let mut changes = demand.changes();
-    // The last value of a server that does not answer in time stays: it is most likely busy.
+    // A server that does not answer in time keeps its last value: it is most likely busy.
     let mut waiting: HashMap<Box<str>, u64> = HashMap::new();
     loop {
         if counts.wait_for(|counts| counts.pods > 0).await.is_err() {

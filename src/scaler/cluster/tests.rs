@@ -82,7 +82,7 @@ impl KeeperTest {
         Self { gate, store, cluster, servers, shutdown, keeping, began }
     }
 
-    /// Publishes the pods, and waits until the keeper has seen them.
+    /// Publishes the pods, and waits until the keeper has processed them.
     async fn report(&self, pods: &[(&str, ReportedState)]) {
         let pods: Vec<_> = pods.iter().map(|(address, word)| (*address, *word, Role::default())).collect();
         self.report_with_roles(&pods).await;
@@ -603,7 +603,7 @@ async fn cold_start_without_requests_is_abandoned() {
     stage.at(11_050).await;
     assert_eq!((stage.ended().len(), stage.ended()[0].outcome), (2, Some(ColdStartOutcome::Abandoned)));
 
-    // The pod goes before it has answered. The request in flight on it may still be answered.
+    // The pod disappears before it has answered. Its request in flight may still be answered.
     stage.report(&[]).await;
     let mut held = stage.hold();
     settle().await;
@@ -683,7 +683,7 @@ async fn gateway_unaware_of_its_pods_is_retried_soon() {
     }
     assert_eq!(times, [0, 50, 150, 350, 600, 850, 1100, 1350], "50, 100 and 200 ms later, then every 250");
     assert!(stage.servers.asked.lock().is_empty(), "the gateway's health path proves nothing");
-    // The pod goes during the backoff: no further try.
+    // The pod disappears during the backoff: the request is not retried.
     stage.report(&[]).await;
     stage.at(20_000).await;
     assert_eq!((stage.gate.held(), stage.is_open("envoy:8080")), (1, false));

@@ -88,7 +88,7 @@ impl TriggerMetrics {
     }
 }
 
-/// Returns zero for a route that does not exist yet, whatever the metric.
+/// Returns zero for any metric of a route that does not exist yet.
 pub(super) fn no_values(name: &str, metrics: &TriggerMetrics) -> GetMetricsResponse {
     let names = if name.is_empty() { metrics.names() } else { vec![name] };
     let zero = |name: &str| MetricValue { metric_name: name.to_owned(), ..MetricValue::default() };

@@ -27,7 +27,8 @@ use crate::{
 /// or during another change of it. Later repetitions would only write the ScaledObject's status and delay scaling to zero.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Repetitions if the number of replicas is unknown: for a minute, KEDA's longest backoff. Its polls continue.
+/// Maximum number of repetitions if the number of replicas is unknown: for a minute, KEDA's longest backoff. After
+/// that, KEDA still polls.
 const MAX_BLIND_REPEATS: u32 = 12;
 
 /// Time after which an unknown route is logged: objects are applied in any order, and after a start of this proxy KEDA
@@ -85,7 +86,7 @@ impl RouteFollower {
         Self { trigger, routes, route: None, _directory: directory, ending }
     }
 
-    /// Returns the current route, and marks all changes so far as seen by [`Self::changed`].
+    /// Returns the current route, and marks all changes so far as processed for [`Self::changed`].
     fn current(&mut self) -> Option<&Arc<Gate>> {
         if self.routes.has_changed().unwrap_or(false) {
             let gate = self.trigger.find(&self.routes.borrow_and_update());

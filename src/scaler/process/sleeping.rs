@@ -113,7 +113,8 @@ impl Launcher {
         SleepOutcome::Lost(ServerExit { reason: reason.into(), last_lines: server.last_lines() })
     }
 
-    /// Stops what is left of a server that exited in its sleep or does not wake. Held requests wait for a start.
+    /// Stops a server that does not wake, and cleans up after one that exited in its sleep. Held requests wait for a
+    /// start.
     pub(super) async fn lost(&mut self, endpoint: Arc<Endpoint>, server: ModelServer, exit: ServerExit) {
         let ServerExit { reason, last_lines } = exit;
         let output = last_lines.join("\n");

@@ -125,7 +125,7 @@ proptest! {
             let at = |ms| began + Duration::from_millis(ms);
             let sum: Duration = tracker.shares(&[(at(since), at(until))]).iter().map(|(_, share)| *share).sum();
             let total: u64 = (began.elapsed().as_millis() as u64).clamp(since, until) - since;
-            // Rounding of floating-point milliseconds: a nanosecond a phase.
+            // Floating-point milliseconds round by up to a nanosecond per phase.
             prop_assert!(sum.abs_diff(Duration::from_millis(total)) < Duration::from_nanos(100), "{sum:?} of {total}");
             Ok(())
         })?;
