@@ -296,7 +296,7 @@ impl BoundProxy {
         control.stop().await;
         routes.stop().await;
         let _ = showing.await;
-        // After the last request, and before the admin API with the span metrics stops.
+        // The export stops after the last request, and before the admin API with the span metrics stops.
         if let Some(exporting) = exporting {
             exporting.stop().await;
         }

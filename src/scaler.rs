@@ -64,7 +64,7 @@ pub async fn supervise(
         }
         match target {
             Target::Process(_) => running.await,
-            // One poll suffices to retire the endpoints and to publish that.
+            // A single poll of the replaced target retires its endpoints and publishes that.
             Target::Url(_) | Target::Cluster(_) if (&mut running).now_or_never().is_none() => {
                 leaving.push(running);
             }

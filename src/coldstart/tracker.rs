@@ -353,7 +353,7 @@ impl Tracker {
         let (mut record, tally) = {
             let mut state = self.state.lock();
             let Some(ended) = state.active.take() else { return };
-            // Under the lock, so that a reader finds this cold start either running or as the last one.
+            // Set under the lock, so that a reader finds this cold start either running or as the last one.
             self.is_running.store(false, Ordering::SeqCst);
             // A cold start whose answer has begun counts as completed, even if the answer breaks off.
             let outcome = if ended.is_answered() { ColdStartOutcome::Completed } else { outcome };

@@ -128,7 +128,7 @@ impl LoadedConfig {
     }
 }
 
-/// Lowers the default of `rampStart` to a lower `max`, instead of an error about it.
+/// Lowers the default of `rampStart` to `max`, so that setting a lower `max` alone is no error.
 fn lower_ramps(config: &mut Config, source: &SourceFile<'_>) {
     for (index, route) in source.route_indices().into_iter().zip(&mut config.routes) {
         let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");

@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(found(&[MEMINFO, v1, unlimited]), Some((2048, MACHINE)));
         let limited = ("sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes", "1073741824\n");
         assert_eq!(found(&[MEMINFO, v1, unlimited, limited]), Some((1024, CGROUP)));
-        // Of the host's path only the root is mounted.
+        // Only the root of the host's path is mounted.
         let mounted = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n");
         assert_eq!(found(&[MEMINFO, v1, mounted]), Some((512, CGROUP)));
     }

@@ -211,7 +211,8 @@ impl Default for Keepalive {
     fn default() -> Self {
         Self {
             mode: KeepaliveMode::Comment,
-            // As late as the strictest common idle timeout (30 s) allows: an early 200 fixes the status.
+            // An early 200 fixes the status, so it is sent as late as the strictest common idle timeout (30 s)
+            // allows.
             after: Period::from_secs(20),
             interval: Period::from_secs(10),
             while_streaming: false,

@@ -85,7 +85,7 @@ pub fn mask_command(words: &[String]) -> String {
 fn secret_name(word: &[u8]) -> Option<&'static str> {
     let name = word.to_ascii_lowercase();
     let Some(known) = NAMES.iter().find(|known| name.ends_with(known.as_bytes())) else {
-        // In lower case, keys of caches and databases are more common.
+        // Names in lower case are ignored here: they mostly are keys of caches and databases.
         let is_variable = word.iter().all(|byte| !byte.is_ascii_lowercase());
         return (is_variable && (word == b"KEY" || word.ends_with(b"_KEY"))).then_some("key");
     };

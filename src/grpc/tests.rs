@@ -301,7 +301,7 @@ async fn call_above_its_size_fails_at_once() {
 async fn incomplete_calls_are_bounded_complete_are_not() {
     let caller = Caller::default();
     let whole = || stream::iter([part(EMPTY_MESSAGE)]).boxed();
-    // One source may have half of the places.
+    // One source may take at most half of the places.
     let waiting = (0..GRPC_CALLS / 2).map(|_| answered(&caller, "Check", stream::pending().boxed()));
     let mut waiting: FuturesUnordered<_> = waiting.collect();
     assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_err());

@@ -145,7 +145,7 @@ impl Story {
             info,
             arrived: arrival.arrived,
             arrived_at: SystemTime::now() - arrival.arrived.elapsed(),
-            // Most requests are held once, for long.
+            // Most requests are held only once.
             state: Mutex::new(StoryState { events: Vec::with_capacity(1), ..StoryState::default() }),
         }
     }

@@ -84,7 +84,7 @@ const QUEUE_CAPACITY: usize = 64;
 const SERIES_WINDOW: Duration = Duration::from_secs(600);
 /// Minimum interval between count updates of an Event.
 const COUNT_INTERVAL: Duration = Duration::from_secs(60);
-/// Events per object: burst, and time per further one.
+/// Rate of Events per object: burst, and refill time per Event.
 const EVENT_BURST: f64 = 10.0;
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
 const EVENT_WRITE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -32,7 +32,7 @@ pub(super) struct Board {
     replicas: Mutex<BTreeMap<String, Replica>>,
     /// Addresses that do not respond.
     unreachable: Mutex<BTreeSet<SocketAddr>>,
-    /// Notifies of changes that may bring the next expiry forward.
+    /// Wakes [`Self::expire`] after changes that may bring the next expiry forward.
     disconnected: Notify,
 }
 

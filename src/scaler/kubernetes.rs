@@ -89,7 +89,7 @@ impl DirectScaler<'_> {
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted == 0 {
-                // Before the patch: its effects may be observed before its response.
+                // The notification is recorded before the patch, whose effects may be observed before its response.
                 self.gate.record_scaler_notified();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
                 self.gate.cold_starts().observe(Phase::Scale, Observation::now());

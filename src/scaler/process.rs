@@ -237,7 +237,7 @@ impl Launcher {
                 () = until_suspect(endpoint, || self.activator.ask(endpoint)) => {
                     let mut limit = self.gate().policy().readiness.activation_timeout.get();
                     if endpoint.in_flight() > 0 {
-                        // It may be too busy with a request to answer probes: allow for the longest one.
+                        // The server may be too busy with a request to answer probes: allow for the longest request.
                         limit = limit.max(self.gate().policy().upstream.response_timeout.get());
                     }
                     let mut last = None;
@@ -312,7 +312,7 @@ impl Launcher {
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         self.gate().target().set_status(Status::Stopping);
         if self.shutdown.drain.is_cancelled() {
-            // Demand is left to the next target.
+            // Demand that arrives during the stop is left to the next target.
             server.stop().await;
         } else {
             self.activator.run_accepting_demand(server.stop()).await;

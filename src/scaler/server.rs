@@ -98,7 +98,7 @@ impl ModelServer {
     ) -> Result<Self, SpawnError> {
         let port = free_port().map_err(SpawnError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
-        // One pipe for stdout and stderr keeps the order of lines.
+        // A single pipe for stdout and stderr keeps the order of lines.
         let (output, printed) = io::pipe().map_err(SpawnError::Spawn)?;
         let mut command = guardian.command(target);
         command

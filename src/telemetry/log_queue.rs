@@ -181,7 +181,7 @@ mod tests {
             for _ in 0..2 * most {
                 log(&queue, &line);
             }
-            // One line may be in the writer.
+            // One line may have left the queue and be in the writer.
             let kept = 2 * most - usize::try_from(queue.dropped()).unwrap();
             assert!((most..=most + 1).contains(&kept), "{kept} of {most}");
             assert!(queue.queued_bytes.load(Ordering::SeqCst) <= MAX_QUEUED_BYTES);

@@ -43,7 +43,7 @@ async fn phases_sum_to_the_total() {
 async fn push_before_or_after_the_start_ends_the_signal() {
     let (store, tracker) = tracker();
     tracker.expect_push(true);
-    // A push for an earlier demand.
+    // This push belongs to an earlier demand.
     tracker.record_push(Instant::now());
     advance(Duration::from_secs(9)).await;
     let began = Instant::now();
@@ -55,7 +55,7 @@ async fn push_before_or_after_the_start_ends_the_signal() {
         }
         advance(Duration::from_millis(2)).await;
         if push_first {
-            // The push of another stream.
+            // This push is sent on another stream.
             tracker.record_push(began);
         }
         tracker.begin(began, 1);
@@ -168,7 +168,7 @@ async fn record_names_the_first_ready_pod() {
     tracker.expect_push(true);
     let began = Instant::now();
     advance(Duration::from_millis(2)).await;
-    // Before the cold start begins.
+    // The push precedes the start of the cold start.
     tracker.record_push(began);
     advance(Duration::from_millis(8)).await;
     tracker.observe(Phase::Scale, Observation::now());

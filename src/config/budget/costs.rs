@@ -9,8 +9,9 @@ pub const CONNECTION_COST_BYTES: usize = 40 << 10;
 /// have arrived are counted. hyper reserves twice as much, but memory that nothing was written to is not resident.
 pub const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
 
-/// Maximum memory of an incomplete HTTP/2 head, per byte of `maxHeaderBytes`: of the shortest fields, which count for
-/// 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a table whose size is a power of two.
+/// Maximum memory of an incomplete HTTP/2 head, per byte of `maxHeaderBytes`. The worst case is the shortest fields:
+/// each counts 33 bytes (RFC 9113, section 6.5.2), and takes 104 bytes in `HeaderMap`, whose table has a power of two
+/// as its size.
 pub const H2_HEAD_FACTOR: usize = 4;
 
 /// Memory of an HTTP/2 request besides its head and body, in bytes: its stream, its task, its place in the queue.

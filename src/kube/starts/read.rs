@@ -204,7 +204,7 @@ impl KubeletEvents {
             Some("Pulled") => {
                 self.pulling.remove(container);
                 self.pulled_once.insert(container.into());
-                // Otherwise the image was already present.
+                // Other messages mean that the image was already present.
                 if message.starts_with("Successfully pulled") {
                     self.pulled = Some(Observation { at, stamp });
                 }

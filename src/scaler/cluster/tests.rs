@@ -290,7 +290,7 @@ async fn report_of_ready_opens_a_pod_without_probes() {
     stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
     assert_eq!((stage.ms(), stage.endpoint(A).unwrap().limit()), (5_000, 4));
-    // After a failure the report suffices to recover, after the backoff.
+    // After a failure, the cluster's report suffices for the pod to recover after its backoff.
     permit.suspect();
     drop(permit);
     let mut again = stage.hold();

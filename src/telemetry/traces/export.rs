@@ -161,7 +161,7 @@ impl<E: Exporter> Export<E> {
         }
     }
 
-    /// Returns the next batch; after `stopping`, what remains, and then `None`.
+    /// Returns the next batch. After `stopping`, returns the remaining spans, and then `None`.
     async fn batch(&mut self, stopping: &CancellationToken) -> Option<Vec<SpanData>> {
         let mut batch = tokio::select! {
             // Queued spans first, also while stopping.

@@ -134,7 +134,7 @@ async fn swallowed_requests_delay_others_for_bounded_time() {
         let mut served = held(&stage, 12, &model).await;
         stage.servers.answer(A, answer.clone());
         let rest = served.split_off(4);
-        // Then the next 4 are dispatched, and their answers after 10 ms release the last 4.
+        // The next 4 requests are dispatched, and their answers after 10 ms release the last 4.
         let ends: Vec<_> = ends(rest).await.into_iter().map(|(ms, _)| ms - 1_000 - expected).collect();
         assert_eq!(ends, [10, 10, 10, 10, 20, 20, 20, 20], "{answer}");
         served.iter().for_each(JoinHandle::abort);

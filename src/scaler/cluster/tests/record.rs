@@ -153,7 +153,7 @@ async fn delay_of_the_gateway_is_propagation() {
         permit.suspect();
         held = stage.gate.readmit(held.place(), 1);
     }
-    // Another pod is ready by then.
+    // Another pod is ready by the time of the retry.
     stage.servers.answer(B, ProbeResult::Ready);
     let permit = released(&mut held).await;
     assert_eq!(stage.ms(), 1_400, "1050 and the back-offs of 50, 100 and 200");
