@@ -20,7 +20,7 @@ pub(super) enum SleepError {
          target.process.env"
     )]
     Unknown(&'static str),
-    /// Another status than success.
+    /// The server answered with an error status.
     #[error("{0} was answered with status {1}")]
     Refused(&'static str, u16),
     /// The server gave no answer.

@@ -72,8 +72,8 @@ pub fn limited_log_lines() -> u64 {
     LOGS.get().map_or(0, |logs| logs.limit.left_out())
 }
 
-/// Logs the number of missing lines, at most once a second for each reason; repeats the report of dropped lines until
-/// it gets through. Never returns.
+/// Logs the number of missing lines, at most once a second for each reason. If the report of dropped lines is dropped
+/// as well, repeats it. Never returns.
 pub async fn report_missing_lines() {
     let mut ticks = interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -309,7 +309,7 @@ async fn specs_are_sent_at_once_and_on_changes() {
     let reload = |scaling| scene.gate.set_policy(Policy { scaling, ..Policy::default() });
     reload(Scaling { target: 8, ..Scaling::default() });
     assert_eq!(targets(specs.next().await.unwrap()), [depth(8)]);
-    // A change that does not concern the specs.
+    // This change does not concern the specs.
     reload(Scaling { target: 8, linger: Period::from_secs(1), ..Scaling::default() });
     scene.gate.set_policy(Policy {
         scaling: Scaling { target: 8, ..Scaling::default() },
