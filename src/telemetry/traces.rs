@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(sampled(0.5), [true, false, false, false, true], "by the lower half alone");
         let (traces, _spans) = SpanQueue::new(0.25);
         let count = (0..4000).filter(|_| traces.is_sampled(fastrand::u128(..))).count();
-        // 1000 ± 27 (one standard deviation); ten of them is out of the question.
+        // The expected count is 1000 with a standard deviation of 27; the bounds are ten deviations away.
         assert!((730..=1270).contains(&count), "{count}");
     }
 

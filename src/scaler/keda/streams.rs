@@ -192,7 +192,7 @@ impl Activity {
                 let ours = gate.counts_or_mark_idle();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
-                // KEDA dropped earlier pushes.
+                // KEDA dropped all pushes that were sent before the metric was listed.
                 let is_newly_listed = is_listed && !self.is_listed;
                 let is_new = self.last_sent != Some(true) || all.activations > self.activations;
                 (self.activations, self.is_listed) = (all.activations, is_listed);
