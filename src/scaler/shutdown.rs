@@ -34,7 +34,7 @@ impl Shutdown {
         self.kill.cancel();
     }
 
-    /// Returns a handle whose `drain` leaves the other targets alone.
+    /// Returns a handle for one target of the route: its `drain` does not drain the route's other targets.
     pub(super) fn for_one_target(&self) -> Self {
         Self { drain: self.drain.child_token(), kill: self.kill.clone(), removed: self.removed.clone() }
     }
