@@ -246,7 +246,7 @@ mod tests {
     async fn one_kind_has_a_burst_and_a_rate() {
         let (limit, passed, _guard) = limited();
         assert_eq!(passed.of(|| warn(9_000)), 100);
-        // A noisy source gets 5 lines a second; other sources keep their own limits.
+        // The kind gets 5 lines a second without a source; other kinds keep their own limits.
         advance(Duration::from_secs(1)).await;
         assert_eq!(passed.of(|| warn(9_000)), 5);
         assert_eq!(passed.of(|| of_route(1, 1)), 1);
