@@ -105,8 +105,8 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 10;
 /// otherwise keep its place among [`MAX_GRPC_CONNECTIONS`] forever.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Time a connection may have no call and no stream. It ends after that, or after twice that if a stream has ended
-/// meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
+/// Time a connection may have no call and no stream. The connection ends after that, or after twice that if a stream
+/// has ended meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
 const GRPC_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// GOAWAY of a client that makes no further calls (RFC 9113, section 6.8). h2 reads these bytes as if the client had

@@ -65,7 +65,7 @@ pub enum PeerState {
     Silent,
     /// Silent for longer and still listed: the last requests count for a while.
     Kept,
-    /// Address of the service that does not respond.
+    /// An address that the service resolves to, and that does not respond.
     Unreachable,
 }
 

@@ -94,7 +94,8 @@ async fn long_answers_wait_for_no_round_of_heads() {
         let mut ends: Vec<_> = ends(served).await.into_iter().map(|(ms, _)| ms - 1_000).collect();
         ends.sort_unstable();
         let at = |ms| ends.iter().filter(|end| **end == ms).count();
-        // 4 at first, twice as many every 150 ms; each takes 2 s. Widened by answers alone: 5 rounds, 10 s.
+        // The limit starts at 4 and doubles every 150 ms; each request takes 2 s. A ramp that only answers widen
+        // would need 5 rounds, 10 s.
         assert_eq!(
             [2_000, 2_150, 2_300, 2_450, 2_600].map(at),
             [4, 4, 8, 16, 32],
