@@ -287,8 +287,10 @@ fn explain(source: &SourceFile<'_>, path: &KeyPath, error: &Error, sections: &[S
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             let way_out = match nearest(variant, expected.iter().copied()) {
                 Some(near) => format!(", did you mean \"{near}\"?"),
-                None if let Some(keys @ ValueKind::Section(_)) = kind_at(path, sections) => {
-                    format!("; expected {keys}")
+                None if let Some(ValueKind::Section(either)) = kind_at(path, sections)
+                    && !either.is_empty() =>
+                {
+                    format!("; expected {}", ValueKind::Section(either))
                 }
                 None => {
                     let words = expected.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>();
