@@ -83,7 +83,7 @@ fn requeue(bencher: Bencher<'_, '_>, waiting: usize) {
 fn position(bencher: Bencher<'_, '_>, waiting: usize) {
     let (_, _entered) = paused();
     let (queue, held) = filled(waiting);
-    let spot = held.get(waiting / 2).map_or_else(|| join(&queue).spot(), Ticket::spot);
+    let spot = held.get(waiting / 2).map_or_else(|| join(&queue).position_handle(), Ticket::position_handle);
     bencher.bench_local(|| spot.ahead());
 }
 
@@ -92,7 +92,7 @@ fn position(bencher: Bencher<'_, '_>, waiting: usize) {
 fn position_first(bencher: Bencher<'_, '_>, waiting: usize) {
     let (runtime, _entered) = paused();
     let (queue, held) = filled(waiting);
-    let spot = held.get(waiting / 2).map_or_else(|| join(&queue).spot(), Ticket::spot);
+    let spot = held.get(waiting / 2).map_or_else(|| join(&queue).position_handle(), Ticket::position_handle);
     bencher
         .with_inputs(|| runtime.block_on(tokio::time::advance(Duration::from_secs(2))))
         .bench_local_values(|()| spot.ahead());

@@ -63,7 +63,7 @@ fn warm_request(bencher: Bencher<'_, '_>) {
 fn sse_event(bencher: Bencher<'_, '_>) {
     let mut between = streaming();
     let mut number = 0;
-    bencher.with_inputs(|| number_of(&mut number)).bench_local_values(|number| {
+    bencher.with_inputs(|| next_event_number(&mut number)).bench_local_values(|number| {
         let chunk = chunk(number);
         between.answer(&chunk, &chunk[chunk.len() - 60..]);
     });
@@ -76,12 +76,12 @@ fn sse_burst(bencher: Bencher<'_, '_>, events: usize) {
     let mut number = 0;
     bencher
         .counter(ItemsCount::new(events))
-        .with_inputs(|| (0..events).flat_map(|_| chunk(number_of(&mut number))).collect::<Vec<_>>())
+        .with_inputs(|| (0..events).flat_map(|_| chunk(next_event_number(&mut number))).collect::<Vec<_>>())
         .bench_local_refs(|burst| between.answer(burst, &burst[burst.len() - 60..]));
 }
 
 /// Returns consecutive numbers, so that events differ.
-fn number_of(number: &mut usize) -> usize {
+fn next_event_number(number: &mut usize) -> usize {
     *number = (*number + 1) % 1_000_000;
     *number
 }

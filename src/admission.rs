@@ -157,7 +157,7 @@ impl Gate {
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.acquire(None)?;
         let permit = Permit::new(self, endpoint, PermitKind::Quiet);
-        self.counters.admit_quietly();
+        self.counters.admit_without_demand();
         Some(permit)
     }
 
@@ -252,7 +252,7 @@ impl Gate {
 
     /// Schedules an update of the dashboard.
     pub fn mark_dirty(&self) {
-        self.cold_starts.pulse().beat();
+        self.cold_starts.pulse().notify_change();
     }
 
     /// Starts draining: from now on, a request is rejected instead of held while no endpoint is ready.
@@ -286,7 +286,7 @@ impl Gate {
             self.demand.publish(DemandEvent::Enqueued);
         }
         self.demand.notify_if_idle();
-        self.pump();
+        self.release_held();
         self.mark_dirty();
         if self.evicted.is_cancelled() {
             self.evict();
@@ -339,7 +339,7 @@ impl Gate {
     /// Returns true if another endpoint has room and is not doubted.
     pub fn has_room_beside(&self, endpoint: &Endpoint) -> bool {
         let endpoints = self.target.endpoints();
-        endpoints.iter().any(|other| other.id() != endpoint.id() && other.room().is_some())
+        endpoints.iter().any(|other| other.id() != endpoint.id() && other.in_flight_if_room().is_some())
     }
 
     /// Replaces the fallback if its address has changed; otherwise the old one keeps its connections.
@@ -350,7 +350,7 @@ impl Gate {
         }
     }
 
-    fn pump(self: &Arc<Self>) {
+    fn release_held(self: &Arc<Self>) {
         self.queue.release_for(|pin| self.try_permit(pin));
     }
 
@@ -358,9 +358,9 @@ impl Gate {
         self.mark_dirty();
         match change {
             Change::Status => {}
-            Change::Room => self.pump(),
+            Change::Room => self.release_held(),
             Change::Obstacle => {
-                if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.hinders()) {
+                if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.prevents_start()) {
                     self.cold_starts.set_obstacle(obstacle.message.full().clone());
                 }
                 self.fail_held_if_paused();

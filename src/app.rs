@@ -42,7 +42,7 @@ use crate::{
 pub use account::Account;
 use background::BackgroundRuntime;
 use cluster::ClusterWatch;
-use control::Control;
+use control::BoundListeners;
 use exporting::Exporting;
 pub use files::raise_file_limit;
 use obstacles::ObstacleSources;
@@ -63,7 +63,7 @@ pub struct BoundProxy {
     config: Config,
     listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
-    control: Control,
+    control: BoundListeners,
     directory: Arc<Directory>,
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
@@ -108,7 +108,7 @@ impl BoundProxy {
         // The name is unique among running proxies, and stays the same after a restart.
         options.instance.get_or_insert_with(|| address.to_string().into());
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
-        let control = Control::bind(&config).await?;
+        let control = BoundListeners::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
         let background = match &config.kubernetes {
             Some(_) => Some(BackgroundRuntime::new().map_err(StartError::Background)?),
@@ -149,7 +149,7 @@ impl BoundProxy {
         shared.access_log.store(config.log.access, Ordering::Relaxed);
         let mut export = None;
         if let Some(config) = &config.traces {
-            let (traces, exporting) = SpanQueue::to(config)?;
+            let (traces, exporting) = SpanQueue::with_exporter(config)?;
             // Cannot fail: `shared` is new.
             let _ = shared.traces.set(traces);
             export = Some(exporting);
@@ -343,9 +343,9 @@ async fn drain_in_order(
     tasks.close();
     let finished = async {
         let evicted = async {
-            sleep(times.hold()).await;
+            sleep(times.held_request_timeout()).await;
             routes.evict();
-            sleep(times.timeout - times.hold()).await;
+            sleep(times.timeout - times.held_request_timeout()).await;
         };
         tokio::select! {
             // All requests may have finished already.

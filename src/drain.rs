@@ -51,7 +51,7 @@ pub struct Signals {
 
 impl DrainTimes {
     /// Returns the time after which held requests fail: early enough that the error still reaches the client.
-    pub fn hold(&self) -> Duration {
+    pub fn held_request_timeout(&self) -> Duration {
         self.timeout - (self.timeout / 4).min(Duration::from_secs(2))
     }
 }

@@ -123,7 +123,7 @@ pub enum ProxyError {
     AutoscalingPaused { route: RouteKey, reason: Reason },
     #[error(
         "`{route}` did not become ready within {} ({limit}).{}",
-        Period::from(*.waited), because(.reason.as_deref())
+        Period::from(*.waited), reason_suffix(.reason.as_deref())
     )]
     ColdStartTimeout {
         route: RouteKey,
@@ -133,7 +133,7 @@ pub enum ProxyError {
         reason: Option<Reason>,
         retry_after: Option<Duration>,
     },
-    #[error("`{route}` could not be started{}: {reason}", again(*.retry_after))]
+    #[error("`{route}` could not be started{}: {reason}", repeated_failure_suffix(*.retry_after))]
     ColdStartFailed {
         route: RouteKey,
         reason: Reason,
@@ -330,7 +330,7 @@ impl Refusal {
 
 impl ProxyError {
     /// Returns the outcome of an admitted request, or the reason for rejecting it.
-    pub const fn ending(&self) -> Result<Outcome, Refusal> {
+    pub const fn outcome_or_refusal(&self) -> Result<Outcome, Refusal> {
         match self {
             Self::UnknownPath(_) | Self::NotKept(_) | Self::NoSuchResponse(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
@@ -391,7 +391,7 @@ impl ProxyError {
             }
             _ => {}
         }
-        match self.ending() {
+        match self.outcome_or_refusal() {
             Err(refusal) => refusal.answer(),
             Ok(Outcome::ColdStartTimeout) => {
                 answer(504, "cold_start_timeout", TIMEOUT, Unavailable, Some(true), Upstream)
@@ -456,12 +456,12 @@ fn too_slow(pause: Duration, rate: ByteCount) -> String {
 }
 
 /// Formats the reason as the end of a sentence; empty without a reason.
-fn because(reason: Option<&str>) -> String {
+fn reason_suffix(reason: Option<&str>) -> String {
     reason.map(|reason| format!(" {reason}")).unwrap_or_default()
 }
 
 /// Returns the suffix for a start that failed like the one before.
-const fn again(retry_after: Option<Duration>) -> &'static str {
+const fn repeated_failure_suffix(retry_after: Option<Duration>) -> &'static str {
     if retry_after.is_none() { ", twice for the same reason" } else { "" }
 }
 

@@ -56,7 +56,7 @@ pub struct GrpcConnection {
     caller: Caller,
     frames: H2FrameParser,
     /// Deadline of the preface; `None` once the client speaks HTTP/2.
-    beginning: Option<PrefaceDeadline>,
+    preface_deadline: Option<PrefaceDeadline>,
     /// Idle timer. Set once the client speaks HTTP/2, and removed once the connection has been idle for too long.
     idle: Option<IdleTimer>,
     /// Rest of [`GOAWAY_FRAME`] that h2 has yet to read.
@@ -103,7 +103,7 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 10;
 
 /// Time from accepting a connection until the client speaks HTTP/2, including the TLS handshake. A silent client would
 /// otherwise keep its place among [`MAX_GRPC_CONNECTIONS`] forever.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const GRPC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time a connection may have no call and no stream. The connection ends after that, or after twice that if a stream
 /// has ended meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
@@ -233,7 +233,7 @@ impl GrpcConnection {
         place: Place,
         open: OwnedSemaphorePermit,
     ) -> io::Result<Self> {
-        let end = Instant::now() + HANDSHAKE;
+        let end = Instant::now() + GRPC_HANDSHAKE_TIMEOUT;
         let evicted = || place.evicted().clone();
         let io: Box<dyn GrpcIo> = match tls {
             None => Box::new(stream),
@@ -252,7 +252,7 @@ impl GrpcConnection {
             io,
             caller,
             frames,
-            beginning,
+            preface_deadline: beginning,
             idle: None,
             goodbye: &[],
             is_write_blocked: false,
@@ -280,7 +280,7 @@ impl GrpcConnection {
 
     /// Reads some bytes, unless the client does not read its responses: h2 buffers those, and each byte read may
     /// produce more of them. Such a client does not answer a PING either, which ends its connection.
-    fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_bounded_read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_write_blocked {
             return Poll::Pending;
         }
@@ -298,7 +298,7 @@ impl GrpcConnection {
     }
 
     /// Records the completion of a write, or its lack. Reading continues with the first write that completes.
-    fn wrote<T>(&mut self, context: &Context<'_>, written: &Poll<io::Result<T>>) {
+    fn record_write<T>(&mut self, context: &Context<'_>, written: &Poll<io::Result<T>>) {
         if self.is_write_blocked && written.is_ready() {
             context.waker().wake_by_ref();
         }
@@ -310,7 +310,7 @@ impl GrpcConnection {
         context: &Context<'_>,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        self.wrote(context, &written);
+        self.record_write(context, &written);
         if let Poll::Ready(Ok(bytes)) = &written {
             self.frames.wrote(*bytes);
         }
@@ -339,14 +339,14 @@ impl AsyncRead for GrpcConnection {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let read = self.poll_some(context, buffer);
+        let read = self.poll_bounded_read(context, buffer);
         if read.is_pending() && self.evicted.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        if let Some(beginning) = &mut self.beginning {
+        if let Some(beginning) = &mut self.preface_deadline {
             beginning.missing = beginning.missing.saturating_sub(buffer.filled().len() - before);
             if beginning.missing == 0 {
-                self.beginning = None;
+                self.preface_deadline = None;
                 self.idle = Some(IdleTimer { newest: 0, timer: Box::pin(sleep(GRPC_IDLE_TIMEOUT)) });
             } else if read.is_pending() && beginning.end.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -358,7 +358,7 @@ impl AsyncRead for GrpcConnection {
             self.goodbye = GOAWAY_FRAME;
             return self.poll_read(context, buffer);
         }
-        if !self.frames.came(&buffer.filled()[before..]) {
+        if !self.frames.parse_frames(&buffer.filled()[before..]) {
             tracing::debug!(peer = %self.caller.source, "closing a gRPC connection: {TOO_MANY_FRAMES}");
             return Poll::Ready(Err(io::Error::other(TOO_MANY_FRAMES)));
         }
@@ -378,7 +378,7 @@ impl AsyncWrite for GrpcConnection {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(context);
-        self.wrote(context, &flushed);
+        self.record_write(context, &flushed);
         flushed
     }
 

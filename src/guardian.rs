@@ -74,7 +74,7 @@ struct ProcessTree {
     /// Set once the leader has been reaped.
     ended: Option<CommandExit>,
     /// Receives SIGCHLD.
-    deaths: unix::Signal,
+    child_exits: unix::Signal,
 }
 
 /// Machine-wide lock by name, released by the kernel when the process ends.
@@ -88,7 +88,7 @@ pub fn run(args: &GuardianArgs) -> ExitCode {
         .map_err(GuardianError::Setup)
         .and_then(|runtime| runtime.block_on(guard(args)));
     match ended {
-        Ok(ended) => ended.repeat(),
+        Ok(ended) => ended.exit_like_command(),
         Err(error) => {
             log(&error);
             ExitCode::from(error.exit_code())
@@ -108,7 +108,7 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     let _lock = match &args.lock {
         Some(name) => tokio::select! {
             lock = Lock::acquire(name, stop_timeout + ProcessTree::KILL_TIMEOUT) => lock,
-            () = closed(&mut lifeline) => return Ok(CommandExit::Code(0)),
+            () = lifeline_closed(&mut lifeline) => return Ok(CommandExit::Code(0)),
         },
         None => None,
     };
@@ -121,14 +121,14 @@ async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
         // Polls the exit of the command first: its status is lost if the guardian stops it instead.
         biased;
         () = family.leader_ended() => {}
-        () = closed(&mut lifeline) => family.stop(stop_timeout).await,
+        () = lifeline_closed(&mut lifeline) => family.stop(stop_timeout).await,
     }
     family.kill().await;
     Ok(family.ended.unwrap_or(CommandExit::Signal(Signal::KILL.as_raw())))
 }
 
 /// Waits until the proxy closes its end of the pipe.
-async fn closed(lifeline: &mut pipe::Receiver) {
+async fn lifeline_closed(lifeline: &mut pipe::Receiver) {
     let mut ignored = [0; 64];
     while lifeline.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
 }
@@ -213,7 +213,7 @@ impl ProcessTree {
             .spawn()
             .map(|child| Pid::from_child(&child))
             .map_err(|source| GuardianError::Run { program: program.clone(), source })?;
-        Ok(Self { leader, ended: None, deaths })
+        Ok(Self { leader, ended: None, child_exits: deaths })
     }
 
     /// Reaps all children that have exited. Returns true if any is left.
@@ -237,7 +237,7 @@ impl ProcessTree {
             if self.ended.is_some() {
                 return;
             }
-            self.deaths.recv().await;
+            self.child_exits.recv().await;
         }
     }
 
@@ -251,7 +251,7 @@ impl ProcessTree {
                 if self.ended.is_some() && test_kill_process_group(self.leader).is_err() {
                     return;
                 }
-                let _ = timeout(Self::CHECK_INTERVAL, self.deaths.recv()).await;
+                let _ = timeout(Self::CHECK_INTERVAL, self.child_exits.recv()).await;
             }
         };
         let _ = timeout(grace, gone).await;
@@ -265,7 +265,7 @@ impl ProcessTree {
                 for orphan in orphans() {
                     let _ = kill_process(orphan, Signal::KILL);
                 }
-                let _ = timeout(Self::CHECK_INTERVAL, self.deaths.recv()).await;
+                let _ = timeout(Self::CHECK_INTERVAL, self.child_exits.recv()).await;
             }
         };
         if timeout(Self::KILL_TIMEOUT, gone).await.is_err() {
@@ -289,7 +289,7 @@ impl CommandExit {
     }
 
     /// Ends the guardian with the exit code or signal of the command, without a core dump.
-    fn repeat(self) -> ExitCode {
+    fn exit_like_command(self) -> ExitCode {
         match self {
             Self::Code(code) => ExitCode::from(code as u8),
             Self::Signal(signal) => {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 pub(crate) struct H2FrameParser {
     /// Header of the next frame, as far as it has arrived.
     head: [u8; 9],
-    have: usize,
+    frame_head_len: usize,
     /// Bytes to skip before `head`: the rest of the current frame or of the preface.
     skip: usize,
     /// State of a request head that takes more than one frame.
@@ -22,7 +22,7 @@ pub(crate) struct H2FrameParser {
     newest: u32,
     /// Frames allowed per second, and in a burst.
     most: u32,
-    left: u32,
+    frames_left: u32,
     since: Instant,
     /// Bytes written since `since`.
     written: usize,
@@ -64,12 +64,12 @@ impl H2FrameParser {
     pub(crate) fn new(most: u32) -> Self {
         Self {
             head: [0; 9],
-            have: 0,
+            frame_head_len: 0,
             skip: PREFACE.len(),
             block: HeaderBlock::Whole,
             newest: 0,
             most,
-            left: most,
+            frames_left: most,
             since: Instant::now(),
             written: 0,
         }
@@ -92,12 +92,12 @@ impl H2FrameParser {
 
     /// Returns `true` if all frames and heads received are complete, so that another frame may follow.
     pub(crate) fn is_between(&self) -> bool {
-        self.have == 0 && self.skip == 0 && !self.is_in_head()
+        self.frame_head_len == 0 && self.skip == 0 && !self.is_in_head()
     }
 
     /// Parses bytes received. Returns `false` if there were too many frames that are no part of a request.
     #[must_use]
-    pub(crate) fn came(&mut self, mut bytes: &[u8]) -> bool {
+    pub(crate) fn parse_frames(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -105,14 +105,14 @@ impl H2FrameParser {
             if self.skip == 0 && self.block == HeaderBlock::Last {
                 self.block = HeaderBlock::Whole;
             }
-            let taken = (self.head.len() - self.have).min(bytes.len());
-            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
-            self.have += taken;
+            let taken = (self.head.len() - self.frame_head_len).min(bytes.len());
+            self.head[self.frame_head_len..self.frame_head_len + taken].copy_from_slice(&bytes[..taken]);
+            self.frame_head_len += taken;
             bytes = &bytes[taken..];
-            if self.have < self.head.len() {
+            if self.frame_head_len < self.head.len() {
                 return true;
             }
-            self.have = 0;
+            self.frame_head_len = 0;
             let [high, middle, low, kind, flags, stream @ ..] = self.head;
             self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
             let stream = u32::from_be_bytes(stream);
@@ -134,19 +134,19 @@ impl H2FrameParser {
 
     /// Counts a frame. Reads the clock only when the allowance is used up.
     fn count(&mut self) -> bool {
-        if self.left == 0 {
+        if self.frames_left == 0 {
             let passed = self.since.elapsed().min(REFILL_PERIOD);
             let earned = u128::from(self.most) * passed.as_millis() / REFILL_PERIOD.as_millis();
             let answered =
                 u32::try_from(self.written / BYTES_PER_FRAME_CREDIT).unwrap_or(self.most).min(self.most);
-            self.left = u32::try_from(earned).unwrap_or(self.most).saturating_add(answered);
-            if self.left == 0 {
+            self.frames_left = u32::try_from(earned).unwrap_or(self.most).saturating_add(answered);
+            if self.frames_left == 0 {
                 return false;
             }
             self.since = Instant::now();
             self.written = 0;
         }
-        self.left -= 1;
+        self.frames_left -= 1;
         true
     }
 }
@@ -158,7 +158,7 @@ mod tests {
     /// Returns a parser that has read the preface.
     fn behind_preface(most: u32) -> H2FrameParser {
         let mut frames = H2FrameParser::new(most);
-        assert!(frames.came(PREFACE));
+        assert!(frames.parse_frames(PREFACE));
         frames
     }
 
@@ -179,13 +179,13 @@ mod tests {
         }
         for cut in [1, 2, 7, 9, 10, 1000, bytes.len()] {
             let mut frames = H2FrameParser::new(7);
-            assert!(bytes.chunks(cut).all(|part| frames.came(part)), "{cut}");
-            assert_eq!(frames.left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
+            assert!(bytes.chunks(cut).all(|part| frames.parse_frames(part)), "{cut}");
+            assert_eq!(frames.frames_left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn head_of_several_frames_is_open_to_its_last_byte() {
+    async fn split_head_is_open_until_its_last_byte() {
         let flagged = |kind: u8, flags: u8| {
             let mut bytes = frame(kind, 1, 100);
             bytes[4] = flags;
@@ -193,7 +193,7 @@ mod tests {
         };
         let mut frames = behind_preface(100);
         let mut is_in_head = |bytes: &[u8]| {
-            assert!(frames.came(bytes));
+            assert!(frames.parse_frames(bytes));
             frames.is_in_head()
         };
         assert!(!is_in_head(&flagged(HEADERS, END_HEADERS)), "of one frame");
@@ -205,24 +205,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_at_once_and_so_many_a_second() {
+    async fn frames_are_limited_in_burst_and_rate() {
         let ping = frame(6, 0, 8);
         let mut frames = behind_preface(100);
         for _ in 0..100 {
-            assert!(frames.came(&ping));
+            assert!(frames.parse_frames(&ping));
         }
-        assert!(!frames.came(&ping), "the 101st in no time");
+        assert!(!frames.parse_frames(&ping), "the 101st in no time");
 
         let mut frames = behind_preface(100);
         // 100 frames per second for ten minutes; the idle minute before allows a burst of 100 and no more.
         tokio::time::advance(Duration::from_secs(60)).await;
         for _ in 0..60_000 {
-            assert!(frames.came(&ping));
+            assert!(frames.parse_frames(&ping));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         // 200 frames per second: only the unused burst allows more than 100 of them.
         let mut more = 0;
-        while frames.came(&ping) {
+        while frames.parse_frames(&ping) {
             more += 1;
             tokio::time::advance(Duration::from_millis(5)).await;
         }
@@ -233,7 +233,7 @@ mod tests {
         let window = frame(8, 0, 4);
         for _ in 0..10_000 {
             frames.wrote(4 << 10);
-            assert!(frames.came(&window) && frames.came(&window));
+            assert!(frames.parse_frames(&window) && frames.parse_frames(&window));
         }
     }
 }

@@ -128,7 +128,7 @@ impl RequestHistory {
 
     /// Returns the requests with this id, newest first: clients may reuse one.
     pub fn find(&self, request_id: &str) -> Vec<Sequence> {
-        let request_id = Story::id(request_id);
+        let request_id = Story::truncate_request_id(request_id);
         let mut found = self.all(|story| story.request_id() == request_id);
         found.sort_by_key(|story| std::cmp::Reverse(story.number()));
         found.iter().map(|story| story.sequence()).collect()

@@ -304,7 +304,7 @@ impl<P> Ticket<P> {
     }
 
     /// Returns a handle for reading the position.
-    pub fn spot(&self) -> PositionHandle<P> {
+    pub fn position_handle(&self) -> PositionHandle<P> {
         PositionHandle { queue: self.queue.clone(), key: self.key }
     }
 
@@ -373,7 +373,7 @@ mod tests {
         let mut c = queue.rejoin(direct, 1);
         assert_eq!((a.ahead(), b.ahead(), c.ahead()), (0, 1, 0));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!((c.spot().ahead(), a.spot().ahead(), b.spot().ahead()), (0, 1, 2));
+        assert_eq!((c.position_handle().ahead(), a.position_handle().ahead(), b.position_handle().ahead()), (0, 1, 2));
         let mut permits = 0..;
         assert_eq!(queue.release(|| permits.next().filter(|permit| *permit < 3)), 3);
         for (ticket, permit) in [(&mut c, 0), (&mut a, 1), (&mut b, 2)] {
@@ -392,11 +392,11 @@ mod tests {
         let bounds = Bounds { requests: usize::MAX, bytes: usize::MAX };
         let mut held: Vec<_> = (0..3001).map(|_| queue.join(1, bounds).unwrap()).collect();
         drop(held.remove(999));
-        assert!(held.iter().enumerate().all(|(place, ticket)| ticket.spot().ahead() == place));
+        assert!(held.iter().enumerate().all(|(place, ticket)| ticket.position_handle().ahead() == place));
     }
 
     #[tokio::test]
-    async fn both_bounds_hold_and_a_dropped_ticket_makes_room() {
+    async fn full_queue_rejects_until_a_ticket_is_dropped() {
         let queue = queue();
         let a = queue.join(60, BOUNDS).unwrap();
         assert_eq!(queue.join(41, BOUNDS).err(), Some(Full::Bytes));
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiter_for_a_full_endpoint_is_passed_over() {
+    async fn waiter_for_full_endpoint_is_skipped() {
         let queue = queue();
         let join = |pin| queue.join_for(pin, 1, BOUNDS).unwrap();
         let (mut pinned, mut any, mut other) = (join(Some(1)), join(None), join(Some(2)));

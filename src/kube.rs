@@ -134,7 +134,7 @@ impl Cluster {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let liveness = Arc::<Liveness>::default();
-        Self::with(Client::new(liveness.over(service), "default"), liveness, config)
+        Self::with(Client::new(liveness.wrap_service(service), "default"), liveness, config)
     }
 
     /// Returns the client.

@@ -31,7 +31,7 @@ pub struct PeerGroup {
 }
 
 /// Time for connections to end gracefully.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+const PEER_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 // === impl PeerGroup ===
 
@@ -66,7 +66,7 @@ impl PeerGroup {
         };
         let cut = async {
             stopping.cancelled().await;
-            tokio::time::sleep(SHUTDOWN_GRACE).await;
+            tokio::time::sleep(PEER_SHUTDOWN_GRACE).await;
         };
         tokio::select! {
             // If connections end gracefully in time, that result takes precedence over the timeout.

@@ -3,7 +3,7 @@
 /// Load of an endpoint.
 pub trait Load {
     /// Returns the number of requests in flight; `None` if the endpoint has no room.
-    fn room(&self) -> Option<u32>;
+    fn in_flight_if_room(&self) -> Option<u32>;
 }
 
 /// Picks the less loaded of two endpoints with room: the first ones from two random indices, the halves of `random`.
@@ -12,7 +12,7 @@ pub trait Load {
 /// Choices", 2001).
 pub fn pick<E: Load>(endpoints: &[E], random: u64) -> Option<&E> {
     if let [only] = endpoints {
-        return only.room().map(|_| only);
+        return only.in_flight_if_room().map(|_| only);
     }
     let first = first_with_room(endpoints, random as u32 as usize)?;
     let second = first_with_room(endpoints, (random >> 32) as usize)?;
@@ -21,7 +21,7 @@ pub fn pick<E: Load>(endpoints: &[E], random: u64) -> Option<&E> {
 
 fn first_with_room<E: Load>(endpoints: &[E], place: usize) -> Option<(&E, u32)> {
     let (before, from) = endpoints.split_at(place % endpoints.len().max(1));
-    from.iter().chain(before).find_map(|endpoint| endpoint.room().map(|in_flight| (endpoint, in_flight)))
+    from.iter().chain(before).find_map(|endpoint| endpoint.in_flight_if_room().map(|in_flight| (endpoint, in_flight)))
 }
 
 #[cfg(test)]
@@ -33,7 +33,7 @@ mod tests {
     struct Fixed(u32, Option<u32>);
 
     impl Load for Fixed {
-        fn room(&self) -> Option<u32> {
+        fn in_flight_if_room(&self) -> Option<u32> {
             self.1
         }
     }

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn source_above_its_limit_gives_up_its_own() {
+    fn source_above_its_limit_evicts_its_own_places() {
         let places = Places::new(8, 2);
         let other = enter(&places, 1);
         let open: Vec<_> = (0..5).map(|_| enter(&places, 2)).collect();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomer_takes_the_place_of_the_largest_source() {
+    fn newcomer_evicts_from_the_largest_source() {
         let places = Places::new(6, 4);
         let keda = enter(&places, 1);
         let open: Vec<_> = (0..4).map(|_| enter(&places, 2)).collect();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn evicted_stream_that_stays_closes_its_connection() {
+    async fn stuck_evicted_stream_closes_its_connection() {
         let places = Places::new(2, 2);
         let connections = [(); 3].map(|()| CancellationToken::new());
         let open = connections.each_ref().map(|connection| {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn evicted_streams_that_stay_are_bounded() {
+    async fn stuck_evicted_streams_are_bounded() {
         let places = Places::new(16, 16);
         let connection = CancellationToken::new();
         let enter = || {

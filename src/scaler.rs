@@ -83,19 +83,19 @@ async fn run(gate: Arc<Gate>, target: Target, options: Options, shutdown: Shutdo
         }
         Target::Url(url) => {
             gate.cold_starts().set_target_kind(TargetKind::Url);
-            let scaling = scale(gate.clone(), options.scale, shutdown.clone());
+            let scaling = scale_without_keda(gate.clone(), options.scale, shutdown.clone());
             tokio::join!(url::run(gate, &url, shutdown), scaling);
         }
         Target::Cluster(target) => {
             gate.cold_starts().set_target_kind(TargetKind::Cluster);
-            let scaling = scale(gate.clone(), options.scale, shutdown.clone());
+            let scaling = scale_without_keda(gate.clone(), options.scale, shutdown.clone());
             tokio::join!(cluster::run(gate, &target, options.discovery, shutdown), scaling);
         }
     }
 }
 
 /// Scales the workload of a cluster route, unless something else does, until the target drains.
-async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, shutdown: Shutdown) {
+async fn scale_without_keda(gate: Arc<Gate>, scale: Arc<dyn Scale>, shutdown: Shutdown) {
     let Some((namespace, _)) = gate.key().namespaced() else { return };
     tokio::select! {
         // Shutdown first: nothing is started any more.

@@ -232,7 +232,7 @@ fn failed_cold_starts_report_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_runs_is_measured_from_outside() {
+async fn running_proxy_is_measured_from_outside() {
     let proxy = BenchProxy::start("50ms").await;
     let more =
         ["--cycles", "2", "--burst", "3", "--arrivals", "spread=50ms", "--no-stream", "--label", "remote"];

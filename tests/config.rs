@@ -62,7 +62,7 @@ fn overrides(arguments: &[&str]) -> Overrides {
 }
 
 #[test]
-fn bad_files_get_place_and_way_out() {
+fn errors_name_position_and_remedy() {
     for (name, text, expected) in fixtures("tests/config/bad") {
         let error = Config::parse(&text, &name).expect_err(&name);
         assert!(!error.problems().is_empty(), "{name}");
@@ -73,7 +73,7 @@ fn bad_files_get_place_and_way_out() {
 }
 
 #[test]
-fn good_files_are_described() {
+fn valid_files_match_their_description() {
     for (name, text, expected) in fixtures("tests/config/good") {
         let path = expected.with_extension("yaml");
         let report = config::check(&path, &Overrides::default(), None, None).expect(&name);
@@ -170,7 +170,7 @@ fn documents_match_the_schema() {
 }
 
 #[test]
-fn flags_beat_the_file_and_are_validated_with_it() {
+fn flags_override_file_and_are_validated() {
     let text = format!("listen: 127.0.0.1:1\nlog: json\n{ROUTE_CONFIG}");
     let given = overrides(&[
         "--listen=127.0.0.1:0",
@@ -226,7 +226,7 @@ fn every_override_has_help_and_a_variable() {
 }
 
 #[test]
-fn files_that_cannot_be_read_say_so() {
+fn unreadable_file_is_reported() {
     let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default(), None, None).unwrap_err();
     let message = "/nowhere/a.yaml: cannot be read: No such file or directory (os error 2); \
                    name another file with --config";
@@ -238,7 +238,7 @@ fn files_that_cannot_be_read_say_so() {
 }
 
 #[test]
-fn an_alias_bomb_ends_at_once() {
+fn alias_bomb_is_rejected_quickly() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..9 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -258,7 +258,7 @@ fn depth_is_bounded_for_any_stack() {
 }
 
 /// Generates texts that resemble a configuration enough to pass the first step of parsing.
-fn like_a_file() -> impl Strategy<Value = String> {
+fn config_like_text() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         "[a-zA-Z]{1,8}",
         prop::sample::select(vec![
@@ -310,14 +310,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_text_makes_it_panic(text in prop_oneof![any::<String>(), like_a_file()]) {
+    fn arbitrary_text_never_panics(text in prop_oneof![any::<String>(), config_like_text()]) {
         if let Err(error) = Config::parse(&text, "a.yaml") {
             prop_assert!(!error.report().is_empty());
         }
     }
 
     #[test]
-    fn no_value_makes_it_panic(value in any::<String>(), key in 0usize..8) {
+    fn arbitrary_value_never_panics(value in any::<String>(), key in 0usize..8) {
         let value = serde_json::to_string(&value).unwrap();
         let mut places = [const { "x" }; 8].map(str::to_owned);
         places[key] = value;

@@ -261,13 +261,13 @@ impl ConservationTest {
             loop {
                 endpoint.attention().await;
                 match endpoint.is_doubted() {
-                    true if *up.borrow() => endpoint.vouch(),
+                    true if *up.borrow() => endpoint.record_recovery(),
                     true => endpoint.suspect(),
                     false => {}
                 }
                 sleep(endpoint.backoff()).await;
                 if *up.borrow() && !endpoint.is_ready() {
-                    endpoint.vouch();
+                    endpoint.record_recovery();
                     gate.target().ready(&endpoint, None);
                 }
             }
@@ -392,11 +392,11 @@ impl ConservationTest {
                 seen.push(String::from_utf8_lossy(&answer).into_owned());
             }
         }
-        self.check_what_clients_saw(&seen)
+        self.check_client_responses(&seen)
     }
 
     /// Compares the counters with the responses of the clients that stayed connected.
-    fn check_what_clients_saw(&self, seen: &[String]) -> Result<(), TestCaseError> {
+    fn check_client_responses(&self, seen: &[String]) -> Result<(), TestCaseError> {
         let counters = self.gate.counters();
         let with = |text: &str| seen.iter().filter(|answer| answer.contains(text)).count() as u64;
         for (code, outcome) in [
@@ -470,7 +470,7 @@ proptest! {
     }
 
     #[test]
-    fn so_does_one_of_a_route_that_serves_anything(
+    fn catch_all_request_ends_in_one_outcome(
         front in front(),
         steps in prop::collection::vec(step(), 1..60),
     ) {

@@ -204,7 +204,7 @@ fn example_gateway_neither_waits_nor_retries() {
 }
 
 #[test]
-fn values_suit_their_schema() {
+fn values_match_their_schema() {
     let schema = serde_json::from_str::<Value>(&read(&format!("{CHART}/values.schema.json"))).unwrap();
     let validator = jsonschema::draft7::new(&schema).unwrap();
     let mut texts = files(&format!("{CHART}/ci"), ".yaml");
@@ -279,7 +279,7 @@ fn chart_configuration_has_file_keys() {
 }
 
 #[test]
-fn expressions_name_metrics_that_there_are() {
+fn expressions_use_existing_metrics() {
     let exported = exported::exported();
     let mut texts = files(&format!("{CHART}/templates"), ".yaml");
     texts.extend(files("deploy/examples", ".yaml"));
@@ -299,7 +299,7 @@ fn expressions_name_metrics_that_there_are() {
 }
 
 #[test]
-fn versions_are_those_of_the_program() {
+fn versions_match_the_program() {
     let version = env!("CARGO_PKG_VERSION");
     let chart = yaml(&format!("{CHART}/Chart.yaml"));
     assert_eq!((&chart["version"], &chart["appVersion"]), (&version.into(), &version.into()));

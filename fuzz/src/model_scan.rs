@@ -14,7 +14,7 @@ pub fn holds(body: &[u8]) {
         Ok(entries) => assert_eq!(scan, entries.expected()),
         // The scan does not validate skipped values: numbers out of range, invalid characters, unlimited depth. A
         // model server may accept these, as well as extensions of Python.
-        Err(error) if scan.is_some() => assert!(is_of_a_value(&error) || is_pythons(body), "{error}"),
+        Err(error) if scan.is_some() => assert!(is_of_a_value(&error) || has_python_extensions(body), "{error}"),
         Err(_) => {}
     }
     let text = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
@@ -69,9 +69,9 @@ impl ObjectEntries {
 
 impl<'de> Deserialize<'de> for ObjectEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct All;
+        struct ObjectEntriesVisitor;
 
-        impl<'de> Visitor<'de> for All {
+        impl<'de> Visitor<'de> for ObjectEntriesVisitor {
             type Value = ObjectEntries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,14 +87,14 @@ impl<'de> Deserialize<'de> for ObjectEntries {
             }
         }
 
-        deserializer.deserialize_map(All)
+        deserializer.deserialize_map(ObjectEntriesVisitor)
     }
 }
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Returns `true` if a body may contain Python's extensions to JSON.
-fn is_pythons(body: &[u8]) -> bool {
+fn has_python_extensions(body: &[u8]) -> bool {
     let has = |part: &[u8]| body.windows(part.len()).any(|window| window == part);
     body.starts_with(BYTE_ORDER_MARK) || has(b"NaN") || has(b"Infinity")
 }

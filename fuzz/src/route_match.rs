@@ -89,7 +89,7 @@ fn expected(routes: &[ExpectedRule], ask: &RouteQuery<'_>, model: Option<&str>) 
     let mut matching = Vec::new();
     for (number, rule) in routes.iter().enumerate() {
         let Some(kind) = rule.kind(model) else { continue };
-        for (host, path) in rule.places() {
+        for (host, path) in rule.host_path_pairs() {
             if !is_host(ask.host, host) || !is_below(ask.path, path) || !rule.has(&ask.headers) {
                 continue;
             }
@@ -101,7 +101,7 @@ fn expected(routes: &[ExpectedRule], ask: &RouteQuery<'_>, model: Option<&str>) 
                 other.matcher.headers == rule.matcher.headers
                     && other.matcher.present == rule.matcher.present
                     && other
-                        .places()
+                        .host_path_pairs()
                         .any(|(one, two)| plain_host(one) == plain_host(host) && prefix(two) == prefix(path))
             };
             let first = routes.iter().position(is_same);
@@ -137,9 +137,9 @@ impl ExpectedRule {
                 "hosts" => matcher.hosts = values().collect(),
                 "paths" => matcher.paths = values().collect(),
                 // As in the configuration: only valid header names and values.
-                "headers" => matcher.headers = values().filter_map(|field| lower(&field)).collect(),
+                "headers" => matcher.headers = values().filter_map(|field| parse_header_field(&field)).collect(),
                 "present" if front => {
-                    let names = values().filter_map(|name| lower(&format!("{name}:")));
+                    let names = values().filter_map(|name| parse_header_field(&format!("{name}:")));
                     matcher.present = names.map(|(name, _)| name).collect();
                 }
                 _ => {}
@@ -173,7 +173,7 @@ impl ExpectedRule {
     }
 
     /// Returns all pairs of host and path; `*` is any host and the empty path any path.
-    fn places(&self) -> impl Iterator<Item = (&str, &str)> {
+    fn host_path_pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         let hosts = choices(&self.matcher.hosts, "*");
         hosts.flat_map(|host| choices(&self.matcher.paths, "").map(move |path| (host, path)))
     }
@@ -203,7 +203,7 @@ impl<'a> RouteQuery<'a> {
                 "path" => ask.path = value,
                 "model" => ask.model = Some(value),
                 "headers" => {
-                    for (name, value) in value.split(',').filter_map(lower) {
+                    for (name, value) in value.split(',').filter_map(parse_header_field) {
                         let name = name.parse::<HeaderName>().expect("it is one");
                         ask.headers.append(name, value.parse().expect("it is one"));
                     }
@@ -220,7 +220,7 @@ fn pairs<'a>(words: &[&'a str]) -> impl Iterator<Item = (&'a str, &'a str)> {
 }
 
 /// Parses a header field, if valid; its name in lower case, as names are case-insensitive.
-fn lower(field: &str) -> Option<(String, String)> {
+fn parse_header_field(field: &str) -> Option<(String, String)> {
     let (name, value) = field.split_once(':')?;
     let name: HeaderName = name.parse().ok()?;
     value.parse::<HeaderValue>().ok()?;

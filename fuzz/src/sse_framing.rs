@@ -7,15 +7,15 @@ use super::cuts;
 
 /// Checks an input that is a model server's stream, up to its interruption.
 pub fn holds(stream: &[u8]) {
-    it_does_not_matter_how_it_is_cut(stream);
+    splits_do_not_change_result(stream);
     first_token_matches_slow_reader(stream);
-    one_more_event_can_be_put_behind(stream);
-    what_we_write_is_read_as_it_was_meant(stream);
+    appended_event_is_separate(stream);
+    written_events_round_trip(stream);
 }
 
-fn it_does_not_matter_how_it_is_cut(stream: &[u8]) {
+fn splits_do_not_change_result(stream: &[u8]) {
     let [bytes, parts] = cuts::of(stream);
-    let found = found_in(&bytes);
+    let found = part_with_first_token(&bytes);
     let mut end = 0;
     let mut part_of_end = None;
     for (index, part) in parts.iter().enumerate() {
@@ -24,7 +24,7 @@ fn it_does_not_matter_how_it_is_cut(stream: &[u8]) {
             part_of_end = Some(index);
         }
     }
-    assert_eq!(found_in(&parts), part_of_end);
+    assert_eq!(part_with_first_token(&parts), part_of_end);
     let end_after = |parts: &[&[u8]]| {
         let mut event = OpenEvent::default();
         parts.iter().for_each(|part| event.pass(part));
@@ -35,7 +35,7 @@ fn it_does_not_matter_how_it_is_cut(stream: &[u8]) {
 }
 
 /// Returns the index of the part with the end of the first event that has a token.
-fn found_in(parts: &[&[u8]]) -> Option<usize> {
+fn part_with_first_token(parts: &[&[u8]]) -> Option<usize> {
     let mut first = FirstToken::default();
     parts.iter().position(|part| first.is_in(part))
 }
@@ -47,10 +47,10 @@ fn first_token_matches_slow_reader(stream: &[u8]) {
     let (events, _) = read(stream);
     let has_token = |event: &&FramedEvent| FirstToken::default().is_in(&write(&event.data));
     let expected = events.iter().find(has_token).map(|event| event.end - 1);
-    assert_eq!(found_in(&cuts::of(stream)[0]), expected);
+    assert_eq!(part_with_first_token(&cuts::of(stream)[0]), expected);
 }
 
-fn one_more_event_can_be_put_behind(stream: &[u8]) {
+fn appended_event_is_separate(stream: &[u8]) {
     let mut event = OpenEvent::default();
     event.pass(stream);
     let more = sse_data(b"{}");
@@ -65,7 +65,7 @@ fn one_more_event_can_be_put_behind(stream: &[u8]) {
     assert!(event.end().is_empty() || !event.end().starts_with(b"\r"));
 }
 
-fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
+fn written_events_round_trip(text: &[u8]) {
     let (events, open) = read(&sse_comment(&String::from_utf8_lossy(text)));
     assert!(events.is_empty() && open.is_none(), "a comment is no event");
     let (events, open) = read(&sse_data(text));

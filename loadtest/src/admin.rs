@@ -94,7 +94,7 @@ impl AdminClient {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    pub(crate) fn demand(&mut self) -> Result<OnlyRouteLoad, LoadtestError> {
+    pub(crate) fn query_only_route_load(&mut self) -> Result<OnlyRouteLoad, LoadtestError> {
         let routes = self.get("/api/v1/routes").map_err(failed)?;
         OnlyRouteLoad::of(&routes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
     }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_its_status_and_its_body() {
+    fn get_returns_status_and_body() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let answering = std::thread::spawn(move || {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_summed_over_the_other_labels() {
+    fn sum_adds_series_with_all_labels() {
         let metrics = ScrapedMetrics(
             "# TYPE anteroom_requests counter\n\
              anteroom_requests_total{route=\"a\",outcome=\"completed\",code=\"200\",cold_start=\"true\"} 3\n\
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn demand_is_that_of_the_first_route() {
+    fn only_route_load_is_parsed() {
         let demand = OnlyRouteLoad::of(r#"{"routes":[{"name":"a","held":7,"in_flight":2}]}"#);
         assert_eq!(demand, Some(OnlyRouteLoad { held: 7, in_flight: 2 }));
         assert_eq!(OnlyRouteLoad::of(r#"{"routes":[]}"#), None);

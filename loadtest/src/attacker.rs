@@ -133,7 +133,7 @@ fn run(attack: Attack, target: SocketAddr, stop: &AtomicBool) -> io::Result<u64>
     let mut part = 0;
     while !stop.load(Ordering::Relaxed) {
         for place in open.iter_mut().skip(part).step_by(PARTS) {
-            if place.as_mut().is_some_and(|open| open.go_on(attack).is_err()) {
+            if place.as_mut().is_some_and(|open| open.continue_attack(attack).is_err()) {
                 *place = None;
             }
             if place.is_none() && (opened as f64) < begin.elapsed().as_secs_f64() * rate {
@@ -164,7 +164,7 @@ impl AttackConnection {
     }
 
     /// Sends as much as the socket takes. Fails once the peer has closed the connection.
-    fn go_on(&mut self, attack: Attack) -> io::Result<()> {
+    fn continue_attack(&mut self, attack: Attack) -> io::Result<()> {
         if self.left.is_empty() {
             match attack {
                 Attack::Heads => {}

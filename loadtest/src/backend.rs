@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_complete_with_its_body() {
+    fn request_len_includes_the_body() {
         let message = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}GET /health HTTP/1.1\r\n\r\n";
         let first = request_len(message).unwrap().unwrap();
         assert_eq!(&message[first - 2..first], b"{}");
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_a_completion() {
+    fn plain_response_is_a_completion() {
         let answer: serde_json::Value = serde_json::from_str(COMPLETION_BODY).unwrap();
         assert_eq!(answer["model"], "tiny");
     }

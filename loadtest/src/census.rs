@@ -5,7 +5,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::procfs::family;
+use crate::procfs::process_tree;
 
 /// Counts of one process without its descendants, except for `descendants`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,7 +27,7 @@ impl ProcessStats {
             rss_kib: field("VmRSS:")?,
             threads: field("Threads:")?,
             files: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
-            descendants: family(pid).len() as u64 - 1,
+            descendants: process_tree(pid).len() as u64 - 1,
         })
     }
 }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_has_memory_files_and_threads() {
+    fn process_stats_are_above_zero() {
         assert_eq!(number("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
         let ours = ProcessStats::of(std::process::id()).unwrap();
         assert!(ours.rss_kib > 100 && ours.files >= 3 && ours.threads >= 1, "{ours:?}");

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_the_documented_ones() {
+    fn cli_defaults_match_docs() {
         let LoadtestCli { scenario: ScenarioCommand::Warm(warm) } =
             LoadtestCli::parse_from(["loadtest", "warm"])
         else {

@@ -18,7 +18,7 @@ pub(crate) trait Clients {
     }
 
     /// Returns `true` if so much has failed that the rest of the measurement is meaningless.
-    fn hopeless(&self) -> bool {
+    fn must_abandon(&self) -> bool {
         false
     }
 }

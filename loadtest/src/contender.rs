@@ -153,7 +153,7 @@ impl StartedContender {
         if matches!(error, LoadtestError::Interrupted) {
             return error;
         }
-        match process.ends_within(EXIT_WAIT) {
+        match process.exit_reason_within(EXIT_WAIT) {
             Some(why) => LoadtestError::Ended { contender, why, log: process.log() },
             None => error,
         }

@@ -18,7 +18,7 @@ use crate::multiplexed::{Multiplexed, STREAMS_PER_CONNECTION};
 const CONNECTIONS_PER_ADDRESS: u32 = 1000;
 const CROWD_BUFFER_BYTES: usize = 16 * 1024;
 /// Bit set in the tokens of multiplexed connections.
-const MULTIPLEXED: usize = 1 << 30;
+const MULTIPLEXED_TOKEN_BIT: usize = 1 << 30;
 
 /// The clients and the tally of their results.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Crowd {
         while left > 0 {
             let streams = left.min(STREAMS_PER_CONNECTION);
             let mut stream = open(self.server)?;
-            let token = Token(MULTIPLEXED | self.multiplexed.len());
+            let token = Token(MULTIPLEXED_TOKEN_BIT | self.multiplexed.len());
             registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
             let mut multiplexed = Multiplexed::new(stream);
             let numbers = number..number + streams as u32;
@@ -127,7 +127,7 @@ impl Crowd {
     }
 
     /// Lets the first `members` clients send in turn, `at_once` at a time, until [`Self::stop`].
-    pub(crate) fn go_round(&mut self, members: usize, at_once: usize) {
+    pub(crate) fn send_in_turn(&mut self, members: usize, at_once: usize) {
         let now = Instant::now();
         self.next = Some((at_once..members).collect());
         for member in 0..at_once.min(members) {
@@ -148,8 +148,8 @@ impl Crowd {
 
     pub(crate) fn on_event(&mut self, token: Token) {
         let at = token.0;
-        if at & MULTIPLEXED != 0 {
-            return self.on_multiplexed(at & !MULTIPLEXED);
+        if at & MULTIPLEXED_TOKEN_BIT != 0 {
+            return self.on_multiplexed(at & !MULTIPLEXED_TOKEN_BIT);
         }
         // The connection has been closed in the meantime.
         let Some(member) = self.members.get_mut(at) else { return };
@@ -165,13 +165,13 @@ impl Crowd {
                 Ok(news) => news,
                 Err(why) => return self.tally.wrong(why),
             };
-            self.tally.hear(news);
+            self.tally.record_progress(news);
             if let Some(end) = news.end {
                 let Some(sent) = member.sent.take() else {
                     return self.tally.wrong("unexpected response: no request is in flight".into());
                 };
                 self.tally.ended(end, sent);
-                return self.another(at);
+                return self.send_next_after(at);
             }
             if read < self.buffer.len() {
                 return;
@@ -183,7 +183,7 @@ impl Crowd {
         let Some((multiplexed, sent)) = self.multiplexed.get_mut(at) else { return };
         let tally = &mut self.tally;
         let heard = multiplexed.on_event(&mut self.buffer, &mut self.message, |news| {
-            tally.hear(news);
+            tally.record_progress(news);
             if let Some(end) = news.end {
                 tally.ended(end, *sent);
             }
@@ -193,7 +193,7 @@ impl Crowd {
         }
     }
 
-    fn another(&mut self, served: usize) {
+    fn send_next_after(&mut self, served: usize) {
         let Some(next) = &mut self.next else { return };
         next.push_back(served);
         if let Some(member) = next.pop_front() {
@@ -205,7 +205,7 @@ impl Crowd {
 // === impl CrowdTally ===
 
 impl CrowdTally {
-    fn hear(&mut self, news: ReadProgress) {
+    fn record_progress(&mut self, news: ReadProgress) {
         self.begun += usize::from(news.begun);
         self.heartbeats += u64::from(news.heartbeats);
     }
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_of_this_machine_and_change() {
+    fn source_addresses_are_loopback_and_vary() {
         assert_eq!(source(0), source(CONNECTIONS_PER_ADDRESS - 1));
         assert_eq!(source(0).ip(), &Ipv4Addr::new(127, 1, 0, 1));
         assert_eq!(source(250 * CONNECTIONS_PER_ADDRESS).ip(), &Ipv4Addr::new(127, 1, 1, 1));

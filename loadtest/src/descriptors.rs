@@ -19,7 +19,7 @@ pub(crate) struct ClientLimit {
 
 impl ClientLimit {
     /// Raises the limit of this process, and so of the processes it starts, to the maximum allowed.
-    pub(crate) fn make() -> Result<Self, LoadtestError> {
+    pub(crate) fn from_raised_limit() -> Result<Self, LoadtestError> {
         let limit = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })
             .map_err(|error| LoadtestError::io("raise the limit of open files", error))?;

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_set_apart() {
+    fn thousands_are_separated_by_commas() {
         assert_eq!(["7", "999", "1,000", "123,457"], [7.0, 999.0, 1000.0, 123_456.7].map(thousands));
     }
 
@@ -108,13 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn a_little_noise_is_none() {
+    fn noise_below_threshold_is_ignored() {
         assert_eq!(disturbed(NOISY_CORE_SHARE), None);
         assert!(disturbed(0.3).unwrap().contains("up to 30 % of a core"));
     }
 
     #[test]
-    fn an_aim_is_met_on_its_side_of_the_limit() {
+    fn criterion_respects_its_direction() {
         assert!(Criterion::at_least("a", "b", 2.0, 2.0).met && !Criterion::at_least("a", "b", 2.0, 1.9).met);
         assert!(
             Criterion::at_most("a", "b", 2.0, 2.0).met && !Criterion::at_most("a", "b", 2.0, f64::NAN).met

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_opened_counts() {
+    fn open_files_are_counted() {
         let before = Footprint::of(std::process::id()).unwrap();
         assert!(before.memory > 0);
         // Other tests open files as well, but none keeps this many open.

@@ -106,7 +106,7 @@ impl MeasuredClients for ClosedLoop {
 }
 
 impl Clients for ClosedLoop {
-    fn hopeless(&self) -> bool {
+    fn must_abandon(&self) -> bool {
         self.tally.is_unrecoverable()
     }
 
@@ -125,7 +125,7 @@ impl Clients for ClosedLoop {
         }
         if let Err(why) = answered {
             self.tally.fail(why);
-            if self.hopeless() {
+            if self.must_abandon() {
                 self.budget = 0;
             }
             self.clients[key] = LoadClient::connect(registry, self.target, token)?;

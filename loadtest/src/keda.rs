@@ -59,7 +59,7 @@ impl ScalerConnection {
             .map_err(io::Error::other)?;
         let mut send = timeout(H2_READY_TIMEOUT, self.0.clone().ready()).await?.map_err(io::Error::other)?;
         let (response, mut body) = send.send_request(request, false).map_err(io::Error::other)?;
-        body.send_data(question(route), true).map_err(io::Error::other)?;
+        body.send_data(encode_scaled_object_ref(route), true).map_err(io::Error::other)?;
         tokio::spawn(async move {
             let ended = listen(response, stream, &news).await;
             // The receiver may have been dropped.
@@ -115,7 +115,7 @@ fn next(buffer: &mut BytesMut) -> Option<bool> {
 }
 
 /// Encodes a `ScaledObjectRef` whose metadata names the route, with the gRPC prefix.
-fn question(route: &str) -> Bytes {
+fn encode_scaled_object_ref(route: &str) -> Bytes {
     let field = |number: u8, content: &[u8]| {
         // Everything here is shorter than 128 bytes, so a length takes one byte.
         [&[number << 3 | 2, content.len() as u8], content].concat()
@@ -134,8 +134,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_names_the_route() {
-        let question = question("r7");
+    fn scaled_object_ref_names_the_route() {
+        let question = encode_scaled_object_ref("r7");
         assert_eq!(question[..5], [0, 0, 0, 0, question.len() as u8 - 5]);
         let metadata = b"\x1a\x0b\x0a\x05route\x12\x02r7";
         assert!(question.ends_with(metadata), "{question:?}");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn words_may_come_in_pieces_or_together() {
+    fn messages_may_be_split_or_joined() {
         let words = [0, 0, 0, 0, 2, 8, 1, 0, 0, 0, 0, 0];
         let mut buffer = BytesMut::from(&words[..6]);
         assert_eq!(next(&mut buffer), None);

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_processor_has_a_name() {
+    fn processor_has_a_name() {
         assert_eq!(processor("processor\t: 0\nmodel name\t: Some CPU\n"), Some("Some CPU"));
         assert_eq!(processor("processor\t: 0\n"), None);
     }

@@ -10,7 +10,7 @@ use crate::http::{self, Framing};
 /// Bytes of a request body.
 pub(crate) const MEMBER_BODY_BYTES: usize = 2048;
 /// Prefix of the number that identifies a request.
-const NUMBER: &[u8] = b"\"user\":\"n";
+const NUMBER_PREFIX: &[u8] = b"\"user\":\"n";
 const DIGITS: usize = 8;
 
 /// A response: its bytes on the wire and its body.
@@ -114,7 +114,7 @@ impl NumberedRequest {
     /// Creates a chat request with a body of [`MEMBER_BODY_BYTES`] bytes, the model name near the end.
     pub(crate) fn new(streamed: bool) -> Self {
         let start = r#"{"messages":[{"role":"user","content":""#;
-        let user = String::from_utf8_lossy(NUMBER);
+        let user = String::from_utf8_lossy(NUMBER_PREFIX);
         let end = format!(
             r#""}}],"model":"tiny","stream":{streamed},"max_tokens":64,{user}{}"}}"#,
             "0".repeat(DIGITS)
@@ -146,7 +146,7 @@ impl NumberedRequest {
 
     /// Extracts the number from a request body.
     pub(crate) fn number(body: &[u8]) -> Option<u32> {
-        let at = memmem::rfind(body, NUMBER)? + NUMBER.len();
+        let at = memmem::rfind(body, NUMBER_PREFIX)? + NUMBER_PREFIX.len();
         std::str::from_utf8(body.get(at..at + DIGITS)?).ok()?.parse().ok()
     }
 }
@@ -262,7 +262,7 @@ mod tests {
     }
 
     /// Cuts the bytes in two at every position; the results must all be equal.
-    fn in_two(bytes: &[u8]) -> Vec<Result<ReadProgress, String>> {
+    fn parse_split_everywhere(bytes: &[u8]) -> Vec<Result<ReadProgress, String>> {
         let sum = |one: ReadProgress, two: ReadProgress| ReadProgress {
             begun: one.begun || two.begun,
             heartbeats: one.heartbeats + two.heartbeats,
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_its_size_and_number() {
+    fn request_has_its_size_and_number() {
         for streamed in [false, true] {
             let mut message = NumberedRequest::new(streamed);
             let bytes = message.numbered(1234);
@@ -292,9 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_answer_is_served() {
+    fn plain_response_counts_as_served() {
         let reply = &PLAIN.response;
-        assert!(in_two(reply).into_iter().all(|news| news == Ok(end(RequestEnd::Served))));
+        assert!(parse_split_everywhere(reply).into_iter().all(|news| news == Ok(end(RequestEnd::Served))));
         let changed = String::from_utf8_lossy(reply).replace("tiny", "huge");
         assert!(Inbox::default().take(changed.as_bytes()).is_err());
     }
@@ -314,13 +314,13 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{beat}{beat}{timing}{one}{two}0\r\n\r\n"
         );
         let expected = ReadProgress { begun: true, heartbeats: 2, end: Some(RequestEnd::Served) };
-        assert!(in_two(answer.as_bytes()).into_iter().all(|news| news == Ok(expected)));
+        assert!(parse_split_everywhere(answer.as_bytes()).into_iter().all(|news| news == Ok(expected)));
         let cut = answer.replace(&two, "");
         assert!(Inbox::default().take(cut.as_bytes()).is_err());
     }
 
     #[test]
-    fn a_refusal_has_its_shape_and_headers() {
+    fn refusal_has_openai_format() {
         let body =
             r#"{"error":{"message":"full","type":"server_error","param":null,"code":"hold_queue_full"}}"#;
         let answer = format!(
@@ -328,7 +328,7 @@ mod tests {
              retry-after: 5\r\nx-should-retry: true\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        assert!(in_two(answer.as_bytes()).into_iter().all(|news| news == Ok(end(RequestEnd::Refused))));
+        assert!(parse_split_everywhere(answer.as_bytes()).into_iter().all(|news| news == Ok(end(RequestEnd::Refused))));
         for wrong in
             [("hold_queue_full", "queue_hold_full"), ("x-should-retry", "x-would-retry-"), ("503 ", "500 ")]
         {

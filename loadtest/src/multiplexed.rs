@@ -11,7 +11,7 @@ use crate::member::{MEMBER_BODY_BYTES, NumberedRequest, ReadProgress, STREAMED};
 /// Streams per connection: the limit that servers commonly set.
 pub(crate) const STREAMS_PER_CONNECTION: usize = 100;
 /// Flow-control window in bytes before the server sends its own (RFC 9113, section 6.9.2).
-const FIRST_WINDOW: i64 = 65_535;
+const MULTIPLEXED_INITIAL_WINDOW_BYTES: i64 = 65_535;
 
 /// A connection with one request on each of its streams.
 #[derive(Debug)]
@@ -37,13 +37,13 @@ impl Multiplexed {
         http2::hello(&mut output);
         // The maximum, so that no further updates are needed.
         http2::window_update(&mut output, 0, 0x7fff_ffff - 65_535);
-        Self { stream, part: Vec::new(), output, window: FIRST_WINDOW, unsent: 0..0, open: Vec::new() }
+        Self { stream, part: Vec::new(), output, window: MULTIPLEXED_INITIAL_WINDOW_BYTES, unsent: 0..0, open: Vec::new() }
     }
 
     /// Sends requests with these numbers, as fast as the server accepts them.
     pub(crate) fn send(&mut self, numbers: Range<u32>, message: &mut NumberedRequest) -> Result<(), String> {
         self.unsent = numbers;
-        self.go_on(message)
+        self.send_pending_requests(message)
     }
 
     /// Reads and writes as much as possible; calls `each` with every result.
@@ -73,7 +73,7 @@ impl Multiplexed {
                 break;
             }
         }
-        self.go_on(message)
+        self.send_pending_requests(message)
     }
 
     fn on_frame(&mut self, frame: &ReceivedFrame<'_>) -> Result<ReadProgress, String> {
@@ -110,7 +110,7 @@ impl Multiplexed {
     }
 
     /// Sends pending requests. The window of a stream always has room for one body, whatever the server's settings.
-    fn go_on(&mut self, message: &mut NumberedRequest) -> Result<(), String> {
+    fn send_pending_requests(&mut self, message: &mut NumberedRequest) -> Result<(), String> {
         while self.window >= MEMBER_BODY_BYTES as i64
             && let Some(number) = self.unsent.next()
         {
@@ -156,12 +156,12 @@ mod tests {
         client.send(0..100, &mut NumberedRequest::new(true)).unwrap();
         assert_eq!(client.open.len(), 65_535 / MEMBER_BODY_BYTES);
         client.on_frame(&ReceivedFrame::WindowUpdate { stream: 0, more: 1 << 20 }).unwrap();
-        client.go_on(&mut NumberedRequest::new(true)).unwrap();
+        client.send_pending_requests(&mut NumberedRequest::new(true)).unwrap();
         assert_eq!(client.open.len(), 100);
     }
 
     #[test]
-    fn each_stream_has_an_answer_of_its_own() {
+    fn each_stream_gets_its_own_response() {
         let (mut client, mut server) = served();
         let mut message = NumberedRequest::new(true);
         client.send(0..2, &mut message).unwrap();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_answer_is_an_error() {
+    fn incomplete_h2_response_is_an_error() {
         let (mut client, _server) = served();
         client.send(0..1, &mut NumberedRequest::new(true)).unwrap();
         let half = &STREAMED.body[..50];

@@ -65,7 +65,7 @@ impl Process {
     }
 
     /// Waits for the exit and returns its reason, or `None` if the process outlives `patience`.
-    pub(crate) fn ends_within(&mut self, patience: Duration) -> Option<String> {
+    pub(crate) fn exit_reason_within(&mut self, patience: Duration) -> Option<String> {
         let deadline = Instant::now() + patience;
         loop {
             let ended = self.ended();
@@ -91,7 +91,7 @@ impl Drop for Process {
         // Errors do not matter if the process has already exited.
         if self.ended().is_none() {
             let _ = kill_process(pid, Signal::TERM);
-            let _ = self.ends_within(SIGTERM_GRACE);
+            let _ = self.exit_reason_within(SIGTERM_GRACE);
         }
         // The process leads a group of its own, so the signal reaches workers that outlive their master.
         let _ = kill_process_group(pid, Signal::KILL);
@@ -110,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn dropping_stops_it_even_when_it_would_not() {
+    fn drop_kills_process_ignoring_sigterm() {
         let dir = tempfile::tempdir().unwrap();
         let process = start(dir.path(), "trap '' TERM; sleep 60 & echo up; wait");
         while !process.log().contains("up") {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let family = procfs::family(process.id());
+        let family = procfs::process_tree(process.id());
         assert_eq!(family.len(), 2, "the shell and its sleep");
         drop(process);
         // The kernel takes a moment to end a killed process.
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_noticed_with_its_log() {
+    fn exit_is_reported_with_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = start(dir.path(), "echo no such key; exit 3");
         while process.ended().is_none() {

@@ -37,7 +37,7 @@ impl Meter {
     pub(crate) fn read(&self) -> io::Result<CpuReading> {
         let cores = fs::read_to_string("/proc/stat")?;
         let contender = match self.contender {
-            Some(pid) => family(pid).into_iter().map(process_time).sum::<io::Result<Duration>>()?,
+            Some(pid) => process_tree(pid).into_iter().map(process_time).sum::<io::Result<Duration>>()?,
             None => Duration::ZERO,
         };
         Ok(CpuReading {
@@ -62,7 +62,7 @@ impl CpuReading {
 }
 
 /// Returns a process and all its descendants.
-pub(crate) fn family(pid: u32) -> Vec<u32> {
+pub(crate) fn process_tree(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(pid) = family.get(next) {
@@ -129,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn a_core_counts_all_but_idle() {
+    fn core_time_excludes_idle() {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\ncpu1 10 20 30 4000 500 1 2 3 0 0\n";
         assert_eq!(core_time(stat, 1), Some(ticks(66)));
         assert_eq!(core_time(stat, 2), None);
     }
 
     #[test]
-    fn time_is_counted_finer_than_in_ticks() {
+    fn cpu_time_is_finer_than_ticks() {
         let pid = std::process::id();
         let (start, fine) = (crate::clock::Instant::now(), process_time(pid).unwrap());
         while start.elapsed() < Duration::from_millis(200) {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_any_thread_is_of_the_family() {
+    fn process_tree_has_children_of_all_threads() {
         let child = || std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let (mut child, done) = std::thread::scope(|scope| {
             let (sender, receiver) = std::sync::mpsc::channel();
@@ -159,7 +159,7 @@ mod tests {
                 let _ = finished.recv();
             });
             let child = receiver.recv().unwrap();
-            let found = family(std::process::id()).contains(&child.id());
+            let found = process_tree(std::process::id()).contains(&child.id());
             drop(finish);
             (child, found)
         });
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_are_of_this_machine() {
+    fn cpu_readings_are_plausible() {
         let meter = Meter { cores: Cores::choose().unwrap(), contender: Some(std::process::id()) };
         let start = meter.read().unwrap();
         assert_eq!(start.until(&start).contender, Duration::ZERO);

@@ -92,7 +92,7 @@ impl Rig {
 
     /// Returns `true` if a request to `address` succeeds within `patience`. Every attempt runs the event loop, so the
     /// backend responds to health checks of the contender even while attempts fail.
-    pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, LoadtestError> {
+    pub(crate) fn responds_within(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, LoadtestError> {
         let Ok(mut load) = ClosedLoop::connect(self.poll.registry(), address, 1) else {
             self.run(None, CONNECT_RETRY_INTERVAL)?;
             return Ok(false);
@@ -185,7 +185,7 @@ impl Rig {
     ) -> Result<bool, LoadtestError> {
         let deadline = Instant::now() + patience;
         while !done(load, &mut self.backend) {
-            if load.hopeless() || Instant::now() >= deadline {
+            if load.must_abandon() || Instant::now() >= deadline {
                 return Ok(false);
             }
             self.turn(Some(load))?;
@@ -201,7 +201,7 @@ impl Rig {
     ) -> Result<(), LoadtestError> {
         let deadline = Instant::now() + FIRST_RESPONSE_TIMEOUT;
         loop {
-            if self.answers(running.address, START_ATTEMPT_TIMEOUT)? {
+            if self.responds_within(running.address, START_ATTEMPT_TIMEOUT)? {
                 return Ok(());
             }
             running.check_start(contender, deadline)?;
@@ -227,7 +227,7 @@ impl Rig {
             if events == 0 {
                 idle += elapsed - before;
             }
-            if elapsed >= duration || load.as_ref().is_some_and(|load| load.hopeless()) {
+            if elapsed >= duration || load.as_ref().is_some_and(|load| load.must_abandon()) {
                 return Ok((elapsed, idle));
             }
         }
@@ -291,7 +291,7 @@ mod tests {
     fn clients_and_backend_exchange_messages() {
         let (mut rig, _stop, meter) = rig();
         let backend = rig.backend();
-        assert!(rig.answers(backend, Duration::from_secs(5)).unwrap());
+        assert!(rig.responds_within(backend, Duration::from_secs(5)).unwrap());
 
         let sample = rig.measure(backend, PLAN, meter).unwrap();
 
@@ -301,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_not_there_does_not_answer() {
+    fn missing_server_does_not_respond() {
         let (mut rig, _stop, _meter) = rig();
         let gone = {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             listener.local_addr().unwrap()
         };
-        assert!(!rig.answers(gone, Duration::from_millis(20)).unwrap());
+        assert!(!rig.responds_within(gone, Duration::from_millis(20)).unwrap());
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Testbed {
             }
         }
         // Accepted connections are not read from at once.
-        self.stay(Duration::from_millis(100)).map(drop)
+        self.run_for(Duration::from_millis(100)).map(drop)
     }
 
     /// Adds `count` more clients on shared connections; they send at once.
@@ -126,7 +126,7 @@ impl Testbed {
     pub(crate) fn await_held(&mut self, count: usize) -> Result<(), LoadtestError> {
         let deadline = Instant::now() + TESTBED_WAIT_TIMEOUT;
         loop {
-            let demand = self.admin.demand().map_err(|error| self.running.explain("anteroom", error));
+            let demand = self.admin.query_only_route_load().map_err(|error| self.running.explain("anteroom", error));
             let OnlyRouteLoad { held, .. } = demand?;
             if held == count as u64 {
                 return Ok(());
@@ -134,7 +134,7 @@ impl Testbed {
             if Instant::now() >= deadline {
                 return Err(late(&format!("{held} of {count} requests are held")));
             }
-            self.stay(Duration::from_millis(5))?;
+            self.run_for(Duration::from_millis(5))?;
         }
     }
 
@@ -144,11 +144,11 @@ impl Testbed {
         what: &str,
         done: impl Fn(&CrowdAndTarget) -> bool,
     ) -> Result<WaitTime, LoadtestError> {
-        self.go_on(TESTBED_WAIT_TIMEOUT, done)?.ok_or_else(|| late(&format!("not {what}")))
+        self.poll_until(TESTBED_WAIT_TIMEOUT, done)?.ok_or_else(|| late(&format!("not {what}")))
     }
 
     /// Runs the loop for `duration`.
-    pub(crate) fn stay(&mut self, duration: Duration) -> Result<WaitTime, LoadtestError> {
+    pub(crate) fn run_for(&mut self, duration: Duration) -> Result<WaitTime, LoadtestError> {
         let begin = Instant::now();
         let mut idle = Duration::ZERO;
         let mut elapsed = Duration::ZERO;
@@ -163,7 +163,7 @@ impl Testbed {
     }
 
     /// Runs the loop until `done`; returns `None` if that takes longer than `patience`.
-    fn go_on(
+    fn poll_until(
         &mut self,
         patience: Duration,
         done: impl Fn(&CrowdAndTarget) -> bool,

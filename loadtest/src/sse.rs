@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_chunk_of_a_completion() {
+    fn event_is_a_completion_chunk() {
         let mut template = EventChunk::new();
         let bytes = template.with(EventStamp { stream: 1, number: 2, written: 3 });
         let data = http::chunk(bytes).unwrap().unwrap().data;

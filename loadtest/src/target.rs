@@ -181,7 +181,7 @@ impl TargetServer {
             };
             let now = Instant::now();
             let answer: &[u8] = if request.streamed { &STREAMED.response } else { &PLAIN.response };
-            self.seen.arrived(number, now, self.ramp);
+            self.seen.count_arrival(number, now, self.ramp);
             if self.delay.is_zero() {
                 self.answer(key, answer)?;
             } else {
@@ -207,7 +207,7 @@ impl TargetServer {
 impl TargetStats {
     /// Counts a request. Anteroom learns of a response later than this server, so its own limit is never above
     /// `allowed`.
-    fn arrived(&mut self, number: u32, now: Instant, ramp: RampSettings) {
+    fn count_arrival(&mut self, number: u32, now: Instant, ramp: RampSettings) {
         self.arrivals.push((number, now));
         let here = self.arrivals.len() as u64 - self.answered;
         self.most = self.most.max(here);
@@ -216,13 +216,13 @@ impl TargetStats {
     }
 
     /// Returns the time from the first 200 of `/health` to the arrival of the first request.
-    pub(crate) fn first(&self) -> Option<Duration> {
+    pub(crate) fn time_to_first_arrival(&self) -> Option<Duration> {
         Some(self.arrivals.first()?.1.saturating_duration_since(self.known?))
     }
 
     /// Returns the number of requests that arrived later than their position in the sending order, and the largest
     /// displacement in places.
-    pub(crate) fn disorder(&self) -> (usize, usize) {
+    pub(crate) fn count_reordered(&self) -> (usize, usize) {
         let late =
             self.arrivals.iter().enumerate().map(|(at, (number, _))| at.saturating_sub(*number as usize));
         late.fold((0, 0), |(count, most), late| (count + usize::from(late > 0), most.max(late)))
@@ -267,7 +267,7 @@ mod tests {
         let ramp = RampSettings { start: 2, max: 4 };
         let mut seen = TargetStats::default();
         let arrive = |seen: &mut TargetStats, count: u32| {
-            (0..count).for_each(|at| seen.arrived(at, Instant::now(), ramp))
+            (0..count).for_each(|at| seen.count_arrival(at, Instant::now(), ramp))
         };
         arrive(&mut seen, 2);
         assert_eq!((seen.most, seen.beyond), (2, 0));
@@ -288,9 +288,9 @@ mod tests {
             let arrivals = numbers.iter().map(|number| (*number, Instant::now())).collect();
             TargetStats { arrivals, ..TargetStats::default() }
         };
-        assert_eq!(seen(&[0, 1, 2, 3]).disorder(), (0, 0));
-        assert_eq!(seen(&[1, 2, 0, 3]).disorder(), (1, 2));
-        assert_eq!(seen(&[1, 0, 3, 2]).disorder(), (2, 1));
+        assert_eq!(seen(&[0, 1, 2, 3]).count_reordered(), (0, 0));
+        assert_eq!(seen(&[1, 2, 0, 3]).count_reordered(), (1, 2));
+        assert_eq!(seen(&[1, 0, 3, 2]).count_reordered(), (2, 1));
     }
 
     #[test]

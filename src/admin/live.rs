@@ -110,7 +110,7 @@ impl Live {
 
     /// Waits for a change, then for the end of the minimum interval. Cancel-safe: only `make_next` clears the pulse.
     async fn changed(&self) {
-        self.pulse().heard().await;
+        self.pulse().await_change().await;
         let next = self.making.lock().last + MIN_UPDATE_INTERVAL;
         sleep_until(next).await;
     }
@@ -122,18 +122,18 @@ impl Live {
         // Under the lock, since `watch` may be running concurrently.
         self.pulse().watch(watched);
         if watched {
-            self.make_next(&mut making);
+            self.render_next_state(&mut making);
         }
     }
 
     fn make(&self) {
-        self.make_next(&mut self.making.lock());
+        self.render_next_state(&mut self.making.lock());
     }
 
-    fn make_next(&self, making: &mut RenderState) {
-        self.pulse().take();
+    fn render_next_state(&self, making: &mut RenderState) {
+        self.pulse().clear_pending();
         let gates = self.view.gates();
-        making.samples.see(&gates);
+        making.samples.record_held_peaks(&gates);
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let about = About {
             version: env!("CARGO_PKG_VERSION"),
@@ -159,7 +159,7 @@ impl Live {
         let shown = self.shown.subscribe();
         self.pulse().watch(true);
         // The state is not rendered while there are no watchers.
-        self.make_next(&mut making);
+        self.render_next_state(&mut making);
         drop(making);
         Some(Watcher { live: self.clone(), shown, seen: 0, _place: place })
     }

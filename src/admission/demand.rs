@@ -35,7 +35,7 @@ impl Gate {
             .map(|rate| self.demand.request_rate(self.counters.wanted(), rate.window.get()));
         Counts {
             held,
-            soon: self.soon(held),
+            soon: self.count_held_with_room(held),
             in_flight,
             lasting: !self.demand.kept_alive_for(scaling.linger.get()).is_zero(),
             activations: self.demand.activations(),
@@ -48,7 +48,7 @@ impl Gate {
 
     /// Returns the number of held requests that ready endpoints are about to admit; these are no demand for further
     /// replicas. An endpoint without a response head for 10 s has no such room.
-    fn soon(&self, held: u64) -> u64 {
+    fn count_held_with_room(&self, held: u64) -> u64 {
         if held == 0 {
             return 0;
         }

@@ -43,7 +43,7 @@ impl Permit {
             PermitKind::Quiet | PermitKind::Fallback => None,
         };
         if self.endpoint.succeeded(self.level) {
-            self.gate.pump();
+            self.gate.release_held();
         }
         awaited
     }
@@ -84,6 +84,6 @@ impl Drop for Permit {
             PermitKind::Fallback => _ = self.gate.in_flight_on_fallback.fetch_sub(1, Ordering::SeqCst),
         }
         self.endpoint.release();
-        self.gate.pump();
+        self.gate.release_held();
     }
 }

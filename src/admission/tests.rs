@@ -24,7 +24,7 @@ async fn dropped_permit_releases_the_next_request() {
 }
 
 #[tokio::test]
-async fn evicted_queue_takes_no_request_back() {
+async fn evicted_queue_fails_readmitted_requests() {
     let gate = gate();
     let mut held = gate.hold(1, true).unwrap();
     gate.drain();

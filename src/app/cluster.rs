@@ -44,7 +44,7 @@ pub(super) struct ClusterMetrics {
 }
 
 /// Interval between updates of the status of routes.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+const ROUTE_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl ClusterWatch ===
 
@@ -140,7 +140,7 @@ async fn report(
     notifier: Option<Notifier>,
     reports: watch::Sender<Arc<RouteReports>>,
 ) {
-    let mut ticks = interval(REPORT_INTERVAL);
+    let mut ticks = interval(ROUTE_REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

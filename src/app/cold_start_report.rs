@@ -34,7 +34,7 @@ pub(super) fn note(cold_start: &ColdStart) -> String {
         (Some(pod), None) => format!("; pod {pod}"),
         (None, _) => String::new(),
     };
-    let phases = cold_start.phases.iter().map(in_words).collect::<Vec<_>>().join(", ");
+    let phases = cold_start.phases.iter().map(format_phase_span).collect::<Vec<_>>().join(", ");
     if cold_start.outcome == Some(ColdStartOutcome::Failed) {
         let reason = cold_start.reason.as_deref().unwrap_or("unknown reason");
         return format!("Failed after {took} with {requests} held: {reason} ({phases}{pod})");
@@ -43,7 +43,7 @@ pub(super) fn note(cold_start: &ColdStart) -> String {
 }
 
 /// Formats a phase: `load 3.0s (weights 1.8s)`.
-fn in_words(span: &PhaseSpan) -> String {
+fn format_phase_span(span: &PhaseSpan) -> String {
     let parts = span.parts.iter().map(|part| format!("{} {}", part.name.name(), duration(part.duration_ms)));
     let parts = parts.collect::<Vec<_>>().join(", ");
     let parts = if parts.is_empty() { parts } else { format!(" ({parts})") };

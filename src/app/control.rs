@@ -25,13 +25,13 @@ use crate::{
 };
 
 /// Bound listeners, not serving yet.
-pub(super) struct Control {
+pub(super) struct BoundListeners {
     scaler: Option<GrpcListener>,
     peers: Option<(GrpcListener, config::Peers)>,
 }
 
 /// Serving listeners.
-pub(super) struct Running {
+pub(super) struct RunningListeners {
     tasks: TaskTracker,
     draining: CancellationToken,
     stopping: CancellationToken,
@@ -53,7 +53,7 @@ const RATE_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl Control ===
 
-impl Control {
+impl BoundListeners {
     /// Binds the configured listeners.
     pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
         let tls = config.scaler_tls.clone().map(Tls::load).transpose()?;
@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// Serves these routes.
-    pub(super) fn start(self, routes: Arc<Directory>) -> Running {
+    pub(super) fn start(self, routes: Arc<Directory>) -> RunningListeners {
         let tasks = TaskTracker::new();
         let stopping = CancellationToken::new();
         let draining = stopping.child_token();
@@ -99,7 +99,7 @@ impl Control {
             peers
         });
         tasks.close();
-        Running { tasks, draining, stopping, has_scaler, peers }
+        RunningListeners { tasks, draining, stopping, has_scaler, peers }
     }
 }
 
@@ -114,7 +114,7 @@ async fn sample(routes: Arc<Directory>) {
 
 // === impl Running ===
 
-impl Running {
+impl RunningListeners {
     /// Closes KEDA's streams, so that it connects to another replica. The demand of this replica still counts: other
     /// replicas keep reading it.
     pub(super) fn drain(&self) {

@@ -15,7 +15,7 @@ pub(super) struct Exporting {
 
 /// Time limit for exporting the last spans. It fits into the ten seconds by which a pod's grace period exceeds
 /// draining.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 // === impl Exporting ===
 
@@ -29,8 +29,8 @@ impl Exporting {
     /// Exports the remaining spans within [`FLUSH_TIMEOUT`].
     pub(super) async fn stop(mut self) {
         self.stopping.cancel();
-        if timeout(FLUSH_TIMEOUT, &mut self.task).await.is_err() {
-            let after_s = FLUSH_TIMEOUT.as_secs();
+        if timeout(TRACE_FLUSH_TIMEOUT, &mut self.task).await.is_err() {
+            let after_s = TRACE_FLUSH_TIMEOUT.as_secs();
             tracing::warn!(after_s, "trace export timed out; the last spans are lost");
             self.task.abort();
         }

@@ -20,7 +20,7 @@ pub fn raise_file_limit() -> Option<u64> {
 /// the admin listener. Warns unless it did so for the same maximum `before`.
 pub(super) fn fit(limits: Limits, before: Option<Limits>) -> Limits {
     let Some(files) = getrlimit(Resource::Nofile).current else { return limits };
-    let room = room(usize::try_from(files).unwrap_or(usize::MAX));
+    let room = files_for_clients(usize::try_from(files).unwrap_or(usize::MAX));
     if room >= limits.max_connections {
         return limits;
     }
@@ -37,7 +37,7 @@ pub(super) fn fit(limits: Limits, before: Option<Limits>) -> Limits {
 }
 
 /// Returns the number of files left for clients.
-fn room(files: usize) -> usize {
+fn files_for_clients(files: usize) -> usize {
     files.saturating_sub((files / 4).clamp(64, 4096)).max(1)
 }
 
@@ -50,7 +50,7 @@ mod tests {
         for (files, clients) in
             [(0, 1), (1, 1), (128, 64), (256, 192), (1024, 768), (20_000, 15_904), (1 << 20, 1_044_480)]
         {
-            assert_eq!(room(files), clients);
+            assert_eq!(files_for_clients(files), clients);
         }
     }
 
@@ -61,6 +61,6 @@ mod tests {
         let fitted =
             |max_connections| fit(Limits { max_connections, ..Limits::default() }, None).max_connections;
         assert_eq!(fitted(1), 1);
-        assert_eq!(fitted(usize::MAX), room(files));
+        assert_eq!(fitted(usize::MAX), files_for_clients(files));
     }
 }

@@ -44,13 +44,13 @@ pub(super) struct Notifier {
 #[derive(Default)]
 struct RouteHistory {
     /// Start of the current period in which KEDA has had no stream.
-    unheard_since: Option<Instant>,
+    no_stream_since: Option<Instant>,
     /// Start of the current period in which KEDA has dropped pushes.
-    dropped_since: Option<Instant>,
+    pushes_dropped_since: Option<Instant>,
     /// Obstacle reported last.
     reported: Option<Arc<Obstacle>>,
     /// Last possibly transient obstacle, and its first observation.
-    settling: Option<(ObstacleKind, Instant)>,
+    unsettled_obstacle: Option<(ObstacleKind, Instant)>,
 }
 
 /// Interval between checks. The checks poll, since not every change of endpoints, streams and pauses sends a
@@ -68,16 +68,16 @@ const SETTLE_PERIOD: Duration = Duration::from_secs(5);
 
 impl RouteHistory {
     /// Returns the obstacle unless it may be transient.
-    fn settled(&mut self, trouble: Option<KubeProblem>) -> Option<KubeProblem> {
+    fn filter_transient(&mut self, trouble: Option<KubeProblem>) -> Option<KubeProblem> {
         use ObstacleKind::{NoPodsSelected, NoService, NotReady, Volume};
         let kind = trouble.as_ref().map(|trouble| trouble.kind);
         let Some(kind) = kind.filter(|kind| matches!(kind, NoPodsSelected | NoService | NotReady | Volume))
         else {
-            self.settling = None;
+            self.unsettled_obstacle = None;
             return trouble;
         };
-        let known = self.settling.filter(|(known, _)| *known == kind);
-        let (_, since) = *self.settling.insert(known.unwrap_or_else(|| (kind, Instant::now())));
+        let known = self.unsettled_obstacle.filter(|(known, _)| *known == kind);
+        let (_, since) = *self.unsettled_obstacle.insert(known.unwrap_or_else(|| (kind, Instant::now())));
         trouble.filter(|_| since.elapsed() >= SETTLE_PERIOD)
     }
 }
@@ -145,17 +145,17 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
     }
     let target = gate.target();
     let no_stream_for = if gate.counts_everywhere().streams > 0 {
-        history.unheard_since = None;
+        history.no_stream_since = None;
         None
     } else {
-        Some(history.unheard_since.get_or_insert_with(Instant::now).elapsed())
+        Some(history.no_stream_since.get_or_insert_with(Instant::now).elapsed())
     };
     gate.demand().set_receivers(receivers(facts));
     let dropped_for = if facts.drops_pushes().is_none() {
-        history.dropped_since = None;
+        history.pushes_dropped_since = None;
         None
     } else {
-        Some(history.dropped_since.get_or_insert_with(Instant::now).elapsed())
+        Some(history.pushes_dropped_since.get_or_insert_with(Instant::now).elapsed())
     };
     let trouble = if target.is_up() {
         None
@@ -165,10 +165,10 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
             pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0),
             no_stream_for,
             dropped_for,
-            api_server: notifier.liveness.trouble(namespace),
+            api_server: notifier.liveness.describe_loss(namespace),
             refusing: target.refusing_for(SETTLE_PERIOD),
         };
-        history.settled(facts.obstacle(gate.key(), &seen))
+        history.filter_transient(facts.obstacle(gate.key(), &seen))
     };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Held requests get no notification when endpoints disappear, so a pause is checked again here.

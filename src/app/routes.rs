@@ -84,12 +84,12 @@ impl Routes {
     /// Replaces the routes. Held and in-flight requests are unaffected: a remaining route keeps its queue even with a
     /// new target, and a removed one is retired after its last request. An unchanged route costs a pointer comparison.
     pub(super) async fn apply(&mut self, routes: &[Arc<Route>]) {
-        self.settle_retired();
+        self.release_retired_gates();
         let mut is_new = false;
         for route in routes {
             match self.live.get_mut(&route.name) {
                 Some(live) if Arc::ptr_eq(&live.route, route) => {}
-                Some(live) => live.change(route, self.has_scaler),
+                Some(live) => live.apply_route_change(route, self.has_scaler),
                 None => {
                     let gate = Gate::new(route.name.clone(), route.policy(), self.cold_starts.clone());
                     gate.cold_starts().expect_push(self.has_scaler && is_scaled_by_keda(route));
@@ -112,7 +112,7 @@ impl Routes {
                 && before.iter().zip(routes).all(|(one, other)| match_same(one, other))
         };
         if !is_same {
-            self.tabulate(routes).await;
+            self.publish_route_table(routes).await;
         }
         self.all.send_replace(Arc::new(routes.to_vec()));
         for live in gone {
@@ -130,7 +130,7 @@ impl Routes {
 
     /// Publishes the route table. Building and dropping one takes long with thousands of routes, so both run in the
     /// background if a cluster is watched, and never on a worker thread.
-    async fn tabulate(&self, routes: &[Arc<Route>]) {
+    async fn publish_route_table(&self, routes: &[Arc<Route>]) {
         let gate = |route: &Arc<Route>| self.live[&route.name].gate.clone();
         let pairs: Vec<_> = routes.iter().map(|route| (route.clone(), gate(route))).collect();
         let making = async move { Arc::new(RouteTable::new(pairs)) };
@@ -165,7 +165,7 @@ impl Routes {
     }
 
     /// Drops the gates of removed routes without unfinished requests, and keeps only their account.
-    fn settle_retired(&mut self) {
+    fn release_retired_gates(&mut self) {
         let past = &mut self.past;
         self.retired.retain(|gate| {
             let going = gate.requests() > 0 || gate.counters().admitted() != gate.counters().ended_in_all();
@@ -226,7 +226,7 @@ fn is_scaled_by_keda(route: &Route) -> bool {
 
 impl LiveRoute {
     /// Applies a changed route.
-    fn change(&mut self, route: &Arc<Route>, has_scaler: bool) {
+    fn apply_route_change(&mut self, route: &Arc<Route>, has_scaler: bool) {
         let policy = route.policy();
         if policy != self.route.policy() {
             self.gate.set_policy(policy);

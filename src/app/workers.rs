@@ -39,7 +39,7 @@ impl Workers {
             let (shared, drain, tasks) = (shared.clone(), drain.clone(), tasks.clone());
             let run = move || {
                 telemetry::count_as_worker(index);
-                work(listener, &shared, &drain, &tasks);
+                run_worker(listener, &shared, &drain, &tasks);
             };
             thread::Builder::new().name(format!("worker-{index}")).spawn(run)
         });
@@ -58,7 +58,7 @@ impl Workers {
     }
 }
 
-fn work(listener: std::net::TcpListener, shared: &Arc<Shared>, drain: &Drain, tasks: &TaskTracker) {
+fn run_worker(listener: std::net::TcpListener, shared: &Arc<Shared>, drain: &Drain, tasks: &TaskTracker) {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)

@@ -202,7 +202,7 @@ async fn benchmark(
         started_at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         command: args.command(),
         label: args.label.clone(),
-        machine: Machine::this(),
+        machine: Machine::of_this_host(),
         route: bench.admins.route.clone(),
         burst: size,
         idle_s: spec.filter(|spec| spec.is_process()).map(|_| args.idle_timeout().get().as_secs_f64()),

@@ -293,7 +293,7 @@ impl Run {
 
 impl Machine {
     /// Describes the current machine.
-    pub(super) fn this() -> Self {
+    pub(super) fn of_this_host() -> Self {
         Self {
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),

@@ -259,11 +259,11 @@ mod tests {
 
     use super::*;
 
-    fn ours(value: serde_json::Value) -> RouteRow {
+    fn model_route_fixture(value: serde_json::Value) -> RouteRow {
         model_route_row(&serde_json::from_value(value).unwrap(), &vec![("models".into(), "vllm".into())])
     }
 
-    fn theirs(value: serde_json::Value) -> RouteRow {
+    fn interceptor_route_fixture(value: serde_json::Value) -> RouteRow {
         interceptor_route_row(&serde_json::from_value(value).unwrap())
     }
 
@@ -272,7 +272,7 @@ mod tests {
         let condition = |kind: &str, status: &str, reason: &str, message: &str| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let meta = |name: &str| json!({"name": name, "namespace": "models", "generation": 2});
         let lines = [
-            ours(json!({
+            model_route_fixture(json!({
                 "metadata": meta("tiny"),
                 "spec": {"match": {"models": ["tiny", "lora", "more"]}, "target": {"url": "http://a:1"}},
                 "status": {
@@ -282,16 +282,16 @@ mod tests {
                     "conditions": [condition("Accepted", "True", "Accepted", "")],
                 },
             })),
-            ours(json!({
+            model_route_fixture(json!({
                 "metadata": meta("twin"),
                 "spec": {"target": {"url": "http://a:1"}},
                 "status": {"observedGeneration": 2, "state": "refused", "conditions": [
                     condition("Accepted", "False", "Conflict", "models/tiny goes first")
                 ]},
             })),
-            ours(json!({"metadata": meta("odd"), "spec": {"target": 7}})),
-            ours(json!({"metadata": meta("new"), "spec": {"target": {"url": "http://a:1"}}})),
-            theirs(json!({
+            model_route_fixture(json!({"metadata": meta("odd"), "spec": {"target": 7}})),
+            model_route_fixture(json!({"metadata": meta("new"), "spec": {"target": {"url": "http://a:1"}}})),
+            interceptor_route_fixture(json!({
                 "metadata": meta("app"),
                 "spec": {"target": {"service": "app", "portName": "http"}, "rules": [{"hosts": ["a.example.com"]}]},
                 "status": {"conditions": [condition("Ready", "True", "Accepted", "")]},

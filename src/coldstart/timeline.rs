@@ -21,7 +21,7 @@ pub(super) struct Timeline<'a> {
     pub(super) began: Instant,
     pub(super) wall: SystemTime,
     /// Ends of phases that this proxy marked itself.
-    pub(super) ours: &'a [(Phase, Instant)],
+    pub(super) own_marks: &'a [(Phase, Instant)],
     /// Ends of phases observed in the cluster.
     pub(super) observed: Vec<(Phase, &'a Observation)>,
     pub(super) parts: Vec<&'a PartObservation>,
@@ -78,7 +78,7 @@ impl Timeline<'_> {
 
     fn ends(&self) -> BTreeMap<Phase, PhaseEnd<'_>> {
         let mut ends = BTreeMap::new();
-        for (phase, at) in self.ours {
+        for (phase, at) in self.own_marks {
             let at = self.since(*at).max(0);
             ends.insert(*phase, PhaseEnd { latest: at, earliest: at, stamp: None, is_exact: true });
         }
@@ -90,7 +90,7 @@ impl Timeline<'_> {
             });
             if at >= 0 && !long_ago {
                 // The end is no earlier than our own marks of the phases before it.
-                let before = self.ours.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
+                let before = self.own_marks.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
                 let earliest = before.max().unwrap_or(0).clamp(0, at);
                 ends.entry(*phase).or_insert(PhaseEnd { latest: at, earliest, stamp, is_exact: false });
             }

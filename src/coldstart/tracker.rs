@@ -129,7 +129,7 @@ impl Tracker {
         }
         drop(state);
         self.record_held(held);
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Returns the pulse that triggers an update of the dashboard.
@@ -187,7 +187,7 @@ impl Tracker {
             }
         }
         drop(state);
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Ends a phase now, by this proxy's own action. Does nothing if this proxy has already ended the phase or a
@@ -196,7 +196,7 @@ impl Tracker {
         if let Some(active) = self.state.lock().active.as_mut() {
             active.mark(phase);
         }
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Records the end of a phase of the whole target, as observed in the cluster. The first observation in a cold start
@@ -211,14 +211,14 @@ impl Tracker {
             None => known.push((phase, seen)),
         }
         drop(state);
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Replaces the observations of the target's pods.
     pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
         let pods = pods.into_iter().take(Self::MAX_PODS).collect();
         self.state.lock().observations.pods = pods;
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Records a part of a phase of our own process. A later report of the same part replaces the earlier one.
@@ -227,7 +227,7 @@ impl Tracker {
             active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Ends the load when the first pod behind a gateway answers at `address`. The gateway itself is not ready yet.
@@ -256,7 +256,7 @@ impl Tracker {
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
         drop(state);
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Reopens the phases from `first` on, because the target takes no requests after all. Does nothing once an
@@ -268,7 +268,7 @@ impl Tracker {
                 active.first_address = None;
             }
         }
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 
     /// Ends the cold start: the target is ready, and every client has disconnected.
@@ -278,7 +278,7 @@ impl Tracker {
 
     /// Ends `dispatch` with the first request sent after the load.
     pub fn dispatched(&self) {
-        self.follow(Phase::is_activation, Phase::Dispatch, |_| {});
+        self.end_phase_if(Phase::is_activation, Phase::Dispatch, |_| {});
     }
 
     /// Ends `first_byte` with the first answer after the dispatch, and the cold start too unless the answer streams.
@@ -286,7 +286,7 @@ impl Tracker {
     /// or [`Self::ended_without_token`]. `answer` is called only for that first answer.
     pub fn first_byte(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         let mut awaited = None;
-        let is_first = self.follow(
+        let is_first = self.end_phase_if(
             |last| last == Phase::Dispatch,
             Phase::FirstByte,
             |active| {
@@ -304,7 +304,7 @@ impl Tracker {
     /// Ends cold start `id` with the first token of its first answer.
     pub fn first_token(&self, id: u64) {
         if self.awaits_token(id) {
-            self.follow(|last| last == Phase::FirstByte, Phase::FirstToken, |_| {});
+            self.end_phase_if(|last| last == Phase::FirstByte, Phase::FirstToken, |_| {});
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
@@ -323,7 +323,7 @@ impl Tracker {
 
     /// Ends `phase` if `is_previous` accepts the last phase that this proxy ended, and applies `update`. Costs a warm
     /// request one load.
-    fn follow(
+    fn end_phase_if(
         &self,
         is_previous: impl FnOnce(Phase) -> bool,
         phase: Phase,
@@ -339,7 +339,7 @@ impl Tracker {
         if follows {
             active.mark(phase);
             update(active);
-            self.pulse().beat();
+            self.pulse().notify_change();
         }
         follows
     }
@@ -371,7 +371,7 @@ impl Tracker {
         let kind = record.kind;
         self.store.end(record, tally);
         self.refresh_estimates(kind);
-        self.pulse().beat();
+        self.pulse().notify_change();
     }
 }
 

@@ -70,11 +70,11 @@ impl WorstCase {
 
     /// Returns the total, including [`BASE_BYTES`].
     pub fn total(&self) -> usize {
-        self.of_connections.saturating_add(self.of_buffered()).saturating_add(BASE_BYTES)
+        self.of_connections.saturating_add(self.buffered_share_bytes()).saturating_add(BASE_BYTES)
     }
 
     /// Returns the part that follows from `maxBufferedBytes`.
-    fn of_buffered(&self) -> usize {
+    fn buffered_share_bytes(&self) -> usize {
         [self.bodies, self.requests, self.answers, self.relays].into_iter().fold(0, usize::saturating_add)
     }
 
@@ -93,7 +93,7 @@ impl WorstCase {
              maxBufferedBytes ({}), or give it more memory",
             mebibytes(self.total()),
             mebibytes(self.of_connections),
-            mebibytes(self.of_buffered()),
+            mebibytes(self.buffered_share_bytes()),
         ))
     }
 }

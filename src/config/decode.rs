@@ -14,7 +14,7 @@ use super::{
     error::Problem,
     overlay::{Edits, Overlay},
     schema::{Section, ValueKind, sections},
-    source::{Faults, KeyPath, NodeKind, PathSegment, SourceFile, SourceNode, known},
+    source::{Faults, KeyPath, NodeKind, PathSegment, SourceFile, SourceNode, known_position},
 };
 
 /// Maximum number of decodings of one file. Each decoding finds one more value of a wrong type.
@@ -61,10 +61,10 @@ pub(super) fn decode<'a>(
         };
         // A value beside or within a skipped one may be invalid only because of that. A value that an alias repeats is
         // reported once.
-        let defined = source.node(&place).and_then(|node| known(node.defined));
+        let defined = source.node(&place).and_then(|node| known_position(node.defined));
         let is_repeated = defined.is_some_and(|defined| reported.contains(&defined));
         reported.extend(defined);
-        if !source.faults.concern(&place) && !is_repeated {
+        if !source.faults.has_problem_at(&place) && !is_repeated {
             problems.push(explain(&source, &path, &error, &sections));
         }
         // A variant of an enum cannot be left out alone, only together with the whole value.
@@ -121,7 +121,7 @@ fn expand_variables(
 ) {
     match &node.value {
         NodeKind::Leaf(_) => {}
-        NodeKind::Text(text) if env::has_reference(text) && !faults.concern(path) => {
+        NodeKind::Text(text) if env::has_reference(text) && !faults.has_problem_at(path) => {
             match env::expand(text) {
                 Ok(expansion) => drop(expansions.insert(path.clone(), expansion)),
                 Err(message) => {
@@ -180,8 +180,8 @@ fn check_keys(
                     check_keys(source, sections, child, &path.key(&key.value), faults, problems);
                 } else {
                     let message =
-                        format!("unknown key \"{}\"{}", key.value, way_out(&key.value, section, sections));
-                    problems.push(source.problem_at(known(key.referenced), path, message));
+                        format!("unknown key \"{}\"{}", key.value, suggest_key(&key.value, section, sections));
+                    problems.push(source.problem_at(known_position(key.referenced), path, message));
                     faults.skipped.insert(path.key(&key.value));
                     let names = section.keys.iter().map(|known| known.name.as_str());
                     let meant = nearest(&key.value, names).filter(|near| is_missing(near));
@@ -198,7 +198,7 @@ fn check_keys(
 }
 
 /// Suggests a fix for an unknown key: a similar key, the section it belongs to, or all keys of this section.
-fn way_out(key: &str, section: &Section, sections: &[Section]) -> String {
+fn suggest_key(key: &str, section: &Section, sections: &[Section]) -> String {
     let names = || section.keys.iter().map(|known| known.name.as_str());
     if let Some(near) = nearest(key, names()) {
         return format!(", did you mean \"{near}\"?");
@@ -216,17 +216,17 @@ fn way_out(key: &str, section: &Section, sections: &[Section]) -> String {
 
 /// Returns the most similar word, if it is similar enough for a typo.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let slips = |name: &str| strsim::damerau_levenshtein(&plain(word), &plain(name));
+    let slips = |name: &str| strsim::damerau_levenshtein(&normalize_key(word), &normalize_key(name));
     let (near, slips) = known.map(|name| (name, slips(name))).min_by_key(|(_, slips)| *slips)?;
     (slips <= (word.chars().count() / 3).max(1)).then_some(near)
 }
 
 fn same(one: &str, other: &str) -> bool {
-    plain(one) == plain(other)
+    normalize_key(one) == normalize_key(other)
 }
 
 /// Normalizes a key: `max_requests` and `max-requests` match `maxRequests`.
-fn plain(word: &str) -> String {
+fn normalize_key(word: &str) -> String {
     word.chars().filter(|character| !matches!(character, '_' | '-')).flat_map(char::to_lowercase).collect()
 }
 
@@ -275,7 +275,7 @@ fn explain(source: &SourceFile<'_>, path: &KeyPath, error: &Error, sections: &[S
         let message = mismatch(source, path, sections).unwrap_or_else(|| "is invalid".to_owned());
         return source.problem(path, format!("{message}, whose value is not shown"));
     }
-    let place = error.location().and_then(known);
+    let place = error.location().and_then(known_position);
     // Errors of our own types get the position of their key from the tree.
     let (place, message) = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => {

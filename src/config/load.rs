@@ -93,7 +93,7 @@ impl LoadedConfig {
             return Err(ConfigError::Invalid(problems));
         };
         for key in overrides.apply(&mut config) {
-            source.forget(key);
+            source.remove_overridden_key(key);
         }
         lower_ramps(&mut config, &source);
         let warnings = validate(&config, &source, problems).map_err(ConfigError::Invalid)?;

@@ -53,9 +53,9 @@ struct OverlayMap<'e, A> {
     /// Path of the entry whose value is read next.
     value: KeyPath,
     /// Keys that get a stand-in value: the file has no valid one, and a route cannot be checked at all without them.
-    stand_ins: Vec<&'static str>,
+    stand_in_keys: Vec<&'static str>,
     /// True if the value that is read next is a stand-in.
-    stands_in: bool,
+    is_stand_in: bool,
 }
 
 // === impl Edits ===
@@ -265,7 +265,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for OverlayWrap<'_, V> {
             false => Vec::new(),
         };
         let map = OverlayWrap { inner, path: self.path, edits: self.edits };
-        self.inner.visit_map(OverlayMap { map, value: KeyPath::default(), stand_ins, stands_in: false })
+        self.inner.visit_map(OverlayMap { map, value: KeyPath::default(), stand_in_keys: stand_ins, is_stand_in: false })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
@@ -355,15 +355,15 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for OverlayMap<'_, A> {
             }
             self.map.inner.next_value::<IgnoredAny>()?;
         }
-        let Some(key) = self.stand_ins.pop() else { return Ok(None) };
+        let Some(key) = self.stand_in_keys.pop() else { return Ok(None) };
         self.value = self.map.path.key(key);
-        self.stands_in = true;
+        self.is_stand_in = true;
         seed.deserialize(key.into_deserializer()).map(Some)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
         let path = std::mem::take(&mut self.value);
-        if self.stands_in {
+        if self.is_stand_in {
             let target = MapDeserializer::new(once(("url", "http://127.0.0.1:1")));
             return match path == self.map.path.key("name") {
                 true => seed.deserialize("".into_deserializer()),

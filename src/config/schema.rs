@@ -141,7 +141,7 @@ impl<'a> SchemaWalker<'a> {
     }
 
     fn kind(&self, schema: &'a Value) -> ValueKind {
-        let schema = given(schema);
+        let schema = schema_if_present(schema);
         match schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
             Some("Duration") => return ValueKind::Duration,
             Some("ByteCount") => return ValueKind::Bytes,
@@ -175,14 +175,14 @@ impl<'a> SchemaWalker<'a> {
     }
 
     fn resolve(&self, schema: &'a Value) -> &'a Value {
-        let schema = given(schema);
+        let schema = schema_if_present(schema);
         let target = schema["$ref"].as_str().and_then(|name| self.root.pointer(name.strip_prefix('#')?));
         target.unwrap_or(schema)
     }
 }
 
 /// Returns the schema of a present value: optional ones are `anyOf` with null, mappings with a short form `anyOf` with it.
-fn given(schema: &Value) -> &Value {
+fn schema_if_present(schema: &Value) -> &Value {
     match schema["anyOf"].as_array().map(Vec::as_slice) {
         Some([this, other]) if other["type"] == "null" || other["$ref"].is_string() => this,
         _ => schema,

@@ -75,7 +75,7 @@ impl<'a> SourceFile<'a> {
     }
 
     /// Removes a top-level key that has been overridden.
-    pub(super) fn forget(&mut self, key: &str) {
+    pub(super) fn remove_overridden_key(&mut self, key: &str) {
         if let NodeKind::Map(entries) = &mut self.root.value {
             entries.retain(|(name, _)| name.value != key);
         }
@@ -114,7 +114,7 @@ impl<'a> SourceFile<'a> {
             };
             node = child;
         }
-        place.and_then(known)
+        place.and_then(known_position)
     }
 
     /// Creates a problem with the key at a path.
@@ -148,7 +148,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Returns the position, if the parser knows it.
-pub(super) fn known(location: Location) -> Option<Position> {
+pub(super) fn known_position(location: Location) -> Option<Position> {
     (location.line() > 0).then(|| Position { line: location.line(), column: location.column() })
 }
 
@@ -156,7 +156,7 @@ pub(super) fn known(location: Location) -> Option<Position> {
 
 impl Faults {
     /// Returns whether the value at the path, one that it is part of or a part of it already has a problem.
-    pub(super) fn concern(&self, path: &KeyPath) -> bool {
+    pub(super) fn has_problem_at(&self, path: &KeyPath) -> bool {
         [&self.skipped, &self.doubtful].into_iter().any(|faults| {
             let below = faults.range(path..).next().is_some_and(|fault| fault.0.starts_with(&path.0));
             below || (1..path.0.len()).any(|length| faults.contains(&KeyPath(path.0[..length].to_vec())))

@@ -29,7 +29,7 @@ const MAX_MIN_RATE: ByteCount = ByteCount::mebibytes(1);
 ///
 /// All problems, each with its key.
 pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>, Vec<String>> {
-    let mut checker = Checker::new(config, None);
+    let mut checker = ConfigChecker::new(config, None);
     checker.route(route, &KeyPath::default().key("spec"));
     let format_all = |problems: Vec<Problem>| {
         problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
@@ -43,7 +43,7 @@ pub(super) fn validate(
     source: &SourceFile<'_>,
     decoding: Vec<Problem>,
 ) -> Result<Vec<Problem>, Vec<Problem>> {
-    let mut checker = Checker { errors: decoding, ..Checker::new(config, Some(source)) };
+    let mut checker = ConfigChecker { errors: decoding, ..ConfigChecker::new(config, Some(source)) };
     checker.top_level();
     checker.limits();
     checker.cluster();
@@ -53,14 +53,14 @@ pub(super) fn validate(
     }
     checker.overlaps();
 
-    let Checker { mut errors, mut warnings, .. } = checker;
+    let ConfigChecker { mut errors, mut warnings, .. } = checker;
     // The sort is stable, so that problems without a position keep the order in which they were found.
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
     if errors.is_empty() { Ok(warnings) } else { Err(errors) }
 }
 
-struct Checker<'a> {
+struct ConfigChecker<'a> {
     config: &'a Config,
     /// `None` for a route of the cluster.
     source: Option<&'a SourceFile<'a>>,
@@ -70,7 +70,7 @@ struct Checker<'a> {
 
 // === impl Checker ===
 
-impl<'a> Checker<'a> {
+impl<'a> ConfigChecker<'a> {
     const fn new(config: &'a Config, source: Option<&'a SourceFile<'a>>) -> Self {
         Self { config, source, errors: Vec::new(), warnings: Vec::new() }
     }
@@ -91,7 +91,7 @@ impl<'a> Checker<'a> {
 
     /// Returns whether decoding has found a problem at the path or a part of it.
     fn is_faulty(&self, path: &KeyPath) -> bool {
-        self.source.is_some_and(|source| source.faults.concern(path))
+        self.source.is_some_and(|source| source.faults.has_problem_at(path))
     }
 
     fn warn(&mut self, path: &KeyPath, message: impl Into<String>) {

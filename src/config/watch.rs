@@ -31,7 +31,7 @@ pub struct ConfigWatcher {
     path: PathBuf,
     /// Content at the last check.
     seen: Vec<u8>,
-    hangup: Signal,
+    sighup: Signal,
     changes: Arc<Notify>,
     folders: Option<DirectoryWatches>,
     poll: Interval,
@@ -71,7 +71,7 @@ impl ConfigWatcher {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let hangup = signal(SignalKind::hangup())?;
         let seen = fs::read(&path).unwrap_or_default();
-        Ok(Self { path, seen, hangup, changes, folders, poll })
+        Ok(Self { path, seen, sighup: hangup, changes, folders, poll })
     }
 
     /// Waits for a change of content, which is returned, or for SIGHUP, which returns `None` if the content is
@@ -84,13 +84,13 @@ impl ConfigWatcher {
             tokio::select! {
                 // SIGHUP first: a change noticed together with it must not be reported twice.
                 biased;
-                Some(()) = self.hangup.recv() => {
-                    return self.look().then_some(&self.seen);
+                Some(()) = self.sighup.recv() => {
+                    return self.read_if_changed().then_some(&self.seen);
                 }
                 () = self.changes.notified() => {}
                 _ = self.poll.tick() => {}
             }
-            if self.look() {
+            if self.read_if_changed() {
                 return Some(&self.seen);
             }
         }
@@ -98,11 +98,11 @@ impl ConfigWatcher {
 
     /// Reads the file and returns whether its content is new. A missing or empty file is about to be written, and is
     /// read again then.
-    fn look(&mut self) -> bool {
+    fn read_if_changed(&mut self) -> bool {
         if let Some(folders) = &mut self.folders {
             // The watches follow symlinks before the read, so that a later change triggers an event in the right
             // directory.
-            folders.follow(&self.path);
+            folders.follow_symlinks(&self.path);
         }
         match fs::read(&self.path) {
             Ok(content) if !content.is_empty() && content != self.seen => {
@@ -124,7 +124,7 @@ impl DirectoryWatches {
             // An error may be an overflow of events, so check the file.
             let relevant = event.map_or(true, |event| {
                 let own = event.paths.iter().any(|path| path.file_name() == name.as_deref());
-                concerns(event.kind, own)
+                may_change_content(event.kind, own)
             });
             if relevant {
                 changes.notify_one();
@@ -136,12 +136,12 @@ impl DirectoryWatches {
         };
         watcher.watch(&named, RecursiveMode::NonRecursive)?;
         let mut folders = Self { watcher, named, real: None };
-        folders.follow(path);
+        folders.follow_symlinks(path);
         Ok(folders)
     }
 
     /// Watches the directory of the resolved path, after each change of a symlink.
-    fn follow(&mut self, path: &Path) {
+    fn follow_symlinks(&mut self, path: &Path) {
         let folder = |path: &Path| Some(path.canonicalize().ok()?.parent()?.to_owned());
         let real = folder(path).filter(|real| self.named.canonicalize().ok().as_ref() != Some(real));
         if real == self.real {
@@ -157,7 +157,7 @@ impl DirectoryWatches {
 
 /// Returns whether an event may mean new content: any rename, since it may replace a symlink, and writes to the file
 /// itself, so that a log file in the directory does not count. Our own reads cause events, too.
-fn concerns(kind: EventKind, own: bool) -> bool {
+fn may_change_content(kind: EventKind, own: bool) -> bool {
     match kind {
         EventKind::Access(kind) => own && kind == AccessKind::Close(AccessMode::Write),
         // Linux reports the end of a write; until then the content is incomplete.

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn held_by_a_ramp_needs_no_other_replica() {
+    fn requests_held_by_ramp_need_no_replica() {
         let capacity = capacity(5, 64, 1);
         for (held, soon, in_flight, value, wanted) in [
             (44, 44, 4, 3.75, 1.0),   // (4 + 44) × 5 ÷ 64; not 44 + 4 × 5 ÷ 64, which is 9 replicas

@@ -55,11 +55,11 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const MINUTE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    const BACKOFF_TO_ONE_MINUTE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
     #[test]
     fn wait_doubles_to_the_maximum_until_reset() {
-        let mut backoff = MINUTE;
+        let mut backoff = BACKOFF_TO_ONE_MINUTE;
         let waits: Vec<_> = (0..8).map(|_| backoff.failed().as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
         backoff.reset();
@@ -70,9 +70,9 @@ mod tests {
 
     #[test]
     fn jitter_is_a_fifth_and_follows_from_the_seed() {
-        let (mut one, mut same) = (MINUTE.with_jitter(7), MINUTE.with_jitter(7));
+        let (mut one, mut same) = (BACKOFF_TO_ONE_MINUTE.with_jitter(7), BACKOFF_TO_ONE_MINUTE.with_jitter(7));
         for failures in 1..100 {
-            let (wait, exact) = (one.failed(), MINUTE.after(failures));
+            let (wait, exact) = (one.failed(), BACKOFF_TO_ONE_MINUTE.after(failures));
             assert!((exact.mul_f64(0.8)..=exact.mul_f64(1.2)).contains(&wait), "{wait:?} of {exact:?}");
             assert_eq!(wait, same.failed());
         }

@@ -143,13 +143,13 @@ impl Intercept {
     }
 
     /// Returns the placeholder if it is sent instead of holding.
-    pub fn placeholder_at_once(&self) -> Option<&StaticAnswer> {
+    pub fn immediate_placeholder(&self) -> Option<&StaticAnswer> {
         let holds = self.max_pending.is_some() && self.overflow == Overflow::Placeholder;
         self.placeholder.as_ref().filter(|_| !holds)
     }
 
     /// Returns the placeholder if it is sent when the maximum number of requests is held.
-    pub fn placeholder_beyond(&self) -> Option<&StaticAnswer> {
+    pub fn overflow_placeholder(&self) -> Option<&StaticAnswer> {
         self.placeholder.as_ref().filter(|_| self.overflow == Overflow::Placeholder)
     }
 }
@@ -181,7 +181,7 @@ impl StaticAnswer {
             let value =
                 HeaderValue::from_str(value).map_err(|_| StaticAnswerError::HeaderValue(name.into()))?;
             let name: HeaderName = name.parse().map_err(|_| StaticAnswerError::HeaderName(name.into()))?;
-            if !is_ours(&name) {
+            if !is_set_by_proxy(&name) {
                 given.insert(name, value);
             }
         }
@@ -217,7 +217,7 @@ impl StaticAnswer {
     }
 }
 
-fn is_ours(name: &HeaderName) -> bool {
+fn is_set_by_proxy(name: &HeaderName) -> bool {
     [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, header::TRAILER]
         .contains(name)
         || ["keep-alive", "proxy-connection"].contains(&name.as_str())
@@ -291,7 +291,7 @@ mod tests {
         ] {
             let intercept =
                 Intercept { placeholder: placeholder.clone(), max_pending, overflow, ..Intercept::default() };
-            let given = (intercept.placeholder_at_once().is_some(), intercept.placeholder_beyond().is_some());
+            let given = (intercept.immediate_placeholder().is_some(), intercept.overflow_placeholder().is_some());
             assert_eq!(given, (at_once, beyond), "{max_pending:?} {overflow:?}");
         }
     }

@@ -18,7 +18,7 @@ pub struct Roles {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Role {
     /// True if the pod serves no requests itself, but pods that serve need it (prefill).
-    pub helps: bool,
+    pub is_helper: bool,
     /// Bit set of the groups to which the pod belongs, in the order of their names.
     pub groups: u8,
 }
@@ -42,7 +42,7 @@ impl Roles {
         let groups = self.groups.values().enumerate();
         let groups = groups.filter(|(_, labels)| labels.iter().all(has));
         let groups = groups.take(Self::MAX_GROUPS).fold(0, |groups, (index, _)| groups | 1 << index);
-        (serves || groups != 0).then_some(Role { helps: !serves, groups })
+        (serves || groups != 0).then_some(Role { is_helper: !serves, groups })
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
         let groups = [("decode", "role=decode"), ("prefill", "role=prefill")];
         let groups = groups.map(|(name, of)| (name.to_owned(), labels(of))).into();
         let roles = Roles { serve: labels("role=decode"), groups };
-        let of = |text: &str| roles.of(Some(&labels(text))).map(|role| (role.helps, role.groups));
+        let of = |text: &str| roles.of(Some(&labels(text))).map(|role| (role.is_helper, role.groups));
         assert_eq!(of("role=decode app=tiny"), Some((false, 0b01)));
         assert_eq!(of("role=prefill"), Some((true, 0b10)));
         assert_eq!((of("role=router"), roles.of(None)), (None, None));

@@ -206,7 +206,7 @@ impl RequestRate {
 impl Workload {
     /// Returns the first key with an invalid value. The keys become part of a path of the API server, where a slash or
     /// a question mark would address another object, possibly in another namespace.
-    pub fn misnamed(&self) -> Option<&'static str> {
+    pub fn invalid_key(&self) -> Option<&'static str> {
         let is_name = |text: &str| {
             let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
             text.bytes().all(fits) && text.bytes().any(|byte| byte.is_ascii_alphanumeric())
@@ -237,13 +237,13 @@ impl ObstacleKind {
     pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns whether the proxy's own probes detect this obstacle, rather than the cluster.
-    pub const fn is_seen_by_probes(self) -> bool {
+    pub const fn is_detected_by_probes(self) -> bool {
         matches!(self, Self::NameUnresolved | Self::ProbeRejected | Self::NotAnswering)
     }
 
     /// Returns whether this obstacle keeps the target from coming up. A server that does not answer may just need
     /// more time.
-    pub const fn hinders(self) -> bool {
+    pub const fn prevents_start(self) -> bool {
         !matches!(self, Self::NotAnswering)
     }
 
@@ -300,7 +300,7 @@ mod tests {
             workload("v1", "ReplicationController", "a.b-1"),
             workload("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "0"),
         ] {
-            assert_eq!(fine.misnamed(), None, "{fine:?}");
+            assert_eq!(fine.invalid_key(), None, "{fine:?}");
         }
         for (key, wrong) in [
             // Would GET and PATCH the scale of a workload in another namespace.
@@ -318,7 +318,7 @@ mod tests {
             ("name", workload("apps/v1", "Deployment", "a/b")),
             ("name", workload("apps/v1", "Deployment", "")),
         ] {
-            assert_eq!(wrong.misnamed(), Some(key), "{wrong:?}");
+            assert_eq!(wrong.invalid_key(), Some(key), "{wrong:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 const MASK: &str = "…";
 
 /// Prefixes of well-known tokens, each with the minimum number of characters after it.
-const PREFIXES: &[(&str, usize)] = &[
+const SECRET_TOKEN_PREFIXES: &[(&str, usize)] = &[
     ("sk-", 8),
     ("hf_", 8),
     ("AKIA", 8),
@@ -20,7 +20,7 @@ const PREFIXES: &[(&str, usize)] = &[
 ];
 
 /// Suffixes of names whose values are secrets, in lower case.
-const NAMES: &[&str] = &[
+const SECRET_NAME_SUFFIXES: &[&str] = &[
     "token",
     "apikey",
     "api-key",
@@ -36,7 +36,7 @@ const NAMES: &[&str] = &[
 ];
 
 /// Words before `token` that mark a token of a vocabulary rather than a secret.
-const VOCABULARY: &[&str] =
+const VOCABULARY_WORDS: &[&str] =
     &["bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "special", "image", "per"];
 
 /// Masks tokens, keys and passwords, recognized by their prefix (`hf_…`, `sk-…`, `AKIA…`), by the word before them
@@ -84,20 +84,20 @@ pub fn mask_command(words: &[String]) -> String {
 /// Returns the suffix that marks the name of a secret.
 fn secret_name(word: &[u8]) -> Option<&'static str> {
     let name = word.to_ascii_lowercase();
-    let Some(known) = NAMES.iter().find(|known| name.ends_with(known.as_bytes())) else {
+    let Some(known) = SECRET_NAME_SUFFIXES.iter().find(|known| name.ends_with(known.as_bytes())) else {
         // Names in lower case are ignored here: they mostly are keys of caches and databases.
         let is_variable = word.iter().all(|byte| !byte.is_ascii_lowercase());
         return (is_variable && (word == b"KEY" || word.ends_with(b"_KEY"))).then_some("key");
     };
     let before = name[..name.len() - known.len()].strip_suffix(b"_").unwrap_or_default();
-    (!VOCABULARY.iter().any(|of| before.ends_with(of.as_bytes()))).then_some(*known)
+    (!VOCABULARY_WORDS.iter().any(|of| before.ends_with(of.as_bytes()))).then_some(*known)
 }
 
 /// Returns the range of the secret that the word at `at` is or introduces.
 fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     let end = run(bytes, at, is_of_word);
     let word = &bytes[at..end];
-    for (prefix, least) in PREFIXES {
+    for (prefix, least) in SECRET_TOKEN_PREFIXES {
         if let Some(rest) = word.strip_prefix(prefix.as_bytes())
             && rest.len() >= *least
             && (*prefix != "hf_" || looks_random(rest))

@@ -82,19 +82,19 @@ type Cancelled = Pin<Box<WaitForCancellationFutureOwned>>;
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Divisor of the places of calls: one source may take at most this fraction of them.
-const SOURCE_DIVISOR: usize = 2;
+const CALLS_PER_SOURCE_DIVISOR: usize = 2;
 
 /// Bytes that gRPC puts before a message.
-const PREFIX_BYTES: usize = 5;
+const GRPC_MESSAGE_PREFIX_BYTES: usize = 5;
 
 /// Maximum length of a path, in bytes: that of existing methods, with room to spare.
 const MAX_PATH_BYTES: usize = 128;
 
 /// Prefix of the paths of both versions of reflection.
-const REFLECTION: &str = "/grpc.reflection.";
+const REFLECTION_PATH_PREFIX: &str = "/grpc.reflection.";
 
 /// Fields that tonic and the services read while or after they wait for the message; tonic reads the timeout before.
-const KEPT_FIELDS: [&str; 2] = ["authorization", "grpc-encoding"];
+const KEPT_CALL_HEADERS: [&str; 2] = ["authorization", "grpc-encoding"];
 
 // === impl Caller ===
 
@@ -135,7 +135,7 @@ impl Default for Caller {
 
 impl CallPlaces {
     pub(super) fn new() -> Self {
-        let places = |max| Places::new(max, max / SOURCE_DIVISOR);
+        let places = |max| Places::new(max, max / CALLS_PER_SOURCE_DIVISOR);
         Self { calls: places(GRPC_CALLS), reflections: places(GRPC_REFLECTIONS) }
     }
 }
@@ -171,14 +171,14 @@ impl Service<Request<Body>> for Calls {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Some(mut request) = trimmed(request) else {
+        let Some(mut request) = trim_call(request) else {
             return Box::pin(std::future::ready(Ok(Status::unimplemented("").into_http())));
         };
         let mut caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
         caller.has_stream_place = Arc::default();
         request.extensions_mut().insert(caller.clone());
         let mut ends_request = None;
-        if request.uri().path().starts_with(REFLECTION) {
+        if request.uri().path().starts_with(REFLECTION_PATH_PREFIX) {
             let ended = CancellationToken::new();
             let cancelled = Box::pin(ended.clone().cancelled_owned());
             request = request.map(|body| Body::new(OpenRequest { body, ended: cancelled }));
@@ -190,7 +190,7 @@ impl Service<Request<Body>> for Calls {
 
 /// Reduces a call to copies of what is read later: the fields of a head would keep alive the buffer it arrived in, and
 /// a table. Returns `None` for a path that no method has.
-fn trimmed(request: Request<Body>) -> Option<Request<Body>> {
+fn trim_call(request: Request<Body>) -> Option<Request<Body>> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path();
     if path.len() > MAX_PATH_BYTES {
@@ -198,14 +198,14 @@ fn trimmed(request: Request<Body>) -> Option<Request<Body>> {
     }
     parts.uri = Uri::try_from(path).ok()?;
     let mut kept = HeaderMap::new();
-    for name in KEPT_FIELDS {
+    for name in KEPT_CALL_HEADERS {
         let value = parts.headers.get(name).and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
         if let Some(value) = value {
             kept.insert(name, value);
         }
     }
     parts.headers = kept;
-    let body = Limited::new(body, GRPC_MESSAGE_BYTES + PREFIX_BYTES).map_err(|error| {
+    let body = Limited::new(body, GRPC_MESSAGE_BYTES + GRPC_MESSAGE_PREFIX_BYTES).map_err(|error| {
         if error.is::<LengthLimitError>() {
             Status::out_of_range(format!("a call may bring at most {GRPC_MESSAGE_BYTES} bytes"))
         } else {

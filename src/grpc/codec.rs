@@ -12,10 +12,10 @@ use tonic_prost::{ProstDecoder, ProstEncoder};
 pub struct SmallBufferCodec<T, U>(PhantomData<(T, U)>);
 
 /// Initial size of a buffer, in bytes: enough for most messages.
-const BUFFER_BYTES: usize = 256;
+const CODEC_BUFFER_BYTES: usize = 256;
 
 /// Bytes of encoded messages that are sent without encoding a further one.
-const YIELD_BYTES: usize = 16 << 10;
+const CODEC_YIELD_BYTES: usize = 16 << 10;
 
 // === impl SmallBufferCodec ===
 
@@ -36,10 +36,10 @@ where
     type Decoder = ProstDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+        ProstEncoder::new(BufferSettings::new(CODEC_BUFFER_BYTES, CODEC_YIELD_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+        ProstDecoder::new(BufferSettings::new(CODEC_BUFFER_BYTES, CODEC_YIELD_BYTES))
     }
 }

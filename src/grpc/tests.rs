@@ -45,7 +45,7 @@ async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
 }
 
 /// Waits until the connection has released its place, and returns the time that took.
-async fn freed(places: &Semaphore) -> Duration {
+async fn time_until_released(places: &Semaphore) -> Duration {
     let start = Instant::now();
     let place = timeout(Duration::from_secs(600), places.acquire()).await;
     drop(place.expect("it keeps its place").unwrap());
@@ -55,14 +55,14 @@ async fn freed(places: &Semaphore) -> Duration {
 #[tokio::test(start_paused = true)]
 async fn silent_client_loses_its_place_after_10_s() {
     let (silent, places) = connected().await;
-    assert_eq!(freed(&places).await.as_secs(), 10);
+    assert_eq!(time_until_released(&places).await.as_secs(), 10);
     drop(silent);
 
     let (mut slow, places) = connected().await;
     slow.write_all(&PREFACE_AND_SETTINGS[..1]).await.unwrap();
     sleep(Duration::from_secs(9)).await;
     slow.write_all(&PREFACE_AND_SETTINGS[1..PREFACE.len() - 1]).await.unwrap();
-    assert_eq!(freed(&places).await.as_secs(), 1, "10 s from the beginning, 9 of which are over");
+    assert_eq!(time_until_released(&places).await.as_secs(), 1, "10 s from the beginning, 9 of which are over");
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,7 +71,7 @@ async fn silent_client_is_pinged() {
     sleep(Duration::from_secs(9)).await;
     client.write_all(PREFACE_AND_SETTINGS).await.unwrap();
     let reading = tokio::spawn(async move { client.read_to_end(&mut Vec::new()).await });
-    let freed = freed(&places).await.as_secs();
+    let freed = time_until_released(&places).await.as_secs();
     assert!((19..=21).contains(&freed), "a ping after 10 s, no answer for 10 s: {freed} s");
     reading.await.unwrap().unwrap();
 }
@@ -250,7 +250,7 @@ fn part(bytes: &'static [u8]) -> Result<Frame<Bytes>, Infallible> {
 }
 
 /// Returns the response to a call of gRPC's health service with this body.
-async fn answered(caller: &Caller, method: &str, body: Parts) -> http::Response<Body> {
+async fn response_to_call(caller: &Caller, method: &str, body: Parts) -> http::Response<Body> {
     let (_, health) = tonic_health::server::health_reporter();
     let request = http::Request::post(format!("/grpc.health.v1.Health/{method}"));
     let request = request.extension(caller.clone()).body(Body::new(StreamBody::new(body))).unwrap();
@@ -277,14 +277,14 @@ async fn call_without_end_fails_after_10_s() {
             ("no end", stream::iter([part(EMPTY_MESSAGE)]).chain(stream::pending()).boxed()),
         ] {
             let start = Instant::now();
-            let answer = answered(&Caller::default(), method, body).await;
+            let answer = response_to_call(&Caller::default(), method, body).await;
             assert_eq!(start.elapsed().as_secs(), 10, "{method}: {what}");
             assert_eq!(code(answer.headers()), Code::DeadlineExceeded, "{method}: {what}");
         }
     }
     // 100 of 256 bytes in 10 s.
     let body = stream::iter([part(&[0, 0, 0, 1, 0])]).chain(trickle).boxed();
-    let answer = answered(&Caller::default(), "Check", body).await;
+    let answer = response_to_call(&Caller::default(), "Check", body).await;
     assert_eq!(code(answer.headers()), Code::DeadlineExceeded, "a message that trickles");
 }
 
@@ -292,7 +292,7 @@ async fn call_without_end_fails_after_10_s() {
 async fn call_above_its_size_fails_at_once() {
     let many = stream::iter((0..10_000).map(|_| part(EMPTY_MESSAGE))).boxed();
     let start = Instant::now();
-    let answer = answered(&Caller::default(), "Check", many).await;
+    let answer = response_to_call(&Caller::default(), "Check", many).await;
     assert_eq!(code(answer.headers()), Code::OutOfRange);
     assert_eq!(start.elapsed().as_secs(), 0);
 }
@@ -302,11 +302,11 @@ async fn incomplete_calls_are_bounded_complete_are_not() {
     let caller = Caller::default();
     let whole = || stream::iter([part(EMPTY_MESSAGE)]).boxed();
     // One source may take at most half of the places.
-    let waiting = (0..GRPC_CALLS / 2).map(|_| answered(&caller, "Check", stream::pending().boxed()));
+    let waiting = (0..GRPC_CALLS / 2).map(|_| response_to_call(&caller, "Check", stream::pending().boxed()));
     let mut waiting: FuturesUnordered<_> = waiting.collect();
     assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_err());
     // All are open at the same time, but none waits for its message.
-    let answers = (0..2 * GRPC_CALLS).map(|_| answered(&caller, "Check", whole()));
+    let answers = (0..2 * GRPC_CALLS).map(|_| response_to_call(&caller, "Check", whole()));
     let mut answers = join_all(answers).await;
     assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_ok(), "evicted by what is not read");
     assert!(

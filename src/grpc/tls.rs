@@ -24,12 +24,12 @@ pub struct Tls {
 }
 
 struct LoadedTls {
-    contents: Contents,
+    contents: TlsFileContents,
     config: Arc<ServerConfig>,
 }
 
 #[derive(PartialEq, Eq)]
-struct Contents {
+struct TlsFileContents {
     cert: Vec<u8>,
     key: Vec<u8>,
     client_ca: Option<Vec<u8>>,
@@ -59,7 +59,7 @@ impl Tls {
     /// # Errors
     /// The files cannot be used.
     pub fn load(files: ScalerTls) -> Result<Self, TlsError> {
-        let contents = Contents::read(&files)?;
+        let contents = TlsFileContents::read(&files)?;
         let config = contents.config(&files)?;
         Ok(Self { files, loaded: Mutex::new(LoadedTls { contents, config }) })
     }
@@ -76,7 +76,7 @@ impl Tls {
     }
 
     fn refresh(&self) -> Result<(), TlsError> {
-        let contents = Contents::read(&self.files)?;
+        let contents = TlsFileContents::read(&self.files)?;
         if contents == self.loaded.lock().contents {
             return Ok(());
         }
@@ -89,7 +89,7 @@ impl Tls {
 
 // === impl Contents ===
 
-impl Contents {
+impl TlsFileContents {
     fn read(files: &ScalerTls) -> Result<Self, TlsError> {
         let read = |key, file: &String| {
             fs::read(file).map_err(|source| TlsError::Read { key, file: file.clone(), source })

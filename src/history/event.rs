@@ -82,20 +82,20 @@ pub enum HoldReason {
 }
 
 /// Maximum length of an endpoint, reason or path kept, in bytes.
-pub(super) const MAX_TEXT_BYTES: usize = 256;
+pub(super) const MAX_EVENT_TEXT_BYTES: usize = 256;
 
 // === impl Event ===
 
 impl Event {
     /// Creates the event of a dispatch.
     pub fn dispatched(endpoint: &str) -> Self {
-        Self::Dispatched { endpoint: bounded(endpoint, MAX_TEXT_BYTES) }
+        Self::Dispatched { endpoint: bounded(endpoint, MAX_EVENT_TEXT_BYTES) }
     }
 
     /// Creates the event of a failed dispatch.
     pub fn dispatch_failed(endpoint: &str, reason: &str) -> Self {
-        let endpoint = bounded(endpoint, MAX_TEXT_BYTES);
-        Self::DispatchFailed { endpoint, reason: bounded(reason, MAX_TEXT_BYTES) }
+        let endpoint = bounded(endpoint, MAX_EVENT_TEXT_BYTES);
+        Self::DispatchFailed { endpoint, reason: bounded(reason, MAX_EVENT_TEXT_BYTES) }
     }
 
     pub(super) const fn bytes(&self) -> usize {

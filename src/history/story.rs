@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    event::{Event, HoldReason, MAX_TEXT_BYTES, bounded},
+    event::{Event, HoldReason, MAX_EVENT_TEXT_BYTES, bounded},
     query::Query,
     sequence::{Heartbeats, Sequence, TimedEvent},
 };
@@ -50,7 +50,7 @@ struct StoryState {
     /// In order, with microseconds from the arrival.
     events: Vec<(u64, Event)>,
     left_out: u32,
-    beats: u32,
+    heartbeats_sent: u32,
     last_beat: u64,
     early_answer: Option<Instant>,
     /// Periods in which the request was held, from the first one on.
@@ -79,7 +79,7 @@ pub struct Ending {
 
 /// Maximum lengths of texts kept, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
-const MAX_MODEL_BYTES: usize = 128;
+const MAX_STORY_MODEL_BYTES: usize = 128;
 const MAX_REASON_BYTES: usize = 512;
 
 /// Maximum number of events kept: the first half, and the last ones. A request that waits for an unreachable address
@@ -107,8 +107,8 @@ impl RequestInfo {
         let is_short = method.as_str().len() <= 16;
         Self {
             method: if is_short { method.clone() } else { Method::default() },
-            path: bounded(path, MAX_TEXT_BYTES),
-            model: model.map(|model| bounded(model, MAX_MODEL_BYTES)),
+            path: bounded(path, MAX_EVENT_TEXT_BYTES),
+            model: model.map(|model| bounded(model, MAX_STORY_MODEL_BYTES)),
             trace_id: None,
         }
     }
@@ -169,14 +169,14 @@ impl Story {
             }
             Event::EarlyAnswer => state.early_answer = Some(at),
             Event::Heartbeat => {
-                state.beats += 1;
-                state.last_beat = self.micros(at);
+                state.heartbeats_sent += 1;
+                state.last_beat = self.micros_since_arrival(at);
                 return;
             }
             Event::HeadArrived { .. } | Event::AttemptEnded { .. } => return,
             _ => {}
         }
-        state.push(self.micros(at), event);
+        state.push(self.micros_since_arrival(at), event);
     }
 
     /// Sets the reason of a failure. The first one is kept.
@@ -200,7 +200,7 @@ impl Story {
     }
 
     /// Truncates a request id to the length that stories keep.
-    pub(super) fn id(text: &str) -> &str {
+    pub(super) fn truncate_request_id(text: &str) -> &str {
         &text[..text.floor_char_boundary(MAX_REQUEST_ID_BYTES)]
     }
 
@@ -245,7 +245,7 @@ impl Story {
     /// Ends the story, and returns its size in bytes.
     pub(super) fn end(&self, ending: Ending) -> usize {
         let mut state = self.state.lock();
-        state.ended = Some((self.micros(Instant::now()), ending));
+        state.ended = Some((self.micros_since_arrival(Instant::now()), ending));
         state.events.shrink_to_fit();
         state.waits = Vec::new();
         let texts: usize = state.events.iter().map(|(_, event)| event.bytes()).sum();
@@ -264,7 +264,7 @@ impl Story {
         let state = self.state.lock();
         let ms = |micros: u64| micros as f64 / 1e3;
         let moment = |at: u64, event: &Event| TimedEvent { at_ms: ms(at), event: event.clone() };
-        let now = self.micros(Instant::now());
+        let now = self.micros_since_arrival(Instant::now());
         let mut events = vec![moment(0, &Event::Arrived)];
         events.extend(state.events.iter().map(|(at, event)| moment(*at, event)));
         if let Some((at, Ending { outcome, status, .. })) = state.ended {
@@ -285,14 +285,14 @@ impl Story {
             status: ending.and_then(|ending| ending.status),
             reason: state.explain_outcome(),
             total_ms: ms(state.ended.map_or(now, |(at, _)| at)),
-            heartbeats: (state.beats > 0)
-                .then(|| Heartbeats { count: state.beats, last_ms: ms(state.last_beat) }),
+            heartbeats: (state.heartbeats_sent > 0)
+                .then(|| Heartbeats { count: state.heartbeats_sent, last_ms: ms(state.last_beat) }),
             events,
             left_out: state.left_out,
         }
     }
 
-    fn micros(&self, at: Instant) -> u64 {
+    fn micros_since_arrival(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.arrived).as_micros()).unwrap_or(u64::MAX)
     }
 }

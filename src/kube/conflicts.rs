@@ -61,7 +61,7 @@ enum MatchOwner<'a> {
 }
 
 /// Resolves all candidates against each other and the routes of the configuration file.
-pub(super) fn resolve(file: &[Route], mut candidates: Vec<RouteCandidate>) -> Resolution {
+pub(super) fn resolve_conflicts(file: &[Route], mut candidates: Vec<RouteCandidate>) -> Resolution {
     candidates.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
     let mut names: HashMap<(&str, &str), MatchOwner<'_>> = HashMap::new();
     let of_ours = candidates.iter().map(|candidate| &candidate.object);

@@ -14,12 +14,12 @@ use kube::{
 use super::Liveness;
 
 /// Timeout per address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const API_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// TCP keepalive: idle time before the first probe, interval of probes, and time without acknowledgement before the
 /// kernel closes the connection. Relevant for log streams, which may be idle for long; watches have their own limits.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(25);
+const API_TCP_USER_TIMEOUT: Duration = Duration::from_secs(25);
 /// Idle time after which a pooled connection is not reused: it may be half open.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,11 +33,11 @@ pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client,
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
-    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    http.set_connect_timeout(Some(API_CONNECT_TIMEOUT));
     http.set_keepalive(Some(KEEPALIVE_IDLE));
     http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     #[cfg(target_os = "linux")]
-    http.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+    http.set_tcp_user_timeout(Some(API_TCP_USER_TIMEOUT));
     let https = config.rustls_https_connector_with_connector(http)?;
     let sender = legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -45,7 +45,7 @@ pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client,
         .build::<_, Body>(https);
     let namespace = config.default_namespace.clone();
     let builder =
-        ClientBuilder::new(liveness.over(sender), namespace).with_layer(&config.extra_headers_layer()?);
+        ClientBuilder::new(liveness.wrap_service(sender), namespace).with_layer(&config.extra_headers_layer()?);
     let base = config.base_uri_layer();
     Ok(match config.auth_layer()? {
         Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::{
     Cluster, PodWatches, PodsOf,
     informer::{Informers, ObjectSelector},
-    starts::{StartSources, Starts},
+    starts::{StartSources, StartingPods},
 };
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, Roles, ServicePort},
@@ -120,7 +120,7 @@ impl Endpoints {
         let mut pods = SelectedPods::default();
         let mut deleted = DeletedPods::default();
         let mut dead = DeadAddresses::default();
-        let mut starts = Starts::new(self.sources.clone());
+        let mut starts = StartingPods::new(self.sources.clone());
         loop {
             let service = services.all().pop();
             pods.select(&self.pods, namespace, service.as_deref().and_then(merge::selector));
@@ -164,7 +164,7 @@ impl Endpoints {
             });
         let mut pods = SelectedPods::default();
         let mut dead = DeadAddresses::default();
-        let mut starts = Starts::new(self.sources.clone());
+        let mut starts = StartingPods::new(self.sources.clone());
         loop {
             let pool = pools.get(namespace, name).map(|pool| pool::read(&pool));
             let selector = pool.as_ref().and_then(|pool| pool.as_ref().ok()).map(|pool| &pool.selector);

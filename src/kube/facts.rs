@@ -16,8 +16,8 @@ use tokio_stream::wrappers::WatchStream;
 use super::{
     Cluster, PodWatches, SCAN_PAUSE_FACTOR,
     reasons::{AllFacts, Facts, KedaState, ScaledObjectFacts, TargetFacts, WorkloadFacts},
-    scale::Refusals,
-    scaled_objects::{ExternalTrigger, ScaledObject, ScaledObjects, named},
+    scale::ScaleRefusals,
+    scaled_objects::{ExternalTrigger, ScaledObject, ScaledObjects, resolve_route_name},
     workloads::WorkloadRef,
 };
 use crate::{
@@ -54,7 +54,7 @@ impl Cluster {
         &self,
         mut routes: AllRoutes,
         mut scaled_objects: watch::Receiver<ScaledObjects>,
-        mut refusals: Refusals,
+        mut refusals: ScaleRefusals,
         pods: Arc<PodWatches>,
         discovery: Arc<dyn Discovery>,
     ) -> watch::Receiver<Arc<AllFacts>> {
@@ -74,14 +74,14 @@ impl Cluster {
                         by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
                     let keda = keda(&objects);
                     let scaled =
-                        |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
+                        |route: &Route| resolve_route_name.get(&route.name).map(Vec::as_slice).unwrap_or_default();
                     let wanted =
                         known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();
                     let all_wanted: HashSet<_> =
                         wanted.iter().flat_map(|(.., workloads)| workloads.iter().cloned()).collect();
                     followed.retain(|workload, _| all_wanted.contains(workload));
-                    follow_targets(&mut targets, &known, &*discovery);
+                    subscribe_targets(&mut targets, &known, &*discovery);
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
                         followed
                             .entry(workload.clone())
@@ -89,7 +89,7 @@ impl Cluster {
                     }
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {
-                            refused: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
+                            direct_scaling_failure: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
                             // The receiver is marked unchanged, so that only later changes wake the loop.
                             workloads: workloads
                                 .iter()
@@ -97,7 +97,7 @@ impl Cluster {
                                     Some(followed.get_mut(workload)?.borrow_and_update().clone())
                                 })
                                 .collect(),
-                            strays: stray(&strays, route).filter(|_| scaled.is_empty()).unwrap_or_default(),
+                            orphaned_objects: stray(&strays, route).filter(|_| scaled.is_empty()).unwrap_or_default(),
                             target: targets
                                 .get_mut(&route.name)
                                 .map(|(_, found)| TargetFacts::of(&found.borrow_and_update()))
@@ -141,7 +141,7 @@ impl Cluster {
 }
 
 /// Subscribes to the targets of `routes` and drops all other subscriptions.
-fn follow_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn Discovery) {
+fn subscribe_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn Discovery) {
     let wanted = routes.iter().filter_map(|route| match &route.target {
         Target::Cluster(target) => Some((route.name.clone(), target)),
         _ => None,
@@ -192,7 +192,7 @@ fn by_route<'a>(
     let (mut by_route, mut strays) = (ScaledObjectsByRoute::new(), OrphanedObjects::new());
     for object in objects {
         for trigger in object.triggers() {
-            match named(object.namespace(), &trigger.route, |key| known.contains(key)) {
+            match resolve_route_name(object.namespace(), &trigger.route, |key| known.contains(key)) {
                 Some(key) => by_route.entry(key).or_default().push((object, trigger)),
                 None => {
                     strays.entry(object.namespace()).or_default().insert((object.name(), trigger.route));

@@ -23,7 +23,7 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
 
 /// Returns the leading unit in nanoseconds, and its length in bytes. Longer names precede their prefixes.
 fn unit(text: &str) -> Option<(f64, usize)> {
-    const UNITS: [(&str, f64); 8] = [
+    const GO_DURATION_UNITS: [(&str, f64); 8] = [
         ("ns", 1.0),
         ("us", 1e3),
         ("\u{b5}s", 1e3),
@@ -33,7 +33,7 @@ fn unit(text: &str) -> Option<(f64, usize)> {
         ("m", 60e9),
         ("h", 3600e9),
     ];
-    UNITS.into_iter().find(|(name, _)| text.starts_with(name)).map(|(name, size)| (size, name.len()))
+    GO_DURATION_UNITS.into_iter().find(|(name, _)| text.starts_with(name)).map(|(name, size)| (size, name.len()))
 }
 
 #[cfg(test)]

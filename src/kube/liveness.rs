@@ -30,20 +30,20 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Watch timeout in seconds, if there are few watches. With [`SPREAD_SECS`] and [`WATCH_MARGIN`], a dead connection is
 /// detected within 28 s.
-const WATCH_SECS: u64 = 20;
+const MIN_WATCH_TIMEOUT_SECS: u64 = 20;
 /// Upper bound of the random seconds added to a watch timeout, so that watches begun together do not end together.
-const SPREAD_SECS: u64 = 5;
+const MAX_WATCH_JITTER_SECS: u64 = 5;
 /// Upper bound of a watch timeout in seconds; the default of kube.
-const MAX_WATCH_SECS: u64 = 290;
+const MAX_WATCH_TIMEOUT_SECS: u64 = 290;
 /// Target rate of watch restarts. Above 100 watches the timeout grows to keep it.
-const WATCHES_PER_SEC: u64 = 5;
+const MAX_WATCH_RESTARTS_PER_SEC: u64 = 5;
 /// Time a watch may exceed its timeout, or be silent thereafter, before it is abandoned.
 const WATCH_MARGIN: Duration = Duration::from_secs(3);
 /// Timeout for the response head of a watch, which the API server sends before the first change.
 const WATCH_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout for the response head of other requests, and for pauses within their bodies. The API server itself times out
 /// after 60 s; an earlier retry is equivalent.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const API_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A lost watch that is not retried for this long counts as abandoned.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 /// Minimum duration of a loss before it is reported as an obstacle: most are resolved by the first retry.
@@ -76,7 +76,7 @@ pub(super) struct LivenessService<S> {
 
 /// Kind of request, which determines the permitted silence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Purpose {
+enum RequestPurpose {
     /// A watch, with its key.
     Watch(Box<str>),
     /// A followed container log, which may be idle indefinitely.
@@ -86,7 +86,7 @@ enum Purpose {
 
 /// Reason for abandoning a request.
 #[derive(Debug, Error)]
-enum Silence {
+enum SilenceError {
     #[error("the API server did not answer within {}", humantime::format_duration(*.0))]
     Head(Duration),
     #[error("the API server has sent nothing for {}; the connection is considered lost", humantime::format_duration(*.0))]
@@ -120,7 +120,7 @@ struct OpenWatch {
 
 impl Liveness {
     /// Wraps `inner` in a service that reports here.
-    pub(super) fn over<S>(self: &Arc<Self>, inner: S) -> LivenessService<S> {
+    pub(super) fn wrap_service<S>(self: &Arc<Self>, inner: S) -> LivenessService<S> {
         LivenessService { inner, liveness: self.clone() }
     }
 
@@ -131,7 +131,7 @@ impl Liveness {
     }
 
     /// Describes a lasting loss that affects `namespace` (`None`: any namespace) or cluster-wide objects.
-    pub fn trouble(&self, namespace: Option<&str>) -> Option<String> {
+    pub fn describe_loss(&self, namespace: Option<&str>) -> Option<String> {
         let part = namespace.map(|namespace| format!("/namespaces/{namespace}/"));
         let concerns =
             |key: &str| !key.contains("/namespaces/") || part.as_ref().is_none_or(|part| key.contains(part));
@@ -149,10 +149,10 @@ impl Liveness {
     }
 
     /// Returns the timeout for a new watch in seconds.
-    fn watch_secs(&self) -> u64 {
-        let fair = self.open.load(Ordering::Relaxed) as u64 / WATCHES_PER_SEC;
-        let secs = fair.clamp(WATCH_SECS, MAX_WATCH_SECS - SPREAD_SECS);
-        secs + fastrand::u64(0..SPREAD_SECS)
+    fn watch_timeout_secs(&self) -> u64 {
+        let fair = self.open.load(Ordering::Relaxed) as u64 / MAX_WATCH_RESTARTS_PER_SEC;
+        let secs = fair.clamp(MIN_WATCH_TIMEOUT_SECS, MAX_WATCH_TIMEOUT_SECS - MAX_WATCH_JITTER_SECS);
+        secs + fastrand::u64(0..MAX_WATCH_JITTER_SECS)
     }
 
     fn lost(&self, key: &str, error: &dyn fmt::Display) {
@@ -184,7 +184,7 @@ impl LostWatch {
 
 // === impl Purpose ===
 
-impl Purpose {
+impl RequestPurpose {
     fn of(uri: &Uri) -> Self {
         let pairs = || uri.query().unwrap_or_default().split('&');
         if pairs().any(|pair| matches!(pair, "watch=true" | "watch=1")) {
@@ -200,7 +200,7 @@ impl Purpose {
     }
 
     fn head(&self) -> Duration {
-        if matches!(self, Self::Watch(_)) { WATCH_HEAD_TIMEOUT } else { IDLE_TIMEOUT }
+        if matches!(self, Self::Watch(_)) { WATCH_HEAD_TIMEOUT } else { API_IDLE_TIMEOUT }
     }
 }
 
@@ -237,11 +237,11 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let liveness = self.liveness.clone();
         async move {
-            let purpose = Purpose::of(request.uri());
+            let purpose = RequestPurpose::of(request.uri());
             let began = Instant::now();
             let mut watch_duration = None;
-            if matches!(purpose, Purpose::Watch(_)) {
-                let secs = liveness.watch_secs();
+            if matches!(purpose, RequestPurpose::Watch(_)) {
+                let secs = liveness.watch_timeout_secs();
                 if let Some(uri) = with_timeout(request.uri(), secs) {
                     *request.uri_mut() = uri;
                     watch_duration = Some(Duration::from_secs(secs));
@@ -249,10 +249,10 @@ where
             }
             let answer = match timeout(purpose.head(), inner.call(request)).await {
                 Ok(answer) => answer.map_err(Into::into),
-                Err(_) => Err(Silence::Head(purpose.head()).into()),
+                Err(_) => Err(SilenceError::Head(purpose.head()).into()),
             };
             let (head, body) = match (answer, &purpose) {
-                (Err(error), Purpose::Watch(key)) => {
+                (Err(error), RequestPurpose::Watch(key)) => {
                     liveness.lost(key, &super::error_chain::error_chain(&*error));
                     return Err(error);
                 }
@@ -262,19 +262,19 @@ where
                 Some(watch_duration) => {
                     Some(IdleDeadline::new(began + watch_duration + WATCH_MARGIN, WATCH_MARGIN))
                 }
-                None => (purpose != Purpose::Log)
-                    .then(|| IdleDeadline::new(Instant::now() + IDLE_TIMEOUT, IDLE_TIMEOUT)),
+                None => (purpose != RequestPurpose::Log)
+                    .then(|| IdleDeadline::new(Instant::now() + API_IDLE_TIMEOUT, API_IDLE_TIMEOUT)),
             };
             let watch = match purpose {
-                Purpose::Watch(key) if is_overloaded(head.status) => {
+                RequestPurpose::Watch(key) if is_overloaded(head.status) => {
                     liveness.lost(&key, &format_args!("the API server answers {}", head.status));
                     None
                 }
-                Purpose::Watch(key) => {
+                RequestPurpose::Watch(key) => {
                     liveness.resumed(&key);
                     head.status.is_success().then(|| OpenWatch::new(&liveness, key))
                 }
-                Purpose::Log | Purpose::Other => None,
+                RequestPurpose::Log | RequestPurpose::Other => None,
             };
             Ok(Response::from_parts(head, LivenessBody { inner: Some(Box::pin(body)), deadline, watch }))
         }
@@ -315,7 +315,7 @@ where
                 deadline.sleep.as_mut().reset(until);
                 continue;
             }
-            let silence = Silence::Body(Duration::from_secs(deadline.last.elapsed().as_secs()));
+            let silence = SilenceError::Body(Duration::from_secs(deadline.last.elapsed().as_secs()));
             if let Some(watch) = this.watch.take() {
                 watch.liveness.lost(&watch.key, &silence);
             }

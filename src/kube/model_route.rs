@@ -265,21 +265,21 @@ fn schema_with_rules() -> Value {
     let mut root = schema::structural::<Stored>();
     root["description"] =
         "A route of Anteroom: which requests belong to a target, and under which policies.".into();
-    for (path, rule, message) in RULES {
+    for (path, rule, message) in SCHEMA_RULES {
         let rules = &mut at(&mut root, path)["x-kubernetes-validations"];
         match rules {
             Value::Array(rules) => rules.push(json!({"rule": rule, "message": message})),
             _ => *rules = json!([{"rule": rule, "message": message}]),
         }
     }
-    for (path, key, most) in BOUNDS {
+    for (path, key, most) in SCHEMA_SIZE_LIMITS {
         at(&mut root, path)[*key] = json!(most);
     }
     root
 }
 
 /// Validation rules beyond types, evaluated by the API server. The proxy checks all of them again.
-const RULES: &[(&str, &str, &str)] = &[
+const SCHEMA_RULES: &[(&str, &str, &str)] = &[
     (
         "spec/target",
         "[has(self.service), has(self.inferencePool), has(self.url)].filter(given, given).size() == 1",
@@ -320,7 +320,7 @@ const RULES: &[(&str, &str, &str)] = &[
 ];
 
 /// Size limits. The API server estimates the cost of the rules from them before it accepts the definition.
-const BOUNDS: &[(&str, &str, u64)] = &[
+const SCHEMA_SIZE_LIMITS: &[(&str, &str, u64)] = &[
     ("spec/match/models", "maxItems", 256),
     ("spec/match/models/[]", "maxLength", 253),
     ("spec/match/models/[]", "minLength", 1),

@@ -32,11 +32,11 @@ pub struct Facts {
     pub scaled_objects: Vec<ScaledObjectFacts>,
     /// Descriptions of ScaledObjects of the namespace that name no existing route; filled only if none names this one.
     /// Likely misspellings.
-    pub strays: Vec<String>,
+    pub orphaned_objects: Vec<String>,
     /// Workloads named by the route, or else by its ScaledObjects.
     pub workloads: Vec<Arc<WorkloadFacts>>,
     /// Reason for the last failure of direct scaling.
-    pub refused: Option<Arc<str>>,
+    pub direct_scaling_failure: Option<Arc<str>>,
     /// State of the target.
     pub target: TargetFacts,
 }
@@ -152,10 +152,10 @@ impl ScaledObjectFacts {
             namespace: object.namespace().to_owned(),
             name: object.name().to_owned(),
             pause: object.pause(),
-            pause_annotations: object.pausing(),
+            pause_annotations: object.active_pause_annotations(),
             not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
-            is_listed: object.lists(&trigger),
-            floor: object.floor(),
+            is_listed: object.lists_metric_of(&trigger),
+            floor: object.push_replicas(),
             trigger,
         }
     }
@@ -165,7 +165,7 @@ impl ScaledObjectFacts {
     }
 
     /// Returns the command that resumes scaling temporarily.
-    fn resume(&self) -> String {
+    fn resume_command(&self) -> String {
         format!("anteroom session start {} -n {} --for 2h", self.name, self.namespace)
     }
 }
@@ -230,7 +230,7 @@ impl Facts {
 
     fn scaling_obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<KubeProblem> {
         if self.scale_by == ScaleBy::Kubernetes {
-            let message = self.refused.as_ref()?.to_string();
+            let message = self.direct_scaling_failure.as_ref()?.to_string();
             return Some(KubeProblem::new(ObstacleKind::ScaleRefused, message));
         }
         if self.scaled_objects.is_empty() {
@@ -255,7 +255,7 @@ impl Facts {
                 "No ScaledObject names `{route}`, so nothing scales it from zero: give one in namespace \
                  `{namespace}` a trigger of type external-push with the metadata `{}: {name}`{}",
                 self.metadata_key,
-                self.strays.iter().map(|stray| format!("; {stray}")).collect::<String>()
+                self.orphaned_objects.iter().map(|stray| format!("; {stray}")).collect::<String>()
             ),
         };
         Some(KubeProblem::new(ObstacleKind::NoScaledObject, message))
@@ -274,7 +274,7 @@ impl Facts {
             "ScaledObject `{namespace}/{name}` is paused at zero ({}). Resume it for some time with `{}`, or for good \
              with `kubectl annotate scaledobject {name} -n {namespace}{without}`",
             pause_annotations.join(", "),
-            scaled.resume()
+            scaled.resume_command()
         );
         Some(KubeProblem::new(ObstacleKind::AutoscalingPaused, message))
     }

@@ -341,7 +341,7 @@ impl Condition {
     }
 
     /// Sets the transition time of each condition: that of the equal condition in `before`, else `now`.
-    pub fn date(conditions: &mut [Self], before: &[Self], now: &str) {
+    pub fn set_transition_times(conditions: &mut [Self], before: &[Self], now: &str) {
         for condition in conditions {
             let same = before.iter().find(|old| old.kind == condition.kind && old.status == condition.status);
             condition.last_transition_time = match same {

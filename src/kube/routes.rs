@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Cluster, InterceptorRoute, ModelRoute, SCAN_PAUSE_FACTOR, Watched,
-    conflicts::{Resolution, RouteCandidate, RouteKind, RouteObject, resolve},
+    conflicts::{Resolution, RouteCandidate, RouteKind, RouteObject, resolve_conflicts},
     interceptor_route::PROBE_ANNOTATION,
     report::Verdict,
 };
@@ -122,7 +122,7 @@ impl RouteWatcher {
             self.publish(&file, candidates);
             let rest = began.elapsed() * SCAN_PAUSE_FACTOR;
             self.changed().await;
-            self.gather(rest).await;
+            self.await_quiet_period(rest).await;
         }
     }
 
@@ -168,7 +168,7 @@ impl RouteWatcher {
     }
 
     /// Waits for the end of a burst of changes, at most [`MAX_BATCH_DURATION`], and at least `rest`.
-    async fn gather(&mut self, rest: Duration) {
+    async fn await_quiet_period(&mut self, rest: Duration) {
         let begin = Instant::now();
         let end = begin + MAX_BATCH_DURATION;
         sleep_until(begin + rest).await;
@@ -192,7 +192,7 @@ impl RouteWatcher {
             return;
         }
         self.last_input = Some((file.clone(), candidates.clone()));
-        let Resolution { routes, verdicts } = resolve(file, candidates);
+        let Resolution { routes, verdicts } = resolve_conflicts(file, candidates);
         self.published.send_if_modified(|before| {
             for (object, verdict) in &verdicts {
                 if !verdict.is_accepted() && before.verdicts.get(object) != Some(verdict) {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Reasons of the last failure to scale, by workload.
-pub type Refusals = watch::Receiver<Arc<HashMap<WorkloadRef, Arc<str>>>>;
+pub type ScaleRefusals = watch::Receiver<Arc<HashMap<WorkloadRef, Arc<str>>>>;
 
 /// Timeout of a request. Otherwise a half-open connection would delay a cold start until the kernel gives up after 15
 /// minutes.
@@ -39,7 +39,7 @@ impl DirectScale {
     }
 
     /// Returns the current refusals.
-    pub fn refusals(&self) -> Refusals {
+    pub fn refusals(&self) -> ScaleRefusals {
         self.refusals.subscribe()
     }
 

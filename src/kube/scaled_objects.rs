@@ -141,7 +141,7 @@ impl ScaledObject {
     }
 
     /// Returns all annotations that pause it; scaling resumes once all are removed.
-    pub fn pausing(&self) -> Vec<&'static str> {
+    pub fn active_pause_annotations(&self) -> Vec<&'static str> {
         let replicas = [PAUSED_REPLICAS_ANNOTATION].into_iter().filter(|key| self.annotation(key).is_some());
         let switches = [PAUSED_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION].into_iter();
         let switches = switches.filter(|key| self.annotation(key).is_some_and(|value| !is_false(value)));
@@ -169,14 +169,14 @@ impl ScaledObject {
     }
 
     /// Returns whether the status lists a metric of this trigger. KEDA drops pushes of unlisted triggers.
-    pub fn lists(&self, trigger: &ExternalTrigger) -> bool {
+    pub fn lists_metric_of(&self, trigger: &ExternalTrigger) -> bool {
         let prefix = format!("s{}-", trigger.index);
         let mut names = self.status["externalMetricNames"].as_array().into_iter().flatten();
         names.any(|name| name.as_str().is_some_and(|name| name.starts_with(&prefix)))
     }
 
     /// Returns the number of replicas requested by a push.
-    pub fn floor(&self) -> u32 {
+    pub fn push_replicas(&self) -> u32 {
         let count = |key: &str| self.spec[key].as_u64().and_then(|count| u32::try_from(count).ok());
         // With an idle count, a push scales from that count to the minimum. Otherwise the HPA controls all counts
         // above zero.
@@ -195,7 +195,7 @@ impl ScaledObject {
         let workload =
             Workload { api_version: text("apiVersion", "apps/v1"), kind: text("kind", "Deployment"), name };
         // KEDA cannot resolve a malformed reference either.
-        workload.misnamed().is_none().then_some(workload)
+        workload.invalid_key().is_none().then_some(workload)
     }
 
     /// Returns reason and message of the condition `Ready`, if false.
@@ -225,7 +225,7 @@ fn is_false(value: &str) -> bool {
 }
 
 /// Resolves a route name used by a ScaledObject: the route of its own namespace, else that of the configuration file.
-pub fn named(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) -> Option<RouteKey> {
+pub fn resolve_route_name(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) -> Option<RouteKey> {
     let own = RouteKey::from(&*format!("{namespace}/{name}"));
     // A qualified name must not refer to a route of another namespace.
     let is_elsewhere = name.split_once('/').is_some_and(|(other, _)| other != namespace);

@@ -18,7 +18,7 @@ pub use annotations::{EndAction, PREVIOUS_REPLICAS_ANNOTATION, Session, THEN_ANN
 pub use clock::ApiServerClock;
 pub use enforce::enforce;
 
-use annotations::{SWITCHED_OFF, annotate};
+use annotations::{SESSIONS_DISABLED_MESSAGE, annotate};
 
 use super::scaled_objects::{
     PAUSED_ANNOTATION, PAUSED_REPLICAS_ANNOTATION, PAUSED_SCALE_OUT_ANNOTATION, Pause, ScaledObject,
@@ -26,10 +26,10 @@ use super::scaled_objects::{
 use crate::domain::Period;
 
 /// Annotation: `disabled` if no replica ends sessions of this object. The chart sets it with `sessions.enabled: false`.
-pub const SESSIONS: &str = "anteroom.dev/sessions";
+pub const SESSIONS_ANNOTATION: &str = "anteroom.dev/sessions";
 
 /// Upper bound of a session.
-pub const MAX_PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const MAX_SESSION_PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Client for the sessions of a namespace.
 pub struct Sessions {
@@ -41,9 +41,9 @@ pub struct Sessions {
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum SessionError {
-    #[error("--for {0}: a session takes at least a second and at most {longest}", longest = Period::from(MAX_PERIOD))]
+    #[error("--for {0}: a session takes at least a second and at most {longest}", longest = Period::from(MAX_SESSION_PERIOD))]
     Duration(Period),
-    #[error("there is no ScaledObject `{name}` in namespace `{namespace}`{}", there_are(.known))]
+    #[error("there is no ScaledObject `{name}` in namespace `{namespace}`{}", list_existing_names(.known))]
     Unknown { name: String, namespace: String, known: Vec<String> },
     #[error("this cluster has no ScaledObjects (keda.sh/v1alpha1): KEDA is not installed")]
     NoKeda,
@@ -60,7 +60,7 @@ pub enum SessionError {
     Api(#[from] kube::Error),
 }
 
-fn there_are(names: &[String]) -> String {
+fn list_existing_names(names: &[String]) -> String {
     const SHOWN: usize = 20;
     match names {
         [] => "; there are none".into(),
@@ -76,7 +76,7 @@ fn there_are(names: &[String]) -> String {
 /// # Errors
 /// [`SessionError::Duration`].
 pub fn check_period(period: Period) -> Result<(), SessionError> {
-    if (Duration::from_secs(1)..=MAX_PERIOD).contains(&period.get()) {
+    if (Duration::from_secs(1)..=MAX_SESSION_PERIOD).contains(&period.get()) {
         return Ok(());
     }
     Err(SessionError::Duration(period))
@@ -158,7 +158,7 @@ impl Sessions {
         // Whole seconds: fractions are noise, and would give one session two representations.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);
         self.change(name, |object| {
-            if object.annotation(SESSIONS) == Some("disabled") {
+            if object.annotation(SESSIONS_ANNOTATION) == Some("disabled") {
                 return Err(SessionError::SwitchedOff(format!("{}/{name}", self.namespace)));
             }
             let session = Session::start(object, until, to_zero);
@@ -226,7 +226,7 @@ impl Sessions {
 }
 
 /// Returns the annotation that pauses an object, as `key: "value"`.
-pub fn pause_of(object: &ScaledObject) -> Option<String> {
+pub fn pause_annotation_of(object: &ScaledObject) -> Option<String> {
     let value = |key: &str| format!("{key}: {:?}", object.annotation(key).unwrap_or_default());
     Some(match object.pause()? {
         Pause::Frozen if object.annotation(PAUSED_REPLICAS_ANNOTATION).is_none() => value(PAUSED_ANNOTATION),

@@ -32,7 +32,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Handle of the server.
 #[derive(Clone, Default)]
-pub(crate) struct StandIn(Arc<Mutex<ServerState>>);
+pub(crate) struct FakeApiServer(Arc<Mutex<ServerState>>);
 
 #[derive(Default)]
 struct ServerState {
@@ -40,7 +40,7 @@ struct ServerState {
     /// Objects by path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
     objects: BTreeMap<String, Value>,
     /// Watches in order of their start, each removed at its timeout.
-    watchers: BTreeMap<u64, StandInWatch>,
+    watchers: BTreeMap<u64, FakeWatch>,
     next_watch: u64,
     /// Number of watches that clients read.
     watching: watch::Sender<usize>,
@@ -49,7 +49,7 @@ struct ServerState {
     /// True while connections are refused.
     is_away: bool,
     /// Watches on half-open connections: no events, no end.
-    half_open: Vec<StandInWatch>,
+    half_open: Vec<FakeWatch>,
     unanswered: usize,
     /// All changes: version, path, event type and object.
     history: Vec<(u64, String, &'static str, Value)>,
@@ -67,7 +67,7 @@ struct ServerState {
     clock: Option<ApiServerClock>,
 }
 
-struct StandInWatch {
+struct FakeWatch {
     collection: String,
     selected: QuerySelector,
     events: Chunks,
@@ -110,7 +110,7 @@ const KINDS: [&str; 13] = [
 
 // === impl StandIn ===
 
-impl StandIn {
+impl FakeApiServer {
     pub(crate) fn client(&self) -> kube::Client {
         kube::Client::new(self.clone(), "default")
     }
@@ -124,7 +124,7 @@ impl StandIn {
     }
 
     /// Breaks all connections, and refuses new ones until [`Self::come_back`].
-    pub(crate) async fn go_away(&self) {
+    pub(crate) async fn refuse_connections(&self) {
         {
             let mut inner = self.0.lock();
             inner.is_away = true;
@@ -132,15 +132,15 @@ impl StandIn {
                 let _ = watcher.events.send(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
-        self.watches(0).await;
+        self.await_watch_count(0).await;
     }
 
-    pub(crate) fn come_back(&self) {
+    pub(crate) fn accept_connections(&self) {
         self.0.lock().is_away = false;
     }
 
     /// Waits until clients read `count` watches.
-    pub(crate) async fn watches(&self, count: usize) {
+    pub(crate) async fn await_watch_count(&self, count: usize) {
         let mut watching = self.0.lock().watching.subscribe();
         let waited = timeout(WAIT_TIMEOUT, watching.wait_for(|open| *open == count)).await.map(drop);
         assert!(waited.is_ok(), "{} watches instead of {count}", *watching.borrow());
@@ -151,14 +151,14 @@ impl StandIn {
     }
 
     /// Makes all current watches half-open: no further events, and no end.
-    pub(crate) fn fall_silent(&self) {
+    pub(crate) fn make_watches_half_open(&self) {
         let mut inner = self.0.lock();
         let watchers = std::mem::take(&mut inner.watchers);
         inner.half_open.extend(watchers.into_values());
     }
 
     /// Leaves the next `requests` requests without an answer.
-    pub(crate) fn swallow(&self, requests: usize) {
+    pub(crate) fn leave_unanswered(&self, requests: usize) {
         self.0.lock().unanswered = requests;
     }
 
@@ -182,7 +182,7 @@ impl StandIn {
     }
 
     /// Appends to the log of the pod at `path`.
-    pub(crate) fn print(&self, path: &str, text: &str) {
+    pub(crate) fn append_log(&self, path: &str, text: &str) {
         let mut inner = self.0.lock();
         let log = inner.logs.entry(path.into()).or_default();
         log.text.push_str(text);
@@ -190,7 +190,7 @@ impl StandIn {
     }
 
     /// Begins the log of a new container run; current readers keep the previous one.
-    pub(crate) fn restart(&self, path: &str) {
+    pub(crate) fn restart_log(&self, path: &str) {
         self.0.lock().logs.remove(path);
     }
 
@@ -222,15 +222,15 @@ impl StandIn {
     }
 
     /// Makes patches of matching objects conflict with another field manager.
-    pub(crate) fn own(&self, part: &'static str) {
+    pub(crate) fn take_field_ownership(&self, part: &'static str) {
         self.0.lock().owned.push(part);
     }
 
-    pub(crate) fn lack(&self, group: &'static str) {
+    pub(crate) fn uninstall_group(&self, group: &'static str) {
         self.0.lock().missing.push(group);
     }
 
-    pub(crate) fn install_all(&self) {
+    pub(crate) fn install_all_groups(&self) {
         self.0.lock().missing.clear();
     }
 
@@ -281,7 +281,7 @@ impl StandIn {
     }
 }
 
-impl Service<Request<kube::client::Body>> for StandIn {
+impl Service<Request<kube::client::Body>> for FakeApiServer {
     type Response = Response<Body>;
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<Self::Response>>;
@@ -381,12 +381,12 @@ impl ServerState {
         Body::from_stream(UnboundedReceiverStream::new(body))
     }
 
-    fn watch(&mut self, server: &StandIn, collection: &str, query: &str) -> Body {
+    fn watch(&mut self, server: &FakeApiServer, collection: &str, query: &str) -> Body {
         let (events, body) = mpsc::unbounded_channel();
         let number =
             |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.parse::<u64>().ok());
         let watcher =
-            StandInWatch { collection: collection.into(), selected: QuerySelector::of(query), events };
+            FakeWatch { collection: collection.into(), selected: QuerySelector::of(query), events };
         let since = number("resourceVersion=").unwrap_or_default();
         for (_, path, kind, object) in self.history.iter().filter(|(version, ..)| *version > since) {
             watcher.notify(path, kind, object);
@@ -423,7 +423,7 @@ impl Drop for WatchCount {
 
 // === impl StandInWatch ===
 
-impl StandInWatch {
+impl FakeWatch {
     /// Sends an event if selected. Returns whether the reader is still connected.
     fn notify(&self, path: &str, kind: &str, object: &Value) -> bool {
         let event = json!({ "type": kind, "object": object });
@@ -448,13 +448,13 @@ impl QuerySelector {
 
     fn has(&self, path: &str, collection: &str, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];
-        is_in(path, collection, self.name.as_deref())
+        is_in_collection(path, collection, self.name.as_deref())
             && self.labels.iter().all(|(key, value)| labels[key] == **value)
     }
 }
 
 /// Returns whether the object at `path` belongs to `collection`, of one namespace or all.
-fn is_in(path: &str, collection: &str, name: Option<&str>) -> bool {
+fn is_in_collection(path: &str, collection: &str, name: Option<&str>) -> bool {
     let Some((of, last)) = path.rsplit_once('/') else { return false };
     let everywhere = match of.split_once("/namespaces/") {
         Some((group, rest)) => rest.split_once('/').map(|(_, kind)| format!("{group}/{kind}")),

@@ -35,7 +35,7 @@ pub(super) use sources::StartSources;
 use starting::StartingPod;
 
 /// Starting and recently started pods of a target.
-pub(super) struct Starts {
+pub(super) struct StartingPods {
     sources: Arc<StartSources>,
     /// By uid. `None` for pods that were ready before discovery began, or beyond [`MAX_TRACKED_PODS`].
     pods: HashMap<String, Option<StartingPod>>,
@@ -51,7 +51,7 @@ const MAX_TRACKED_PODS: usize = 64;
 
 // === impl Starts ===
 
-impl Starts {
+impl StartingPods {
     /// Starts without pods.
     pub(super) fn new(sources: Arc<StartSources>) -> Self {
         Self { sources, pods: HashMap::new(), updates: SelectAll::new(), nodes: None, is_synced: false }

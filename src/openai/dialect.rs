@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn error_of_a_server_is_translated_unless_it_fits() {
+    fn server_error_is_translated_unless_valid() {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let openai = json!({"error": {"message": "busy", "type": "overloaded", "param": null, "code": 503}});
         let anthropic = json!({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}});

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_event_is_of_the_completion_that_follows() {
+    fn empty_event_takes_the_next_completion_id() {
         let next =
             b"data: {\"id\":\"chatcmpl-7\",\"created\":5,\"model\":\"org/m\",\"choices\":[]}\n\ndata: [DO";
         let empty = chunk(&empty_event_before(next, ApiFormat::Chat, "tiny", "0123").unwrap());

@@ -48,7 +48,7 @@ fn is_detailed(answer: &Value, error: &serde_json::Map<String, Value>) -> bool {
 /// be gone; a connection that broke later is `connection termination`. llm-d's router: header
 /// `x-llm-d-request-dropped-reason: rejected-no-endpoints`. HAProxy: `No server is available`. Traefik: `no available
 /// server`.
-pub fn says_no_endpoint(headers: &HeaderMap, body: &[u8]) -> bool {
+pub fn reports_no_endpoint(headers: &HeaderMap, body: &[u8]) -> bool {
     const NO_ENDPOINT_MESSAGES: [&[u8]; 7] = [
         b"no healthy upstream",
         // Envoy up to 1.23.
@@ -98,12 +98,12 @@ mod tests {
             ("the model is overloaded", false),
         ] {
             let body = format!("{prefix}{message}");
-            assert_eq!(says_no_endpoint(&HeaderMap::new(), body.as_bytes()), reached_none, "{message}");
+            assert_eq!(reports_no_endpoint(&HeaderMap::new(), body.as_bytes()), reached_none, "{message}");
         }
     }
 
     #[test]
-    fn similar_error_formats_are_of_gateways() {
+    fn similar_formats_are_attributed_to_gateways() {
         let status = StatusCode::NOT_FOUND;
         for body in [
             "",

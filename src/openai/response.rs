@@ -22,7 +22,7 @@ struct StoredStatus {
 const MAX_RESPONSE_ID_BYTES: usize = 128;
 
 /// Returns whether a POST to this path creates a stored response.
-pub fn makes_response(path: &str) -> bool {
+pub fn creates_stored_response(path: &str) -> bool {
     path.ends_with("/v1/responses")
 }
 

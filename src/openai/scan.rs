@@ -278,7 +278,7 @@ mod tests {
 
     /// Whatever Python accepts is accepted with the same result, except for an ambiguous model.
     #[test]
-    fn bodies_are_read_as_python_reads_them() {
+    fn bodies_are_parsed_as_python_does() {
         let readings: Vec<(String, serde_json::Value)> =
             serde_json::from_str(include_str!("../../tests/readings/readings.json")).unwrap();
         assert!(readings.len() > 500);

@@ -12,9 +12,9 @@ pub struct FirstToken {
     /// Start of the incomplete line.
     line: usize,
     /// The incomplete line is not empty.
-    begun: bool,
+    has_line_bytes: bool,
     /// The event is too long and is skipped.
-    passing: bool,
+    is_skipping: bool,
     /// The last byte was a carriage return; a following line feed belongs to it.
     after_return: bool,
 }
@@ -56,20 +56,20 @@ impl FirstToken {
     }
 
     fn keep(&mut self, part: &[u8]) {
-        self.begun |= !part.is_empty();
+        self.has_line_bytes |= !part.is_empty();
         if self.event.len() + part.len() > Self::MAX_EVENT_BYTES {
-            self.passing = true;
+            self.is_skipping = true;
             self.event = Vec::new();
         }
-        if !self.passing {
+        if !self.is_skipping {
             self.event.extend_from_slice(part);
         }
     }
 
     /// Ends the current line. Returns true if it completes an event with a token.
     fn end_line(&mut self) -> bool {
-        if !std::mem::take(&mut self.begun) {
-            let found = !self.passing && has_token(&self.event);
+        if !std::mem::take(&mut self.has_line_bytes) {
+            let found = !self.is_skipping && has_token(&self.event);
             *self = Self {
                 event: std::mem::take(&mut self.event),
                 after_return: self.after_return,
@@ -78,7 +78,7 @@ impl FirstToken {
             self.event.clear();
             return found;
         }
-        if self.passing {
+        if self.is_skipping {
             return false;
         }
         // One space after the colon is syntax (WHATWG HTML, section 9.2.6). Other fields are irrelevant.
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_unencoded_success_stream_has_one() {
+    fn only_unencoded_success_stream_has_first_token() {
         let may = |status: u16, fields: &[(&'static str, &'static str)]| {
             let fields = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
             FirstToken::may_be_in(http::StatusCode::from_u16(status).unwrap(), &fields.collect())

@@ -127,7 +127,7 @@ impl Board {
     }
 
     /// Applies the first report of a connection, which is complete.
-    pub(super) fn found(&self, address: SocketAddr, report: &Report) -> ReplicaIdentity {
+    pub(super) fn apply_first_report(&self, address: SocketAddr, report: &Report) -> ReplicaIdentity {
         if report.replica == self.id {
             self.forget(|_, replica| replica.address == address);
             return ReplicaIdentity::Ourselves;
@@ -151,13 +151,13 @@ impl Board {
         };
         let before = replicas.insert(report.replica.clone(), replica);
         let mut touched: Vec<_> = before.into_iter().flat_map(|before| before.routes.into_keys()).collect();
-        touched.extend(keep(&mut replicas, report));
-        self.add_up(&replicas, touched.iter().map(String::as_str));
+        touched.extend(store_report(&mut replicas, report));
+        self.update_sums(&replicas, touched.iter().map(String::as_str));
         ReplicaIdentity::Peer
     }
 
     /// Applies a further report.
-    pub(super) fn heard(&self, report: &Report) {
+    pub(super) fn apply_report(&self, report: &Report) {
         let mut replicas = self.replicas.lock();
         for (route, pushes) in pushes(&replicas, report) {
             // Another replica notified the scaler, perhaps of a request held here.
@@ -167,8 +167,8 @@ impl Board {
                 gate.record_scaler_notified();
             }
         }
-        let touched = keep(&mut replicas, report);
-        self.add_up(&replicas, touched.iter().map(String::as_str));
+        let touched = store_report(&mut replicas, report);
+        self.update_sums(&replicas, touched.iter().map(String::as_str));
     }
 
     /// Records a broken connection. The last report counts until the timeout.
@@ -180,7 +180,7 @@ impl Board {
     }
 
     /// Forgets a replica that ended its stream cleanly.
-    pub(super) fn left(&self, address: SocketAddr) {
+    pub(super) fn remove_stopped(&self, address: SocketAddr) {
         self.forget(|_, replica| replica.address == address);
     }
 
@@ -266,14 +266,14 @@ impl Board {
                 entry.counts.lasting = false;
             }
         }
-        self.add_up(&replicas, touched.iter().map(String::as_str));
+        self.update_sums(&replicas, touched.iter().map(String::as_str));
     }
 
     /// Updates the sums of all routes, as new gates have none yet.
-    pub(super) fn add_up_all(&self) {
+    pub(super) fn update_all_sums(&self) {
         let replicas = self.replicas.lock();
         let gates = self.routes.gates();
-        self.add_up(&replicas, gates.keys().map(RouteKey::as_str));
+        self.update_sums(&replicas, gates.keys().map(RouteKey::as_str));
     }
 
     pub(super) fn states(&self) -> [(PeerState, usize); 4] {
@@ -304,12 +304,12 @@ impl Board {
             }
             !gone
         });
-        self.add_up(&replicas, touched.iter().map(String::as_str));
+        self.update_sums(&replicas, touched.iter().map(String::as_str));
     }
 
     /// Writes the sums of these routes to their gates. The caller holds the lock, so that an older sum cannot
     /// overwrite a newer one.
-    fn add_up<'a>(&self, replicas: &BTreeMap<String, Replica>, routes: impl Iterator<Item = &'a str>) {
+    fn update_sums<'a>(&self, replicas: &BTreeMap<String, Replica>, routes: impl Iterator<Item = &'a str>) {
         let mut gates: BTreeMap<&str, Arc<Gate>> = BTreeMap::new();
         gates.extend(routes.filter_map(|route| Some((route, self.routes.get(route)?))));
         for (route, gate) in gates {
@@ -320,7 +320,7 @@ impl Board {
 }
 
 /// Stores a report. Returns the routes stored or removed.
-fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
+fn store_report(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
     let mut total: usize = replicas.values().map(|replica| replica.bytes).sum();
     let Some(replica) = replicas.get_mut(&report.replica) else { return Vec::new() };
     replica.heard = Instant::now();

@@ -24,7 +24,7 @@ use crate::{config::budget::PEER_REPLICAS, domain::Backoff};
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Timeout of one resolution.
-const RESOLVING: Duration = Duration::from_secs(5);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout for the first report of a replica, including the connection.
 const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,7 +77,7 @@ impl<N: Network> Following<N> {
         let mut changes = board.routes().changes();
         let added_up = async {
             loop {
-                board.add_up_all();
+                board.update_all_sums();
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -99,14 +99,14 @@ impl<N: Network> Following<N> {
         let mut failed = false;
         loop {
             ticks.tick().await;
-            let resolved = match timeout(RESOLVING, self.follow.network.resolve()).await {
+            let resolved = match timeout(RESOLVE_TIMEOUT, self.follow.network.resolve()).await {
                 Ok(resolved) => resolved.map_err(|error| error.to_string()),
                 Err(elapsed) => Err(elapsed.to_string()),
             };
             match resolved {
                 Ok(addresses) => {
                     failed = false;
-                    self.list(&addresses);
+                    self.set_listed_addresses(&addresses);
                 }
                 // Known replicas are kept. Logged once per outage.
                 Err(error) if !failed => {
@@ -118,7 +118,7 @@ impl<N: Network> Following<N> {
         }
     }
 
-    fn list(&mut self, addresses: &[SocketAddr]) {
+    fn set_listed_addresses(&mut self, addresses: &[SocketAddr]) {
         let listed: BTreeSet<_> = addresses.iter().copied().take(PEER_REPLICAS + 1).collect();
         if addresses.len() > PEER_REPLICAS + 1 {
             tracing::warn!(
@@ -146,12 +146,12 @@ impl<N: Network> Follow<N> {
         let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         let mut backoff = backoff.with_jitter(fastrand::u64(..));
         loop {
-            let end = self.once(address).await;
+            let end = self.follow_connection(address).await;
             self.board.set_reachable(address, !matches!(end, FollowEnd::Broken(_) | FollowEnd::Silent));
             let wait = match end {
                 FollowEnd::Goodbye => {
                     tracing::info!(%address, "replica is stopping");
-                    self.board.left(address);
+                    self.board.remove_stopped(address);
                     backoff.reset();
                     MAX_RECONNECT_DELAY
                 }
@@ -180,7 +180,7 @@ impl<N: Network> Follow<N> {
         }
     }
 
-    async fn once(&self, address: SocketAddr) -> FollowEnd {
+    async fn follow_connection(&self, address: SocketAddr) -> FollowEnd {
         let limit = self.board.timeout();
         let asked = async {
             let mut reports = self.network.watch(address).await?;
@@ -193,14 +193,14 @@ impl<N: Network> Follow<N> {
             Ok(Err(status)) => return FollowEnd::Broken(status.message().to_owned()),
             Err(elapsed) => return FollowEnd::Broken(elapsed.to_string()),
         };
-        match self.board.found(address, &first) {
+        match self.board.apply_first_report(address, &first) {
             ReplicaIdentity::Peer => tracing::info!(%address, replica = first.replica, "following a replica"),
             found => return FollowEnd::Nobody(found),
         }
         self.board.set_reachable(address, true);
         loop {
             match timeout(limit, reports.next()).await {
-                Ok(Some(Ok(report))) if report.replica == first.replica => self.board.heard(&report),
+                Ok(Some(Ok(report))) if report.replica == first.replica => self.board.apply_report(&report),
                 Ok(Some(Ok(_))) => return FollowEnd::Broken("it has changed its name".into()),
                 Ok(Some(Err(status))) => return FollowEnd::Broken(status.message().to_owned()),
                 Ok(None) => return FollowEnd::Goodbye,

@@ -56,7 +56,7 @@ impl Network for DnsNetwork {
         let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut client = PeersClient::new(channel).max_decoding_message_size(MAX_REPORT_BYTES);
         let mut call = Request::new(WatchRequest { replica: self.id.clone() });
-        self.token.iter().for_each(|token| token.show(&mut call));
+        self.token.iter().for_each(|token| token.attach_token(&mut call));
         let reports = client.watch(call).await?.into_inner();
         Ok(Box::pin(reports))
     }

@@ -35,13 +35,13 @@ pub(super) const MAX_ROUTES_PER_REPORT: usize = 500;
 const REPORT_COUNTS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Interval of reports while nothing changes.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+const REPORT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum number of streams per source: a replica needs one, and replicas on one machine may share an address.
 const STREAMS_PER_SOURCE: usize = 8;
 
 /// Maximum number of calls under way per connection. A replica has one.
-const MAX_CALLS_PER_CONNECTION: u32 = 64;
+const MAX_PEER_CALLS_PER_CONNECTION: u32 = 64;
 
 /// Reports to one other replica.
 pub(super) struct Reports {
@@ -90,7 +90,7 @@ pub(super) async fn serve(
         ending: ending.clone(),
     };
     let service = PeersServer::new(answering).max_decoding_message_size(GRPC_MESSAGE_BYTES);
-    listener.serve(Routes::new(service), MAX_CALLS_PER_CONNECTION, ending).await;
+    listener.serve(Routes::new(service), MAX_PEER_CALLS_PER_CONNECTION, ending).await;
 }
 
 #[tonic::async_trait]
@@ -98,7 +98,7 @@ impl Peers for ReportService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        self.token.iter().try_for_each(|token| token.check(&request))?;
+        self.token.iter().try_for_each(|token| token.authenticate_call(&request))?;
         tracing::debug!(replica = request.get_ref().replica, "a replica follows this one");
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = StreamPlace::new(self.streams.enter(caller.source(), ending.clone()), &caller);
@@ -152,13 +152,13 @@ impl Reports {
                 || self.edges.has_changed().unwrap_or(true)
                 || self.changes.has_changed().unwrap_or(true);
             if all || now >= self.next_look {
-                let routes = if all { self.look_at_all() } else { self.look_at_active() };
+                let routes = if all { self.scan_all_routes() } else { self.scan_active_routes() };
                 self.next_look = now + REPORT_COUNTS_INTERVAL;
                 if !routes.is_empty() || now >= self.due {
                     // A report of maximum size may lack routes, which follow soon.
                     self.due = now
                         + if routes.len() < MAX_ROUTES_PER_REPORT {
-                            HEARTBEAT
+                            REPORT_HEARTBEAT_INTERVAL
                         } else {
                             REPORT_COUNTS_INTERVAL
                         };
@@ -177,7 +177,7 @@ impl Reports {
         }
     }
 
-    fn look_at_all(&mut self) -> Vec<RouteDemand> {
+    fn scan_all_routes(&mut self) -> Vec<RouteDemand> {
         // Later changes are left for the next scan.
         self.edges.mark_unchanged();
         self.changes.mark_unchanged();
@@ -193,7 +193,7 @@ impl Reports {
         });
         let mut active = std::mem::take(&mut self.active);
         active.clear();
-        self.tell(gates.values(), &mut changed, |gate, counts| {
+        self.append_changed_routes(gates.values(), &mut changed, |gate, counts| {
             if counts.is_active() {
                 active.push(gate.clone());
             }
@@ -202,16 +202,16 @@ impl Reports {
         changed
     }
 
-    fn look_at_active(&mut self) -> Vec<RouteDemand> {
+    fn scan_active_routes(&mut self) -> Vec<RouteDemand> {
         let active = std::mem::take(&mut self.active);
         let mut changed = Vec::new();
-        self.tell(active.iter(), &mut changed, |_, _| {});
+        self.append_changed_routes(active.iter(), &mut changed, |_, _| {});
         self.active = active;
         changed
     }
 
     /// Adds the changed entries of these routes to `changed`, up to [`MAX_ROUTES_PER_REPORT`], in the order of their names.
-    fn tell<'a>(
+    fn append_changed_routes<'a>(
         &mut self,
         gates: impl Iterator<Item = &'a Arc<Gate>> + Clone,
         changed: &mut Vec<RouteDemand>,

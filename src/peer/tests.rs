@@ -31,7 +31,7 @@ use crate::{
 
 /// Simulated network: all addresses, and the replicas that respond there.
 #[derive(Default)]
-struct Wires {
+struct FakePeerNetwork {
     listed: Mutex<Vec<SocketAddr>>,
     ends: Mutex<HashMap<SocketAddr, FakeLink>>,
 }
@@ -54,14 +54,14 @@ struct TestReplica {
     following: JoinHandle<()>,
 }
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn address(number: u8) -> SocketAddr {
     (Ipv4Addr::new(10, 0, 0, number), 9091).into()
 }
 
-impl Network for Wires {
+impl Network for FakePeerNetwork {
     async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         Ok(self.listed.lock().clone())
     }
@@ -89,7 +89,7 @@ impl Network for Wires {
     }
 }
 
-impl Wires {
+impl FakePeerNetwork {
     fn join(self: &Arc<Self>, number: u8) -> TestReplica {
         self.join_at(number, &[address(number)])
     }
@@ -115,7 +115,7 @@ impl Wires {
             }
         }
         let board =
-            Arc::new(Board::new(wire.id.to_string(), directory.clone(), TIMEOUT, UNREACHABLE_TIMEOUT));
+            Arc::new(Board::new(wire.id.to_string(), directory.clone(), SILENCE_TIMEOUT, UNREACHABLE_TIMEOUT));
         let following = tokio::spawn(Following::new(board.clone(), self.clone()).run());
         TestReplica { gate, directory, board, cold_starts, wire, following }
     }
@@ -154,7 +154,7 @@ async fn settled() {
 
 #[tokio::test(start_paused = true)]
 async fn every_replica_has_the_sum_and_every_edge() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let replicas = [1, 2, 3].map(|number| wires.join(number));
     settled().await;
     assert_eq!(replicas.each_ref().map(TestReplica::states), [[2, 0, 0]; 3], "two others, not itself");
@@ -181,7 +181,7 @@ async fn every_replica_has_the_sum_and_every_edge() {
 
 #[tokio::test(start_paused = true)]
 async fn ramp_of_three_replicas_asks_for_one_target() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let replicas = [1, 2, 3].map(|number| wires.join(number));
     settled().await;
     let _held: Vec<_> = (0..48).map(|number| replicas[number % 3].hold()).collect();
@@ -215,7 +215,7 @@ async fn ramp_of_three_replicas_asks_for_one_target() {
 
 #[tokio::test(start_paused = true)]
 async fn replica_without_pod_does_not_hide_backlog() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held: Vec<_> = (0..16).map(|_| two.hold()).collect();
@@ -231,7 +231,7 @@ async fn replica_without_pod_does_not_hide_backlog() {
 
 #[tokio::test(start_paused = true)]
 async fn counts_are_reported_at_most_every_20_ms() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let replica = wires.join(1);
     let ending = CancellationToken::new();
     let reports = Reports::new("one".into(), replica.directory.clone(), ending.clone()).stream(None);
@@ -267,8 +267,8 @@ async fn counts_are_reported_at_most_every_20_ms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn busy_counts_do_not_delay_a_goodbye() {
-    let wires = Arc::<Wires>::default();
+async fn changing_counts_do_not_delay_the_clean_end() {
+    let wires = Arc::<FakePeerNetwork>::default();
     let replica = wires.join(1);
     let ending = CancellationToken::new();
     let reports = Reports::new("one".into(), replica.directory.clone(), ending.clone()).stream(None);
@@ -289,7 +289,7 @@ async fn busy_counts_do_not_delay_a_goodbye() {
 
 #[tokio::test(start_paused = true)]
 async fn last_report_counts_until_the_timeout() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -308,7 +308,7 @@ async fn last_report_counts_until_the_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_of_a_listed_replica_count_for_5_min() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -325,7 +325,7 @@ async fn requests_of_a_listed_replica_count_for_5_min() {
 
 #[tokio::test(start_paused = true)]
 async fn retained_replica_is_dropped_when_unlisted() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -340,7 +340,7 @@ async fn retained_replica_is_dropped_when_unlisted() {
 
 #[tokio::test(start_paused = true)]
 async fn silent_replica_without_demand_is_ignored() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     drop(two.hold());
@@ -354,7 +354,7 @@ async fn silent_replica_without_demand_is_ignored() {
 
 #[tokio::test(start_paused = true)]
 async fn reconnect_in_time_changes_nothing() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -373,7 +373,7 @@ async fn reconnect_in_time_changes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn frozen_replica_counts_while_listed() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -391,7 +391,7 @@ async fn frozen_replica_counts_while_listed() {
 
 #[tokio::test(start_paused = true)]
 async fn replica_sending_goodbye_is_removed_at_once() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -406,7 +406,7 @@ async fn replica_sending_goodbye_is_removed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn new_replica_at_old_address_replaces_its_reports() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
     let _held = two.hold();
@@ -419,7 +419,7 @@ async fn new_replica_at_old_address_replaces_its_reports() {
 
 #[tokio::test(start_paused = true)]
 async fn replica_with_two_addresses_counts_once() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let one = wires.join_at(1, &[address(1), address(101)]);
     let two = wires.join_at(2, &[address(2), address(102)]);
     settled().await;
@@ -437,7 +437,7 @@ async fn replica_with_two_addresses_counts_once() {
 
 #[tokio::test(start_paused = true)]
 async fn new_route_includes_demand_of_peers() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     one.directory.publish([]);
     settled().await;
@@ -455,7 +455,7 @@ async fn new_route_includes_demand_of_peers() {
 
 #[tokio::test(start_paused = true)]
 async fn push_by_peer_ends_the_signal_phase() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     one.gate.cold_starts().expect_push(true);
     settled().await;
@@ -473,22 +473,22 @@ async fn push_by_peer_ends_the_signal_phase() {
 
 #[tokio::test(start_paused = true)]
 async fn reports_are_bounded_and_never_spoil_the_sum() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let one = wires.join(1);
     let demand =
         |route: String, rate| RouteDemand { route, request_rate: rate, held: 1, ..RouteDemand::default() };
     let report = |routes| Report { replica: "bad".into(), routes };
     one.board
-        .found(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
-    one.board.heard(&report((0..12_000).map(|number| demand(number.to_string(), 1.0)).collect()));
-    one.board.heard(&report(vec![RouteDemand { held: u64::MAX, ..demand("tiny".into(), -1.0) }]));
+        .apply_first_report(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
+    one.board.apply_report(&report((0..12_000).map(|number| demand(number.to_string(), 1.0)).collect()));
+    one.board.apply_report(&report(vec![RouteDemand { held: u64::MAX, ..demand("tiny".into(), -1.0) }]));
     let _held = one.hold();
     let counts = one.gate.counts_everywhere();
     assert_eq!((counts.held, counts.request_rate), (u64::MAX, 0.0), "no overflow, and a number");
     assert_eq!(one.board.routes_of("bad"), 10_000);
     for number in 0..100 {
         let found =
-            one.board.found(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
+            one.board.apply_first_report(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
         assert_eq!(
             found == board::ReplicaIdentity::TooMany,
             number >= 63,
@@ -499,7 +499,7 @@ async fn reports_are_bounded_and_never_spoil_the_sum() {
 
 #[tokio::test(start_paused = true)]
 async fn many_routes_are_split_into_several_reports() {
-    let wires = Arc::<Wires>::default();
+    let wires = Arc::<FakePeerNetwork>::default();
     let one = wires.join(1);
     let gates: Vec<_> = (0..1_125)
         .map(|number| {

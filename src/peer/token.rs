@@ -29,7 +29,7 @@ impl TokenFile {
     }
 
     /// Adds the token to a call.
-    pub(super) fn show<T>(&self, call: &mut Request<T>) {
+    pub(super) fn attach_token<T>(&self, call: &mut Request<T>) {
         let value = self.current().and_then(|token| MetadataValue::try_from(format!("Bearer {token}")).ok());
         if let Some(value) = value {
             call.metadata_mut().insert("authorization", value);
@@ -38,7 +38,7 @@ impl TokenFile {
 
     /// Checks the token of a call. A call without a token comes from a replica of the previous release, and is
     /// accepted in this release, with a warning.
-    pub(super) fn check<T>(&self, call: &Request<T>) -> Result<(), Status> {
+    pub(super) fn authenticate_call<T>(&self, call: &Request<T>) -> Result<(), Status> {
         let Some(token) = self.current() else { return Ok(()) };
         let Some(shown) = call.metadata().get("authorization") else {
             if self.may_warn() {
@@ -50,7 +50,7 @@ impl TokenFile {
             return Ok(());
         };
         let shown = shown.as_bytes().strip_prefix(b"Bearer ").unwrap_or_default();
-        if is_same(shown, token.as_bytes()) {
+        if equal_in_constant_time(shown, token.as_bytes()) {
             return Ok(());
         }
         Err(Status::unauthenticated(
@@ -84,7 +84,7 @@ impl TokenFile {
 }
 
 /// Compares in a time independent of the position of the first difference.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
+fn equal_in_constant_time(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).fold(0, |differing, (one, other)| differing | (one ^ other)) == 0
 }

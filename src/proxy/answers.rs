@@ -21,7 +21,7 @@ pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body>
     exchange.fail(error);
     let (dialect, id) = (exchange.dialect, exchange.request_id.clone());
     let error = &*error.for_client(exchange.gate().policy().failure.detail);
-    error_response(error, dialect, id, |body| Body::ending(body, exchange))
+    error_response(error, dialect, id, |body| Body::for_admitted(body, exchange))
 }
 
 /// Sets `server-timing` on the response to a held request, and the cold-start headers if `cold`.

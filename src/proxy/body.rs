@@ -30,7 +30,7 @@ use super::{
 use crate::{domain::Period, error::Outcome, history::Event, openai};
 
 /// Maximum decoded size of a response that had to be read as a whole, in bytes.
-const MAX_DECODED: usize = 1 << 20;
+const MAX_DECODED_BYTES: usize = 1 << 20;
 
 /// Body of a response.
 pub enum Body {
@@ -114,7 +114,7 @@ impl Body {
     }
 
     /// Creates a response of the proxy to an admitted request. The request ends with this response.
-    pub fn ending(bytes: Bytes, exchange: Exchange) -> Self {
+    pub fn for_admitted(bytes: Bytes, exchange: Exchange) -> Self {
         Self::Full(Some(bytes), Some(exchange))
     }
 
@@ -134,7 +134,7 @@ impl Body {
         match self {
             Self::Relay(relay) => relay.decoder = Some(decoder),
             Self::Full(Some(bytes), _) => {
-                *bytes = decoder.whole(std::mem::take(bytes), MAX_DECODED).map_err(BodyError::Undecodable)?;
+                *bytes = decoder.whole(std::mem::take(bytes), MAX_DECODED_BYTES).map_err(BodyError::Undecodable)?;
             }
             Self::Full(None, _) | Self::Early(_) => {}
         }
@@ -319,7 +319,7 @@ impl Relay {
             return self.poll_decoded(cx);
         }
         let frame = ready!(poll_incoming(&mut self.begun, &mut self.incoming, cx));
-        self.came();
+        self.record_arrival();
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
     }
 
@@ -332,7 +332,7 @@ impl Relay {
                 Err(error) => return Poll::Ready(Some(Err(BodyError::Undecodable(error)))),
             }
             let frame = ready!(poll_incoming(&mut self.begun, &mut self.incoming, cx));
-            self.came();
+            self.record_arrival();
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(part) => {
@@ -355,7 +355,7 @@ impl Relay {
         }
     }
 
-    fn came(&mut self) {
+    fn record_arrival(&mut self) {
         self.idle.progress = true;
         if let Some(beats) = &mut self.beats {
             beats.record_part();

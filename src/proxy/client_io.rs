@@ -112,7 +112,7 @@ async fn hang_up(socket: TcpStream) {
 }
 
 /// Returns the read error that hyper gets in place of ambiguously framed bytes.
-fn two_readings() -> io::Error {
+fn ambiguous_framing_error() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the request can be read in two ways")
 }
 
@@ -126,7 +126,7 @@ impl<I> ClientIo<I> {
     /// Wraps `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>, memory: Arc<Memory>) -> Self {
         let now = Instant::now();
-        state.idles(now);
+        state.mark_idle_since(now);
         let quiet = QuietPeriod { since: now, in_head: true, begun: 0, leaving: None, timer: None };
         Self {
             io,
@@ -153,14 +153,14 @@ impl<I> ClientIo<I> {
     }
 
     /// Records that bytes were read.
-    fn heard(&mut self) {
+    fn record_read_bytes(&mut self) {
         if self.http2.is_some() && self.state.begun() > 0 {
             // PING, acknowledgements and WINDOW_UPDATE between requests begin none.
             return;
         }
         if !self.state.is_active() && (self.quiet.begun != self.state.begun() || !self.quiet.in_head) {
             self.quiet.restart(self.state.begun(), true);
-            self.state.is_busy();
+            self.state.mark_busy();
         }
     }
 
@@ -176,7 +176,7 @@ impl<I> ClientIo<I> {
         let quiet = &mut self.quiet;
         if quiet.begun != self.state.begun() {
             quiet.restart(self.state.begun(), false);
-            self.state.idles(quiet.since);
+            self.state.mark_idle_since(quiet.since);
         }
         let (limit, what) = match quiet.in_head {
             true => (self.limits.header_timeout.get(), "the head of a request did not come"),
@@ -235,7 +235,7 @@ impl<I> ClientIo<I> {
         let kept = self.kept_unread();
         let behind = self.behind.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
         behind.poll_over(&self.memory, kept, cx).map(|()| {
-            self.state.stalls();
+            self.state.record_stall();
             stopped_reading()
         })
     }
@@ -260,7 +260,7 @@ impl<I> ClientIo<I> {
             Poll::Ready(written) => {
                 if let Ok(written) = &written {
                     if let Some(behind) = &mut self.behind {
-                        behind.moved(*written);
+                        behind.credit_read(*written);
                     }
                     if let Some(frames) = &mut self.http2 {
                         frames.wrote(*written);
@@ -361,7 +361,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             if room.filled().is_empty() {
                 break;
             }
-            self.heard();
+            self.record_read_bytes();
             self.ahead.extend_from_slice(room.filled());
         }
         if self.ahead == PREFACE {
@@ -400,7 +400,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.framing.is_cut() && !self.state.leaves_http() {
-            return Poll::Ready(Err(two_readings()));
+            return Poll::Ready(Err(ambiguous_framing_error()));
         }
         let before = buf.filled().len();
         let read = self.poll_next(cx, buf);
@@ -411,18 +411,18 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                 over => over.map(Err),
             },
             Poll::Ready(read) => {
-                self.heard();
+                self.record_read_bytes();
                 if let Some(frames) = &mut self.http2 {
-                    if !frames.came(&buf.filled()[before..]) {
+                    if !frames.parse_frames(&buf.filled()[before..]) {
                         return Poll::Ready(Err(io::Error::other(TOO_MANY_FRAMES)));
                     }
                     if self.state.is_reset_rapidly(self.limits.max_rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));
                     }
                 } else if !self.state.leaves_http() {
-                    let may_pass = self.framing.came(&buf.filled()[before..]);
+                    let may_pass = self.framing.admit_bytes(&buf.filled()[before..]);
                     if may_pass == 0 && self.framing.is_cut() {
-                        return Poll::Ready(Err(two_readings()));
+                        return Poll::Ready(Err(ambiguous_framing_error()));
                     }
                     buf.set_filled(before + may_pass);
                 }

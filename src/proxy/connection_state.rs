@@ -28,7 +28,7 @@ pub struct ConnectionState {
     /// The connection must end as soon as no request is affected.
     closing: AtomicBool,
     /// [`STATE_OPEN`], [`STATE_SHED`] or [`STATE_ENDED`].
-    place: AtomicU8,
+    lifecycle_state: AtomicU8,
     /// Task that serves the connection.
     task: AtomicWaker,
     /// Idle timeout that responses announce, in seconds; 0 if none.
@@ -44,7 +44,7 @@ pub struct ConnectionState {
     /// A model server's response has been sent over the connection.
     relays: AtomicBool,
     /// Task to run after HTTP, once a response has switched protocols.
-    next: Mutex<Option<TakeoverTask>>,
+    pending_takeover: Mutex<Option<TakeoverTask>>,
     /// True once a takeover task has been set.
     leaves_http: AtomicBool,
 }
@@ -84,7 +84,7 @@ const STATE_SHED: u8 = 1;
 const STATE_ENDED: u8 = 2;
 
 /// Converts an instant to µs, never 0.
-fn clock(instant: Instant) -> u64 {
+fn clock_micros(instant: Instant) -> u64 {
     static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since = instant.saturating_duration_since(*BASE).as_micros();
     u64::try_from(since).unwrap_or(u64::MAX - 1) + 1
@@ -100,7 +100,7 @@ impl fmt::Debug for ConnectionState {
 
 impl ConnectionState {
     /// Begins an HTTP/2 request. Dropping the guard before [`UnansweredRequest::answered`] counts as a reset by the client.
-    pub(super) fn early(self: &Arc<Self>) -> UnansweredRequest {
+    pub(super) fn begin_unanswered(self: &Arc<Self>) -> UnansweredRequest {
         UnansweredRequest { state: Some(self.clone()), since: Instant::now() }
     }
 
@@ -119,33 +119,33 @@ impl ConnectionState {
     }
 
     /// Marks the connection as idle since `since`. It may be shed until a request begins.
-    pub(super) fn idles(&self, since: Instant) {
-        self.idle_since.store(clock(since), Ordering::Relaxed);
+    pub(super) fn mark_idle_since(&self, since: Instant) {
+        self.idle_since.store(clock_micros(since), Ordering::Relaxed);
     }
 
     /// Marks the connection as busy, as a request is arriving.
-    pub(super) fn is_busy(&self) {
+    pub(super) fn mark_busy(&self) {
         self.idle_since.store(0, Ordering::Relaxed);
     }
 
     /// Returns the start of the idle period, in µs; `None` while a request is under way, and once the connection has
     /// been shed or has ended.
     pub(super) fn idle_since(&self) -> Option<u64> {
-        let has_place = self.place.load(Ordering::SeqCst) == STATE_OPEN;
+        let has_place = self.lifecycle_state.load(Ordering::SeqCst) == STATE_OPEN;
         Some(self.idle_since.load(Ordering::Relaxed)).filter(|since| *since > 0 && has_place)
     }
 
     /// Returns the start of the idle period if it is at least [`MIN_IDLE`] before `now`.
     pub(super) fn long_idle_since(&self, now: Instant) -> Option<u64> {
         let min_idle = u64::try_from(MIN_IDLE.as_micros()).unwrap_or(u64::MAX);
-        self.idle_since().filter(|since| clock(now).saturating_sub(*since) >= min_idle)
+        self.idle_since().filter(|since| clock_micros(now).saturating_sub(*since) >= min_idle)
     }
 
     /// Sheds the connection for another one, if still idle since `since`. A request that begins meanwhile is answered.
     pub(super) fn shed(&self, since: u64) -> bool {
         let is_shed = self.idle_since() == Some(since)
             && self
-                .place
+                .lifecycle_state
                 .compare_exchange(STATE_OPEN, STATE_SHED, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok();
         if is_shed {
@@ -155,8 +155,8 @@ impl ConnectionState {
     }
 
     /// Marks the connection as ended. Returns `true` if it had been shed.
-    pub(super) fn has_gone(&self) -> bool {
-        self.place.swap(STATE_ENDED, Ordering::SeqCst) == STATE_SHED
+    pub(super) fn mark_ended(&self) -> bool {
+        self.lifecycle_state.swap(STATE_ENDED, Ordering::SeqCst) == STATE_SHED
     }
 
     /// Closes the connection gracefully: at once if idle, else after the requests under way.
@@ -185,7 +185,7 @@ impl ConnectionState {
     }
 
     /// Sets the idle timeout, which responses announce over HTTP/1.1.
-    pub(super) fn stays_open_for(&self, idle: Duration) {
+    pub(super) fn set_idle_timeout(&self, idle: Duration) {
         self.keep_alive_s.store(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
@@ -196,21 +196,21 @@ impl ConnectionState {
 
     /// Begins a request.
     pub fn begin(self: &Arc<Self>) -> RequestGuard {
-        self.is_busy();
+        self.mark_busy();
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
         RequestGuard { connection: self.clone(), stream: None, memory: None }
     }
 
     /// Sets the task to run after the next response, the last one over HTTP. The connection's own task runs it.
-    pub fn then(&self, next: impl Future<Output = ()> + Send + 'static) {
+    pub fn set_takeover(&self, next: impl Future<Output = ()> + Send + 'static) {
         self.leaves_http.store(true, Ordering::Relaxed);
-        *self.next.lock() = Some(Box::pin(next));
+        *self.pending_takeover.lock() = Some(Box::pin(next));
     }
 
     /// Takes the task to run after HTTP. Always take it, even to drop it: it holds an `Arc` cycle.
-    pub fn take_next(&self) -> Option<TakeoverTask> {
-        self.next.lock().take()
+    pub fn take_takeover(&self) -> Option<TakeoverTask> {
+        self.pending_takeover.lock().take()
     }
 
     /// Returns `true` if a request is under way.
@@ -219,13 +219,13 @@ impl ConnectionState {
     }
 
     /// Records that the client stopped reading.
-    pub(super) fn stalls(&self) {
+    pub(super) fn record_stall(&self) {
         self.stalled.store(true, Ordering::Relaxed);
     }
 
     /// Ends the connection at once, as the client stopped reading.
     pub(super) fn break_off(&self) {
-        self.stalls();
+        self.record_stall();
         self.task.wake();
     }
 
@@ -274,12 +274,12 @@ impl RequestGuard {
     }
 
     /// Counts the memory of the request until it ends.
-    pub(super) fn keep(&mut self, memory: Option<RequestShare>) {
+    pub(super) fn hold_memory(&mut self, memory: Option<RequestShare>) {
         self.memory = memory;
     }
 
     /// Records that the client aborted a response that had begun. `since`: arrival of the request.
-    pub fn given_up(&self, since: Instant) {
+    pub fn record_client_abort(&self, since: Instant) {
         self.connection.reset(since);
     }
 
@@ -309,7 +309,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn resets_count_while_they_dominate_a_connection() {
         let state = Arc::new(ConnectionState::default());
-        let begins = || (state.begin(), state.early());
+        let begins = || (state.begin(), state.begin_unanswered());
         // Answered, however fast.
         for _ in 0..10 {
             let (_under_way, early) = begins();
@@ -330,7 +330,7 @@ mod tests {
         assert!(!state.is_reset_rapidly(111));
         // A request whose response had begun counts as well.
         let begun = Instant::now();
-        state.begin().given_up(begun);
+        state.begin().record_client_abort(begun);
         assert!(state.is_reset_rapidly(111));
     }
 }

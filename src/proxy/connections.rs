@@ -186,7 +186,7 @@ impl Drop for Connected {
         let connections = &self.connections;
         connections.states.remove(&key(&self.state));
         connections.open.fetch_sub(1, Ordering::Relaxed);
-        if self.state.has_gone() {
+        if self.state.mark_ended() {
             connections.leaving.fetch_sub(1, Ordering::Relaxed);
         }
         let Some(source) = self.source else { return };
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn full_house_sheds_only_the_oldest_idle() {
+    async fn full_proxy_sheds_longest_idle_connection() {
         const MAX_OPEN: usize = 200;
         let connections = Arc::<Connections>::default();
         let start = Instant::now();
@@ -258,7 +258,7 @@ mod tests {
         assert!(!connections.has_room(MAX_OPEN), "all are busy");
         // From 50 on they are idle, the last one for longest, and all for less than a second.
         for (number, state) in states.iter().enumerate().skip(50) {
-            state.idles(start + Duration::from_millis((MAX_OPEN - number) as u64));
+            state.mark_idle_since(start + Duration::from_millis((MAX_OPEN - number) as u64));
         }
         tokio::time::advance(SCAN_INTERVAL).await;
         assert!(!connections.has_room(MAX_OPEN), "a request of theirs may be on its way");
@@ -289,16 +289,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn source_sheds_its_own_oldest_idle() {
+    async fn full_source_sheds_its_longest_idle() {
         let connections = Arc::<Connections>::default();
         let enter = |address: [u8; 4], state: &Arc<ConnectionState>| {
             connections.enter(address.into(), usize::MAX, NonZeroUsize::new(2), state)
         };
         let [one, two, three, other]: [Arc<ConnectionState>; 4] = Default::default();
         let _open = [enter([192, 0, 2, 1], &one), enter([192, 0, 2, 1], &two), enter([192, 0, 2, 2], &other)];
-        other.idles(Instant::now());
+        other.mark_idle_since(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
-        two.idles(Instant::now());
+        two.mark_idle_since(Instant::now());
         assert!(enter([192, 0, 2, 1], &Arc::default()).is_none(), "it has only just become idle");
         tokio::time::advance(MIN_IDLE).await;
         let _third = enter([192, 0, 2, 1], &three).unwrap();

@@ -62,7 +62,7 @@ impl CrossSiteGuard {
                     .cors
                     .as_ref()
                     .map(|cors| cors.origins.iter().map(AllowedOrigin::new).collect()),
-                hosts: config.allowed_hosts.iter().map(|host| Host::new(plain(host))).collect(),
+                hosts: config.allowed_hosts.iter().map(|host| Host::new(strip_final_dot(host))).collect(),
                 own: own.map(|own| own.trim().into()),
             }
             .into(),
@@ -81,7 +81,7 @@ impl CrossSiteGuard {
     /// # Errors
     /// [`ProxyError::ForeignHost`] for a name that is neither local nor allowed.
     pub fn check_host(&self, host: &str, is_ours: impl FnOnce(&str) -> bool) -> Result<(), ProxyError> {
-        let name = plain(host_name(host));
+        let name = strip_final_dot(host_name(host));
         if is_local_host(name) || self.rules.load().has_host(name) || is_ours(name) {
             return Ok(());
         }
@@ -115,7 +115,7 @@ impl CrossSiteGuard {
 impl CrossSiteRules {
     fn has_host(&self, name: &str) -> bool {
         self.own.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(name))
-            || self.hosts.iter().any(|host| host.is(name))
+            || self.hosts.iter().any(|host| host.matches_host(name))
     }
 
     /// Returns `true` if all origins of a request are allowed. A request without one needs `*`.
@@ -164,6 +164,6 @@ fn is_of_other_site(host: &str, headers: &HeaderMap) -> bool {
 }
 
 /// Strips the final dot of a fully qualified name.
-fn plain(host: &str) -> &str {
+fn strip_final_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }

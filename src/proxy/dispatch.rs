@@ -76,8 +76,8 @@ impl Proxy {
         };
         exchange.record(Event::AttemptEnded { error: Some(error.name()) });
         let aborted = match &error {
-            SendError::Reset { source, .. } => BodyAbort::among(source, &limits),
-            SendError::Body(source) => BodyAbort::among(&**source, &limits),
+            SendError::Reset { source, .. } => BodyAbort::from_error_chain(source, &limits),
+            SendError::Body(source) => BodyAbort::from_error_chain(&**source, &limits),
             _ => None,
         };
         if let Some(error) = aborted {
@@ -218,7 +218,7 @@ impl Proxy {
                 let (mut head, body) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 exchange.end(Outcome::Completed);
-                Response::from_parts(head, Body::ending(body, exchange))
+                Response::from_parts(head, Body::for_admitted(body, exchange))
             }
         }
     }

@@ -223,7 +223,7 @@ impl Exchange {
     pub fn fail(&mut self, error: &ProxyError) {
         self.status = error.answer().status.as_u16();
         // A refusal after admission: the streamed body exceeded its limits.
-        self.outcome = Some(error.ending().unwrap_or(Outcome::ClientGone));
+        self.outcome = Some(error.outcome_or_refusal().unwrap_or(Outcome::ClientGone));
         self.set_reason(&error.to_string());
     }
 
@@ -295,7 +295,7 @@ impl Drop for Exchange {
         });
         self.end_hold(HoldEnd::Ended(outcome));
         if outcome == Outcome::ClientGone && self.status != CLIENT_CLOSED_REQUEST {
-            self.under_way.given_up(self.started);
+            self.under_way.record_client_abort(self.started);
         }
         // Before the counter, so that the history is complete when the counter changes.
         self.record_end(outcome);

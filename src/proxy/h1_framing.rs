@@ -74,7 +74,7 @@ const MAX_SIZE_DIGITS: u8 = 16;
 impl RequestFraming {
     /// Takes the next bytes, and returns how many may pass. After a result smaller than the input, nothing may.
     #[must_use]
-    pub(super) fn came(&mut self, bytes: &[u8]) -> usize {
+    pub(super) fn admit_bytes(&mut self, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         while !rest.is_empty() {
             let (was_in_head, heads) = (self.is_in_head(), self.heads);
@@ -120,7 +120,7 @@ impl RequestFraming {
         let mut taken = 1;
         self.state = match (self.state, byte) {
             (FramingState::Between, b'\r' | b'\n') => FramingState::Between,
-            (FramingState::Between | FramingState::Line, _) => return Some(self.line(bytes)),
+            (FramingState::Between | FramingState::Line, _) => return Some(self.consume_header_line(bytes)),
             (FramingState::RestOfLine, _) => match memchr(b'\n', bytes) {
                 Some(end) => {
                     taken = end + 1;
@@ -151,7 +151,7 @@ impl RequestFraming {
                 b'\n',
             ) => return None,
             (FramingState::Extension(size), b'\r') => FramingState::SizeLf(size),
-            (FramingState::Extension(_), _) => return Some(text(bytes)),
+            (FramingState::Extension(_), _) => return Some(line_text_len(bytes)),
             (FramingState::SizeLf(0), b'\n') => FramingState::TrailerStart(0),
             (FramingState::SizeLf(size), b'\n') => FramingState::Chunk(size),
             (FramingState::Chunk(left), _) => {
@@ -169,7 +169,7 @@ impl RequestFraming {
             }
             (FramingState::Trailer(before), b'\r') => FramingState::TrailerLf(before + 1),
             (FramingState::TrailerStart(before) | FramingState::Trailer(before), _) => {
-                taken = text(bytes).min(MAX_TRAILER_BYTES - before);
+                taken = line_text_len(bytes).min(MAX_TRAILER_BYTES - before);
                 FramingState::Trailer(before + taken)
             }
             (FramingState::TrailerLf(before), b'\n') => FramingState::TrailerStart(before + 1),
@@ -180,14 +180,14 @@ impl RequestFraming {
     }
 
     /// Consumes a header line, or the part that has arrived.
-    fn line(&mut self, bytes: &[u8]) -> usize {
+    fn consume_header_line(&mut self, bytes: &[u8]) -> usize {
         self.state = FramingState::Line;
         if let Some(end) = memchr(b'\n', bytes) {
             if self.line.is_empty() {
-                self.whole_line(&bytes[..end]);
+                self.parse_header_line(&bytes[..end]);
             } else {
                 let line = [&*std::mem::take(&mut self.line), &bytes[..end]].concat();
-                self.whole_line(&line);
+                self.parse_header_line(&line);
             }
             return end + 1;
         }
@@ -198,7 +198,7 @@ impl RequestFraming {
         } else {
             let begun = &bytes[..bytes.len().min(MAX_HEADER_LINE_BYTES)];
             let line = [&*std::mem::take(&mut self.line), begun].concat();
-            if value(&line, b"transfer-encoding:").or_else(|| value(&line, b"content-length:")).is_some() {
+            if header_line_value(&line, b"transfer-encoding:").or_else(|| header_line_value(&line, b"content-length:")).is_some() {
                 self.length = BodyLength::Unclear;
             }
             self.state = FramingState::RestOfLine;
@@ -207,12 +207,12 @@ impl RequestFraming {
     }
 
     /// Reads a complete header line without its line feed.
-    fn whole_line(&mut self, line: &[u8]) {
+    fn parse_header_line(&mut self, line: &[u8]) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match line.first() {
             None => self.end_head(),
             Some(b'T' | b't') => {
-                if let Some(coding) = value(line, b"transfer-encoding:") {
+                if let Some(coding) = header_line_value(line, b"transfer-encoding:") {
                     // Overrides a valid length before or after it (RFC 9112, section 6.3).
                     self.length = match self.length {
                         BodyLength::None | BodyLength::Known(_)
@@ -225,8 +225,8 @@ impl RequestFraming {
                 }
             }
             Some(b'C' | b'c') => {
-                if let Some(digits) = value(line, b"content-length:") {
-                    self.length = match (self.length, number(digits)) {
+                if let Some(digits) = header_line_value(line, b"content-length:") {
+                    self.length = match (self.length, parse_digits(digits)) {
                         (BodyLength::Chunked, _) => BodyLength::Chunked,
                         (BodyLength::None, Some(length)) => BodyLength::Known(length),
                         (BodyLength::Known(length), Some(same)) if length == same => {
@@ -252,7 +252,7 @@ impl RequestFraming {
 }
 
 /// Returns the number of bytes before the end of the line.
-fn text(bytes: &[u8]) -> usize {
+fn line_text_len(bytes: &[u8]) -> usize {
     memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len())
 }
 
@@ -263,7 +263,7 @@ fn pass(taken: &mut usize, bytes: &[u8], left: u64) -> u64 {
 }
 
 /// Returns the value of a header line named `name`, which includes the colon.
-fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+fn header_line_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| trim(value))
 }
@@ -276,7 +276,7 @@ fn trim(mut value: &[u8]) -> &[u8] {
 }
 
 /// Parses a number of digits only (RFC 9112, section 6.2).
-fn number(digits: &[u8]) -> Option<u64> {
+fn parse_digits(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -179,7 +179,7 @@ async fn next_frame(
                 }
                 Poll::Pending => share.poll_evicted(cx).map(|()| None),
             });
-            match timeout_at(pace.waits(), arrives).await {
+            match timeout_at(pace.start_waiting(), arrives).await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Err(ProxyError::BuffersFull(share.max())),
                 Err(_) => return Err(slow_body_error(limits)),
@@ -189,7 +189,7 @@ async fn next_frame(
     match arrived {
         None => Ok(None),
         Some(Ok(frame)) => {
-            pace.moved(frame.data_ref().map_or(0, Bytes::len));
+            pace.credit_bytes(frame.data_ref().map_or(0, Bytes::len));
             Ok(Some(frame))
         }
         Some(Err(error)) => {

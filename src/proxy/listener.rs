@@ -167,7 +167,7 @@ where
 {
     // Outside the future, which would reserve space for temporaries.
     let limits = proxy.shared().limits.load_full();
-    client.connection.stays_open_for(limits.idle_timeout.get());
+    client.connection.set_idle_timeout(limits.idle_timeout.get());
     let memory = proxy.shared().memory.clone();
     let mut io = ClientIo::new(io, client.connection.clone(), limits, memory).with_socket(socket);
     async move {
@@ -201,7 +201,7 @@ where
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (proxy, stream) = (proxy.clone(), executor.begin());
                     let client = Client { stream: Some(stream.clone()), ..client.clone() };
-                    let early = client.connection.early();
+                    let early = client.connection.begin_unanswered();
                     async move {
                         // hyper enforces this limit for HTTP/1 only.
                         let response = match request.headers().len() > max_headers {
@@ -220,7 +220,7 @@ where
         };
         match ended {
             Ok(()) => {
-                if let Some(next) = after_http.0.take_next() {
+                if let Some(next) = after_http.0.take_takeover() {
                     next.await;
                 }
             }
@@ -234,7 +234,7 @@ struct PendingUpgrade(Arc<ConnectionState>);
 
 impl Drop for PendingUpgrade {
     fn drop(&mut self) {
-        drop(self.0.take_next());
+        drop(self.0.take_takeover());
     }
 }
 

@@ -30,7 +30,7 @@ impl Pace {
     }
 
     /// Starts waiting, unless already waiting, and returns the deadline.
-    pub fn waits(&mut self) -> Instant {
+    pub fn start_waiting(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now) + self.left
     }
 
@@ -45,7 +45,7 @@ impl Pace {
     }
 
     /// Stops waiting, and credits `bytes`.
-    pub fn moved(&mut self, bytes: usize) {
+    pub fn credit_bytes(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {
             self.left = self.left.saturating_sub(since.elapsed());
         }
@@ -67,22 +67,22 @@ mod tests {
     const ALLOWED: PaceLimit = PaceLimit { pause: Duration::from_secs(30), rate: 1000 };
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_add_up_and_bytes_take_them_back() {
-        let left = |pace: &mut Pace| pace.waits().duration_since(Instant::now()).as_secs_f64();
+    async fn pauses_add_up_and_bytes_earn_them_back() {
+        let left = |pace: &mut Pace| pace.start_waiting().duration_since(Instant::now()).as_secs_f64();
         let mut pace = Pace::new(ALLOWED);
         assert_eq!(left(&mut pace), 30.0);
         advance(Duration::from_secs(20)).await;
         assert_eq!(left(&mut pace), 10.0);
-        pace.moved(1);
+        pace.credit_bytes(1);
         assert_eq!(left(&mut pace), 10.001);
         advance(Duration::from_secs(5)).await;
-        pace.moved(2000);
+        pace.credit_bytes(2000);
         assert_eq!(left(&mut pace), 7.001);
-        pace.moved(0);
+        pace.credit_bytes(0);
         // Time without waiting does not count.
         advance(Duration::from_secs(100)).await;
         assert_eq!(left(&mut pace), 7.001);
-        pace.moved(1 << 30);
+        pace.credit_bytes(1 << 30);
         assert_eq!(left(&mut pace), 30.0, "no more than one pause can be saved up");
     }
 
@@ -90,9 +90,9 @@ mod tests {
     async fn without_a_rate_only_the_longest_pause_counts() {
         let mut pace = Pace::new(PaceLimit { rate: 0, ..ALLOWED });
         for _ in 0..100 {
-            assert_eq!(pace.waits(), Instant::now() + ALLOWED.pause);
+            assert_eq!(pace.start_waiting(), Instant::now() + ALLOWED.pause);
             advance(Duration::from_secs(29)).await;
-            pace.moved(1);
+            pace.credit_bytes(1);
         }
     }
 }

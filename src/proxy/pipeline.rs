@@ -139,7 +139,7 @@ impl Proxy {
         }
         // Validated on warm requests too, so that a bad header does not surface only during a cold start.
         check_max_wait(&head.headers).map_err(|error| Rejection::of(&gate, &head, None, error))?;
-        if shape.is_some() && openai::makes_response(head.uri.path()) {
+        if shape.is_some() && openai::creates_stored_response(head.uri.path()) {
             // Boxed to keep the future of other requests small.
             (body, affinity) = Box::pin(self.response_affinity(&gate, &head, body))
                 .await
@@ -159,7 +159,7 @@ impl Proxy {
         trace: &mut TraceSlot,
     ) -> Result<ServeProgress, Rejection> {
         match self.shared.memory.request(&routed.head) {
-            Ok(share) => routed.under_way.keep(share),
+            Ok(share) => routed.under_way.hold_memory(share),
             Err(max) => return Err(routed.rejected(ProxyError::BuffersFull(max))),
         }
         let Some((permit, place)) = routed.gate.enter_for(routed.pin()) else {

@@ -84,7 +84,7 @@ impl Proxy {
             trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, error);
         }
         let detail = gate.as_ref().map(|(gate, _)| gate.policy().failure.detail).unwrap_or_default();
-        if let Err(refusal) = error.ending() {
+        if let Err(refusal) = error.outcome_or_refusal() {
             if let Some(info) = &reply.access {
                 let line = AccessLine {
                     request_id: &id,

@@ -238,7 +238,7 @@ impl RequestTrace {
 impl Drop for RequestTrace {
     fn drop(&mut self) {
         let now = Instant::now();
-        if !self.server.says(names::OUTCOME) && !self.server.says(names::STATUS_CODE) {
+        if !self.server.has_attribute(names::OUTCOME) && !self.server.has_attribute(names::STATUS_CODE) {
             // Dropped before admission and without a response: the client has disconnected, or is about to be.
             self.server.set(names::OUTCOME, Outcome::ClientGone.name());
             fail(&mut self.server, Outcome::ClientGone.name());

@@ -108,13 +108,13 @@ impl RetryBudget {
             }
             _ => "",
         };
-        format!("; the request was sent {}{why}", times(failed.writes.into()))
+        format!("; the request was sent {}{why}", format_times(failed.writes.into()))
     }
 
     /// Describes the failed dispatches so far. Returns `None` if there are none.
     pub(super) fn history(&self) -> Option<String> {
         let Failures { dispatches, last_error, .. } = &**self.failures.as_ref()?;
-        Some(format!("It was dispatched {} before; the last error: {last_error}.", times(*dispatches)))
+        Some(format!("It was dispatched {} before; the last error: {last_error}.", format_times(*dispatches)))
     }
 
     fn record(&mut self, reason: &str) -> &mut Failures {
@@ -135,7 +135,7 @@ impl RetryBudget {
     }
 }
 
-fn times(number: u32) -> String {
+fn format_times(number: u32) -> String {
     match number {
         1 => "once".into(),
         2 => "twice".into(),
@@ -178,7 +178,7 @@ mod tests {
         let healthy = pod();
         let mut budget = RetryBudget::default();
         assert!(budget.record_reset(&healthy, "x"));
-        healthy.vouch();
+        healthy.record_recovery();
         assert!(!budget.record_reset(&healthy, "x"));
         assert!(budget.summary(true).ends_with("so the request is probably at fault"));
     }

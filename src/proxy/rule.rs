@@ -30,17 +30,17 @@ impl Rule {
     pub(super) fn new(matcher: &Matcher) -> Self {
         Self {
             hosts: matcher.hosts.iter().map(|host| Host::new(host)).collect(),
-            paths: matcher.paths.iter().map(|path| prefix(path).into()).collect(),
-            headers: headers(matcher),
+            paths: matcher.paths.iter().map(|path| normalize_prefix(path).into()).collect(),
+            headers: required_headers(matcher),
         }
     }
 
     /// Returns `true` if a request meets the conditions. `host` may have a port.
-    pub(super) fn holds(&self, host: &str, path: &str, headers: &HeaderMap) -> bool {
+    pub(super) fn matches_request(&self, host: &str, path: &str, headers: &HeaderMap) -> bool {
         let host = host_name(host);
-        (self.hosts.is_empty() || self.hosts.iter().any(|known| known.is(host)))
+        (self.hosts.is_empty() || self.hosts.iter().any(|known| known.matches_host(host)))
             && (self.paths.is_empty() || self.paths.iter().any(|prefix| is_below(path, prefix)))
-            && have(headers, &self.headers)
+            && has_required_headers(headers, &self.headers)
     }
 }
 
@@ -56,7 +56,7 @@ impl Host {
     }
 
     /// Returns `true` if the pattern matches `host`, which has no port.
-    pub(super) fn is(&self, host: &str) -> bool {
+    pub(super) fn matches_host(&self, host: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Below(suffix) => ends_with(host, suffix),
@@ -66,7 +66,7 @@ impl Host {
 }
 
 /// Returns the headers that a matcher requires, sorted by name.
-pub(super) fn headers(matcher: &Matcher) -> Headers {
+pub(super) fn required_headers(matcher: &Matcher) -> Headers {
     // Names and values have been validated with the configuration or object.
     let given = matcher.headers.iter().filter_map(|(name, value)| {
         Some((name.parse::<HeaderName>().ok()?, Some(value.parse::<HeaderValue>().ok()?)))
@@ -78,7 +78,7 @@ pub(super) fn headers(matcher: &Matcher) -> Headers {
 }
 
 /// Returns `true` if a request has all required headers.
-pub(super) fn have(given: &HeaderMap, wanted: &Headers) -> bool {
+pub(super) fn has_required_headers(given: &HeaderMap, wanted: &Headers) -> bool {
     wanted.iter().all(|(name, value)| match value {
         Some(value) => given.get_all(name).iter().any(|given| given == value),
         None => given.contains_key(name),
@@ -86,7 +86,7 @@ pub(super) fn have(given: &HeaderMap, wanted: &Headers) -> bool {
 }
 
 /// Normalizes a path prefix: `/a/` equals `/a`, and `/` matches everything.
-pub(super) fn prefix(path: &str) -> &str {
+pub(super) fn normalize_prefix(path: &str) -> &str {
     path.trim_end_matches('/')
 }
 
@@ -146,11 +146,11 @@ mod tests {
             (&["example.com"], &[], false),
             (&[], &["/health"], false),
         ] {
-            let holds = rule(hosts, paths).holds("a.EXAMPLE.com:80", "/healthz/live", &good);
+            let holds = rule(hosts, paths).matches_request("a.EXAMPLE.com:80", "/healthz/live", &good);
             assert_eq!(holds, expected, "{hosts:?} {paths:?}");
         }
         for bad in [&[("x-team", "red")][..], &[("x-any", "1")], &[("x-team", "blue"), ("x-any", "1")]] {
-            assert!(!rule(&[], &[]).holds("a", "/", &headers(bad)), "{bad:?}");
+            assert!(!rule(&[], &[]).matches_request("a", "/", &headers(bad)), "{bad:?}");
         }
     }
 }

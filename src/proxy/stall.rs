@@ -49,8 +49,8 @@ impl Stall {
     }
 
     /// Records that the client has taken `bytes`, or all there is (`usize::MAX`).
-    pub(super) fn moved(&mut self, bytes: usize) {
-        self.pace.moved(bytes);
+    pub(super) fn credit_read(&mut self, bytes: usize) {
+        self.pace.credit_bytes(bytes);
         self.share = None;
     }
 
@@ -61,7 +61,7 @@ impl Stall {
         kept: HeldMemory,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let due = self.pace.waits();
+        let due = self.pace.start_waiting();
         if let HeldMemory::Unread(kind, bytes) = kept
             && self.share.is_none()
         {
@@ -97,8 +97,8 @@ impl Stall {
     }
 
     /// Stops the clock, as the client has taken all there is.
-    pub(super) fn rest(&mut self) {
-        self.moved(usize::MAX);
+    pub(super) fn stop_clock(&mut self) {
+        self.credit_read(usize::MAX);
         self.timer = None;
     }
 }

@@ -81,7 +81,7 @@ impl StreamProgress {
     }
 
     /// Records that the client stopped reading.
-    pub(super) fn stalls(&self) {
+    pub(super) fn record_stream_stall(&self) {
         self.stalled.store(true, Ordering::Relaxed);
     }
 

@@ -150,7 +150,7 @@ impl<F: Future> Future for StallGuarded<F> {
         let Some(stream) = this.stream.as_mut().as_pin_mut() else { return this.poll_sent(cx) };
         if stream.poll(cx).is_pending() {
             ready!(this.poll_over(cx));
-            this.progress.stalls();
+            this.progress.record_stream_stall();
         }
         // Resets the stream if it has not ended by itself.
         this.stream.set(None);
@@ -170,11 +170,11 @@ impl<F> WatchedProjection<'_, F> {
         let produced = self.progress.take_produced();
         if !self.progress.is_unread() {
             // The head has not been sent, or the endpoint has no data: the client has taken all there was.
-            self.stall.rest();
+            self.stall.stop_clock();
             return Poll::Pending;
         }
         if produced > 0 {
-            self.stall.moved(produced);
+            self.stall.credit_read(produced);
         }
         let kept = match self.progress.relays() {
             true => HeldMemory::Unread(UnreadKind::Relay, RELAY_COST_BYTES),

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method};
 
 use super::{
     interceptor::route::Interceptor,
-    rule::{self, Headers, ends_with, host_name, is_address, is_below, prefix},
+    rule::{self, Headers, ends_with, host_name, is_address, is_below, normalize_prefix},
 };
 use crate::{
     admission::Gate,
@@ -91,7 +91,7 @@ impl RouteTable {
                     route.matcher.models.iter().map(|model| model.as_str().into()).collect();
                 table.models.extend_from_slice(&names);
                 table.listing.push((gate.clone(), names));
-                table.prefixes.extend(route.matcher.paths.iter().map(|path| prefix(path).into()));
+                table.prefixes.extend(route.matcher.paths.iter().map(|path| normalize_prefix(path).into()));
             }
             for matcher in route.matchers() {
                 table.insert(matcher, &gate, interceptor.as_ref());
@@ -230,7 +230,7 @@ impl RouteTable {
     /// Returns the classes that match a request, most specific first.
     fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
         self.of_host(host_name(host))
-            .filter(move |class| is_below(path, &class.path) && rule::have(headers, &class.headers))
+            .filter(move |class| is_below(path, &class.path) && rule::has_required_headers(headers, &class.headers))
     }
 
     /// Returns the classes that match a host without its port, most specific first.
@@ -300,10 +300,10 @@ fn insert_class(
     gate: &Arc<Gate>,
     interceptor: Option<&Arc<Interceptor>>,
 ) {
-    let headers = rule::headers(matcher);
+    let headers = rule::required_headers(matcher);
     let none = vec![String::new()];
     for path in if matcher.paths.is_empty() { &none } else { &matcher.paths } {
-        let path = prefix(path);
+        let path = normalize_prefix(path);
         let place = classes.iter().position(|class| *class.path == *path && class.headers == headers);
         let place = place.unwrap_or_else(|| {
             classes.push(Class { path: path.into(), headers: headers.clone(), ..Class::default() });

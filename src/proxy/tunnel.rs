@@ -67,10 +67,10 @@ enum CopyError {
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that one side may continue after the other has closed.
-const HALF_CLOSED: Duration = Duration::from_secs(30);
+const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time for a client to read the close frame.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 
 // === impl Upgrade ===
 
@@ -91,7 +91,7 @@ impl Upgrade {
     /// Starts the tunnel after the next response, the last one over HTTP on its connection.
     pub(super) fn begin(self, tunnel: Tunnel) {
         let client = self.client;
-        self.connection.then(async move { tunnel.run(client).await });
+        self.connection.set_takeover(async move { tunnel.run(client).await });
     }
 }
 
@@ -205,11 +205,11 @@ async fn carry(
                 biased;
                 first = &mut up => {
                     first?;
-                    let _ = timeout(HALF_CLOSED, down).await;
+                    let _ = timeout(HALF_CLOSE_TIMEOUT, down).await;
                 }
                 first = &mut down => {
                     first?;
-                    let _ = timeout(HALF_CLOSED, up).await;
+                    let _ = timeout(HALF_CLOSE_TIMEOUT, up).await;
                 }
             }
             // The other side has finished too, or was cut off after the half-close timeout.
@@ -230,7 +230,7 @@ async fn carry(
             to_client.shutdown().await
         };
         // The tunnel ends even if the client does not read the frame.
-        let _ = timeout(CLOSING, closing).await;
+        let _ = timeout(CLOSE_FRAME_TIMEOUT, closing).await;
     }
     end
 }

@@ -122,7 +122,7 @@ impl Proxy {
             let mut timer = pin!(sleep_until(deadline.at));
             loop {
                 exchange.begin_hold(&ticket);
-                status.set_position(Some(ticket.spot()));
+                status.set_position(Some(ticket.position_handle()));
                 let released = tokio::select! {
                     // Prefers a permit released at the deadline over timing out.
                     biased;

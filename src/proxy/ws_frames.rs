@@ -9,13 +9,13 @@ use crate::error::ProxyError;
 pub(super) struct WsFrameTracker {
     /// Header of the current frame, as far as it has arrived.
     header: [u8; Self::MAX_HEADER_BYTES],
-    has: usize,
+    header_len: usize,
     /// Payload bytes of the frame still to come.
     left: u64,
     /// A close frame has been passed on; no frame may follow.
     closed: bool,
     /// A part is being written, and the amount already sent is unknown.
-    passing: bool,
+    is_write_pending: bool,
 }
 
 /// Maximum payload of a close frame, in bytes; two of them are the code.
@@ -29,12 +29,12 @@ impl WsFrameTracker {
 
     /// Marks the start of a write.
     pub(super) const fn begin(&mut self) {
-        self.passing = true;
+        self.is_write_pending = true;
     }
 
     /// Records a completed write.
     pub(super) fn pass(&mut self, mut part: &[u8]) {
-        self.passing = false;
+        self.is_write_pending = false;
         while !part.is_empty() {
             if self.left > 0 {
                 let skipped = part.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
@@ -42,20 +42,20 @@ impl WsFrameTracker {
                 part = &part[skipped..];
                 continue;
             }
-            self.header[self.has] = part[0];
-            self.has += 1;
+            self.header[self.header_len] = part[0];
+            self.header_len += 1;
             part = &part[1..];
             if let Some(length) = self.length() {
                 self.left = length;
                 self.closed |= self.header[0] & 0x0f == 8;
-                self.has = 0;
+                self.header_len = 0;
             }
         }
     }
 
     /// Returns the length of the payload, once the header is complete.
     fn length(&self) -> Option<u64> {
-        let header = &self.header[..self.has];
+        let header = &self.header[..self.header_len];
         let [_, second, rest @ ..] = header else { return None };
         let mask = if second & 0x80 == 0 { 0 } else { 4 };
         let extended = match second & 0x7f {
@@ -77,7 +77,7 @@ impl WsFrameTracker {
 
     /// Returns `true` if a close frame may be inserted here.
     pub(super) const fn may_close(&self) -> bool {
-        !(self.passing || self.closed || self.has > 0 || self.left > 0)
+        !(self.is_write_pending || self.closed || self.header_len > 0 || self.left > 0)
     }
 
     /// Builds the close frame with the reason for ending the server's side; `None` if no frame may be inserted here.
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn close_frame_stands_between_frames_only() {
+    fn close_frame_fits_between_frames_only() {
         let stream: Vec<_> = [(1, 0), (2, 5), (9, 125), (0, 126), (2, 70_000)]
             .map(|(op, length)| frame(op, length, false))
             .concat();

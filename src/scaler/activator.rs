@@ -19,7 +19,7 @@ use crate::{
 pub(super) const RAMP_STEP: Duration = Duration::from_millis(150);
 
 /// Longest such time if the endpoint does not answer probes.
-const RAMP_STEP_UNANSWERED: Duration = Duration::from_secs(5);
+const MAX_UNANSWERED_RAMP_STEP: Duration = Duration::from_secs(5);
 
 /// Bounds of the silence after which a server with requests in flight is probed: the mean time to the first byte, in steps
 /// of the lower bound.
@@ -80,7 +80,7 @@ impl Activator {
         let began = demand.activation_since().unwrap_or_else(Instant::now);
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(began, self.gate.held());
-        if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.hinders()) {
+        if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.prevents_start()) {
             cold_starts.set_obstacle(obstacle.message.full().clone());
         }
     }
@@ -157,7 +157,7 @@ impl Activator {
     /// Widens the ramp of an endpoint while requests are held, without waiting for answers, which may take long or
     /// never arrive. `ask` probes the endpoint. Never returns; cancel-safe. The owner drops this future when a
     /// request fails.
-    pub(super) async fn widen<F: Future<Output = ProbeResult>>(
+    pub(super) async fn widen_ramp<F: Future<Output = ProbeResult>>(
         &self,
         endpoint: &Endpoint,
         ask: impl Fn() -> F,
@@ -176,7 +176,7 @@ impl Activator {
                 // The endpoint would refuse requests as well, so the ramp does not widen.
                 ProbeResult::Refused => continue,
                 answer if answer.is_alive() => {}
-                _ => sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, RAMP_STEP_UNANSWERED)).await,
+                _ => sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, MAX_UNANSWERED_RAMP_STEP)).await,
             }
             if self.gate.held() > 0 {
                 self.gate.target().widen(endpoint);
@@ -197,7 +197,7 @@ impl Activator {
             let step = if probes == 0 { MIN_SILENCE } else { SILENT_PROBE_INTERVAL };
             sleep(step).await;
             silent += step;
-            if endpoint.take_heard() || endpoint.in_flight() == 0 {
+            if endpoint.take_data_arrived() || endpoint.in_flight() == 0 {
                 (silent, probes) = (Duration::ZERO, 0);
                 continue;
             }
@@ -209,7 +209,7 @@ impl Activator {
             if probes < SILENT_PROBES {
                 continue;
             }
-            if !endpoint.take_heard() {
+            if !endpoint.take_data_arrived() {
                 let (route, address) = (self.gate.key(), endpoint.address());
                 let probe = self.describe_probe(Some(answer));
                 tracing::warn!(%route, address, probe, "the server answers neither requests nor probes; sending no more requests to it");
@@ -220,7 +220,7 @@ impl Activator {
     }
 
     /// Probes the endpoint once.
-    pub(super) async fn ask(&self, endpoint: &Endpoint) -> ProbeResult {
+    pub(super) async fn probe_endpoint(&self, endpoint: &Endpoint) -> ProbeResult {
         let readiness = self.gate.policy().readiness.clone();
         probe(endpoint.address(), &readiness).await
     }
@@ -237,7 +237,7 @@ impl Activator {
     /// Ends the activation: the target is ready.
     pub(super) fn activated(&self, endpoint: &Endpoint) {
         self.gate.cold_starts().ready(Some(endpoint.address()));
-        endpoint.vouch();
+        endpoint.record_recovery();
         let ramp_start = self.gate.policy().concurrency.ramp_start;
         self.open(endpoint, Some(ramp_start));
         // New requests are dispatched immediately, so only requests that were held before could be left here.
@@ -336,7 +336,7 @@ pub(super) async fn until_suspect<F: Future<Output = ProbeResult>>(
             biased; // another request may have made it suspect, which spares the probe
             () = endpoint.attention() => {}
             answer = asked => match answer.is_alive() {
-                true => endpoint.vouch(),
+                true => endpoint.record_recovery(),
                 // A request may have been answered meanwhile, which cleared the doubt.
                 false if endpoint.is_doubted() => endpoint.suspect(),
                 false => {}
@@ -459,7 +459,7 @@ mod tests {
         let sends = async {
             loop {
                 sleep(Duration::from_secs(50)).await;
-                connection.hear();
+                connection.record_arrived_data();
             }
         };
         let busy = async { tokio::join!(activator.watch_silence(&endpoint, unanswered), sends) };
@@ -470,7 +470,7 @@ mod tests {
             if let Some(usual) = usual {
                 gate.counters().first_byte(Duration::from_secs(usual), false, None);
             }
-            endpoint.take_heard();
+            endpoint.take_data_arrived();
             let began = Instant::now();
             tokio::select! {
                 () = until_suspect(&endpoint, unanswered) => {}

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use super::{
     Shutdown,
     activator::{Activator, until_vacant},
-    url::{address, refuse},
+    url::{address, fail_all_requests},
 };
 use crate::{
     admission::Gate,
@@ -33,7 +33,7 @@ use crate::{
         TargetState,
     },
 };
-use keeper::{Keeper, MAX_PROBES, Prober, Resolver, speaks};
+use keeper::{Keeper, MAX_PROBES, Prober, Resolver, probe_protocol_of};
 use pod::PodSupervisor;
 use reported_state::ReportedState;
 
@@ -64,7 +64,7 @@ pub(super) async fn run(
     let discovered = discovery.watch(target);
     let prober: Prober = Arc::new(|endpoint, readiness| {
         let (address, readiness) = (endpoint.address().to_owned(), readiness.clone());
-        let speaks = speaks(endpoint.protocol());
+        let speaks = probe_protocol_of(endpoint.protocol());
         async move { probe_pod(&address, speaks, &readiness).await }.boxed()
     });
     let resolver: Resolver = Arc::new(|address, limit| {
@@ -91,14 +91,14 @@ async fn keep(
             return tokio::select! {
                 biased; // the end first: there is nothing else to wait for
                 () = shutdown.drain.cancelled() => {}
-                () = refuse(&mut activator, &reason) => {}
+                () = fail_all_requests(&mut activator, &reason) => {}
             };
         }
     };
     let keeper = Arc::new(Keeper {
         gate: gate.clone(),
         discovered: discovered.clone(),
-        behind: gateway.is_some().then(TargetState::default),
+        pods_behind_gateway: gateway.is_some().then(TargetState::default),
         groups: target.roles.groups.keys().map(|name| name.as_str().into()).collect(),
         counts: watch::Sender::default(),
         prober,
@@ -201,7 +201,7 @@ impl RunningPods {
         let max = keeper.gate.policy().concurrency.max;
         let endpoint = Endpoint::speaking(key.1, &*key.0, max);
         let role = key.2;
-        if !role.helps {
+        if !role.is_helper {
             keeper.pods().add(&endpoint);
         }
         let is_warm = self.is_first && reported == ReportedState::Ready;

@@ -18,7 +18,7 @@ use crate::{
 const WANTED_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Interval at which idleness is checked.
-const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const SCALE_IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the scale is read at zero, in case an operator has scaled up.
 const ZERO_INTERVAL: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ const MAX_SCALE_BACKOFF: Duration = Duration::from_secs(15);
 pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>) {
     let mut activator = Activator::new(gate.clone());
     let backoff = Backoff::new(MIN_BACKOFF, MAX_SCALE_BACKOFF);
-    let mut direct = DirectScaler { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
+    let mut direct = DirectScalingLoop { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
     loop {
         let next = match direct.workload() {
             None => {
@@ -40,8 +40,8 @@ pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>)
                 direct.idle = IdleClock::new();
                 ZERO_INTERVAL
             }
-            Some(workload) if activator.is_wanted() => direct.up(&workload).await,
-            Some(workload) => direct.down(&workload).await,
+            Some(workload) if activator.is_wanted() => direct.ensure_replica(&workload).await,
+            Some(workload) => direct.scale_down_if_idle(&workload).await,
         };
         let wanted = async {
             // If the target is wanted already, `up` has just run.
@@ -55,7 +55,7 @@ pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>)
     }
 }
 
-struct DirectScaler<'a> {
+struct DirectScalingLoop<'a> {
     gate: Arc<Gate>,
     namespace: &'a str,
     scale: Arc<dyn Scale>,
@@ -72,14 +72,14 @@ struct IdleClock {
 
 // === impl DirectScaler ===
 
-impl DirectScaler<'_> {
+impl DirectScalingLoop<'_> {
     fn workload(&self) -> Option<Workload> {
         let policy = self.gate.policy();
         policy.workload.clone().filter(|_| policy.scale_by == ScaleBy::Kubernetes)
     }
 
     /// Ensures at least one replica for waiting requests. Returns the time until the next check.
-    async fn up(&mut self, workload: &Workload) -> Duration {
+    async fn ensure_replica(&mut self, workload: &Workload) -> Duration {
         // Assumes that the requests wait until the next check.
         self.idle.since = Instant::now() + WANTED_INTERVAL;
         if self.gate.target().is_up() {
@@ -110,7 +110,7 @@ impl DirectScaler<'_> {
 
     /// Scales to zero once no replica of the proxy has wanted the target for the idle timeout. Returns the time until the
     /// next check.
-    async fn down(&mut self, workload: &Workload) -> Duration {
+    async fn scale_down_if_idle(&mut self, workload: &Workload) -> Duration {
         if self.replicas.is_none() {
             // Reports a workload that cannot be scaled before a request waits for it, and until it can be.
             match self.scale.replicas(self.namespace, workload).await {
@@ -123,7 +123,7 @@ impl DirectScaler<'_> {
         let now = Instant::now();
         if now < until {
             // Frequent, as demand of other replicas may come and go between two checks.
-            return IDLE_CHECK_INTERVAL.min(until - now);
+            return SCALE_IDLE_CHECK_INTERVAL.min(until - now);
         }
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
@@ -144,7 +144,7 @@ impl DirectScaler<'_> {
         match result.await {
             Ok(()) => {
                 self.backoff.reset();
-                if self.replicas == Some(0) { ZERO_INTERVAL } else { IDLE_CHECK_INTERVAL }
+                if self.replicas == Some(0) { ZERO_INTERVAL } else { SCALE_IDLE_CHECK_INTERVAL }
             }
             Err(error) => self.failed(&error),
         }

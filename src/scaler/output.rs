@@ -50,7 +50,7 @@ struct OutputSplitter {
 
 impl ProcessOutput {
     /// Maximum number of lines kept.
-    const MAX_LINES: usize = 50;
+    const MAX_LAST_LINES: usize = 50;
     /// Time for reading the remaining output of a process that has exited.
     const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -60,7 +60,7 @@ impl ProcessOutput {
         route: RouteKey,
         on_part: impl Fn(PartObservation) + Send + 'static,
     ) -> Self {
-        let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::MAX_LINES)));
+        let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::MAX_LAST_LINES)));
         let loaded = Arc::new(AtomicBool::new(false));
         let mut start =
             StartLog { log: VllmLog::default(), loaded: loaded.clone(), late_lines: 100, on_part };
@@ -74,7 +74,7 @@ impl ProcessOutput {
             }
             start.line(&line);
             let mut kept = kept.lock();
-            if kept.len() == Self::MAX_LINES {
+            if kept.len() == Self::MAX_LAST_LINES {
                 kept.pop_front();
             }
             kept.push_back(line);
@@ -163,7 +163,7 @@ impl OutputSplitter {
     }
 
     fn end(&mut self, mut line: impl FnMut(String)) {
-        let text = plain(&String::from_utf8_lossy(&self.partial));
+        let text = strip_control_sequences(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         if !text.is_empty() {
             line(mask_secrets(&text).into_owned());
@@ -172,7 +172,7 @@ impl OutputSplitter {
 }
 
 /// Strips terminal control sequences and trailing white space.
-fn plain(text: &str) -> String {
+fn strip_control_sequences(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(next) = rest.next() {

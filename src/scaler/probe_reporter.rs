@@ -37,7 +37,7 @@ impl ProbeReporter {
     /// Records an answer. Reports a failure that has lasted its grace while the target is down.
     pub(super) fn record(&mut self, address: &str, answer: &ProbeResult) {
         let since = match &self.last {
-            Some((last, since)) if is_like(last, answer) => *since,
+            Some((last, since)) if is_same_kind(last, answer) => *since,
             _ => {
                 self.withdraw();
                 self.last.insert((answer.clone(), Instant::now())).1
@@ -91,7 +91,7 @@ impl Drop for ProbeReporter {
 }
 
 /// Returns true if both answers have the same kind, and the same status.
-fn is_like(one: &ProbeResult, other: &ProbeResult) -> bool {
+fn is_same_kind(one: &ProbeResult, other: &ProbeResult) -> bool {
     match (one, other) {
         (ProbeResult::Status(one), ProbeResult::Status(other)) => one == other,
         _ => discriminant(one) == discriminant(other),
@@ -138,7 +138,7 @@ mod tests {
 
     const ADDRESS: &str = "127.0.0.1:8000";
 
-    fn rig() -> (Arc<Gate>, ProbeReporter) {
+    fn reporter_with_gate() -> (Arc<Gate>, ProbeReporter) {
         let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
         (gate.clone(), ProbeReporter::new(gate))
     }
@@ -154,7 +154,7 @@ mod tests {
             (401, "/health answers 401: probes have no credentials; is `readiness.path` right?"),
             (302, "/health answers 302: is `readiness.path` right?"),
         ] {
-            let (gate, mut reporter) = rig();
+            let (gate, mut reporter) = reporter_with_gate();
             let answer = ProbeResult::Status(StatusCode::from_u16(status).unwrap());
             reporter.record(ADDRESS, &answer);
             advance(Duration::from_millis(1_999)).await;
@@ -170,7 +170,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unresolved_name_is_reported_after_2_s() {
-        let (gate, mut reporter) = rig();
+        let (gate, mut reporter) = reporter_with_gate();
         let answer = |reason: &str| ProbeResult::Unresolved("vllm.llm".into(), reason.into());
         reporter.record("vllm.llm:8000", &answer("Name or service not known"));
         assert_eq!(reported(&gate), None);
@@ -188,7 +188,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_reported_after_10_s() {
-        let (gate, mut reporter) = rig();
+        let (gate, mut reporter) = reporter_with_gate();
         let answers = [
             (ProbeResult::Refused, "Nothing listens at 127.0.0.1:8000 (connection refused)"),
             (ProbeResult::Status(StatusCode::SERVICE_UNAVAILABLE), "/health at 127.0.0.1:8000 answers 503"),
@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn cluster_explains_more_than_a_probe() {
-        let (gate, mut reporter) = rig();
+        let (gate, mut reporter) = reporter_with_gate();
         reporter.record(ADDRESS, &ProbeResult::Refused);
         advance(Duration::from_secs(10)).await;
         reporter.record(ADDRESS, &ProbeResult::Refused);

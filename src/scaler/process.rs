@@ -96,7 +96,7 @@ impl Launcher {
                 // Shutdown first: nothing is started any more.
                 biased;
                 () = drain.cancelled() => break,
-                () = self.due() => self.run_once().await,
+                () = self.until_start_due() => self.run_once().await,
             }
         }
         self.gate().target().set_status(Status::Idle);
@@ -113,7 +113,7 @@ impl Launcher {
     }
 
     /// Waits until a start is wanted and the backoff has passed. Cancel-safe.
-    async fn due(&mut self) {
+    async fn until_start_due(&mut self) {
         if let Some(until) = self.retry_at {
             self.activator.run_accepting_demand(sleep_until(until)).await;
             self.retry_at = None;
@@ -188,7 +188,7 @@ impl Launcher {
             match self.sleep_until_wanted(&mut server, &endpoint).await {
                 SleepOutcome::Awake => up = Instant::now(),
                 SleepOutcome::Over(reason) => {
-                    self.leave(endpoint);
+                    self.remove_when_vacant(endpoint);
                     return self.stop(server, reason).await;
                 }
                 SleepOutcome::Lost(exit) => return self.lost(endpoint, server, exit).await,
@@ -206,19 +206,19 @@ impl Launcher {
                 }
                 self.backoff.reset();
                 self.gate().cold_starts().abandoned();
-                self.leave(endpoint);
+                self.remove_when_vacant(endpoint);
                 let reason =
                     if matches!(ended, ServeOutcome::Idle) { "idle" } else { self.shutdown.reason() };
                 self.stop(server, reason).await;
             }
             ServeOutcome::Exited(status) => {
                 let exit = server.exit(status, "serving").await;
-                self.died(endpoint, exit, up.elapsed() >= STABLE_AFTER);
+                self.handle_exit(endpoint, exit, up.elapsed() >= STABLE_AFTER);
             }
             ServeOutcome::Silent(answer) => {
                 let reason =
                     format!("the target no longer answers: {}", self.activator.describe_probe(answer));
-                self.died(
+                self.handle_exit(
                     endpoint,
                     ServerExit { reason: reason.into(), last_lines: server.last_lines() },
                     false,
@@ -234,7 +234,7 @@ impl Launcher {
             tokio::select! {
                 // A suspect endpoint first: it blocks requests.
                 biased;
-                () = until_suspect(endpoint, || self.activator.ask(endpoint)) => {
+                () = until_suspect(endpoint, || self.activator.probe_endpoint(endpoint)) => {
                     let mut limit = self.gate().policy().readiness.activation_timeout.get();
                     if endpoint.in_flight() > 0 {
                         // The server may be too busy with a request to answer probes: allow for the longest request.
@@ -248,13 +248,13 @@ impl Launcher {
                     if timeout(limit, recovered).await.is_err() {
                         return ServeOutcome::Silent(last);
                     }
-                    endpoint.vouch();
+                    endpoint.record_recovery();
                     // Keeps the limit of one request that suspicion has set; the ramp widens it.
                     self.activator.open(endpoint, None);
                 }
                 () = self.activator.until_idle(endpoint, || self.target.idle_timeout.get(), up) => return ServeOutcome::Idle,
-                () = self.activator.widen(endpoint, || self.activator.ask(endpoint)) => {}
-                () = self.activator.watch_silence(endpoint, || self.activator.ask(endpoint)) => {}
+                () = self.activator.widen_ramp(endpoint, || self.activator.probe_endpoint(endpoint)) => {}
+                () = self.activator.watch_silence(endpoint, || self.activator.probe_endpoint(endpoint)) => {}
             }
         }
     }
@@ -274,11 +274,11 @@ impl Launcher {
 
     /// Handles a server that exited while serving. Held requests wait for the next start, without backoff if this one was
     /// stable.
-    fn died(&mut self, endpoint: Arc<Endpoint>, exit: ServerExit, stable: bool) {
+    fn handle_exit(&mut self, endpoint: Arc<Endpoint>, exit: ServerExit, stable: bool) {
         let ServerExit { reason, last_lines } = exit;
         let output = last_lines.join("\n");
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target has died");
-        self.leave(endpoint);
+        self.remove_when_vacant(endpoint);
         let reason = reason.full().clone();
         // The cold start of this server fails too, unless the server had answered a request.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
@@ -292,7 +292,7 @@ impl Launcher {
     }
 
     /// Removes a retired endpoint once nothing is in flight on it: a client may still read its answer.
-    fn leave(&mut self, endpoint: Arc<Endpoint>) {
+    fn remove_when_vacant(&mut self, endpoint: Arc<Endpoint>) {
         while self.leaving.try_join_next().is_some() {}
         if endpoint.in_flight() == 0 {
             self.gate().target().remove(&endpoint);

@@ -40,7 +40,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
         tokio::select! {
             biased; // the end first: there is nothing else to wait for
             () = shutdown.drain.cancelled() => return,
-            () = refuse(&mut activator, &reason) => return,
+            () = fail_all_requests(&mut activator, &reason) => return,
         }
     };
     let endpoint = Endpoint::fronting(FrontKind::Url, address, gate.policy().concurrency.max);
@@ -67,7 +67,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
 }
 
 /// Fails every request with `reason`. Never returns.
-pub(super) async fn refuse(activator: &mut Activator, reason: &str) {
+pub(super) async fn fail_all_requests(activator: &mut Activator, reason: &str) {
     loop {
         activator.wanted().await;
         activator.begin_activation();
@@ -89,7 +89,7 @@ async fn watch(activator: &mut Activator, endpoint: &Endpoint) {
         limit = tokio::select! {
             // A suspect endpoint first: it blocks requests.
             biased;
-            () = until_suspect(endpoint, || activator.ask(endpoint)) => {
+            () = until_suspect(endpoint, || activator.probe_endpoint(endpoint)) => {
                 activator.gate.cold_starts().reopen(Phase::Propagate);
                 sleep(endpoint.backoff()).await;
                 // Keeps the limit of one request that suspicion has set; the ramp widens it.
@@ -99,8 +99,8 @@ async fn watch(activator: &mut Activator, endpoint: &Endpoint) {
                 activator.gate.cold_starts().abandoned();
                 ALL
             }
-            () = activator.widen(endpoint, || activator.ask(endpoint)) => None,
-            () = activator.watch_silence(endpoint, || activator.ask(endpoint)) => None,
+            () = activator.widen_ramp(endpoint, || activator.probe_endpoint(endpoint)) => None,
+            () = activator.watch_silence(endpoint, || activator.probe_endpoint(endpoint)) => None,
         };
         if !activator.is_wanted() {
             activator.gate.target().set_status(Status::Idle);
@@ -113,7 +113,7 @@ async fn bring_up(activator: &Activator, endpoint: &Endpoint, limit: Option<u32>
     let readiness = activator.gate.policy().readiness.clone();
     let first = probe(endpoint.address(), &readiness).await;
     if first.is_ready() {
-        endpoint.vouch();
+        endpoint.record_recovery();
         if limit.is_some() {
             endpoint.front().into_iter().for_each(Front::found_ready);
         }

@@ -29,7 +29,7 @@ pub struct Cut {
 /// Connections of one endpoint.
 #[derive(Default)]
 pub(super) struct SeverableConnections {
-    open: Mutex<Vec<Weak<Cut>>>,
+    open_cuts: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
     /// True if data has arrived on any connection since this flag was last taken.
@@ -45,7 +45,7 @@ impl Cut {
     }
 
     /// Records that data arrived. Only loads in the common case, so that cores do not contend for the cache line.
-    pub fn hear(&self) {
+    pub fn record_arrived_data(&self) {
         if !self.is_heard.load(Ordering::Relaxed) {
             self.is_heard.store(true, Ordering::Relaxed);
         }
@@ -79,7 +79,7 @@ impl SeverableConnections {
     pub(super) fn add(&self) -> Arc<Cut> {
         let is_heard = self.is_heard.clone();
         let cut = Arc::new(Cut { is_heard, ..Cut::default() });
-        let mut open = self.open.lock();
+        let mut open = self.open_cuts.lock();
         if open.len() == open.capacity() {
             // Remove ended connections before the vector would grow.
             open.retain(|cut| cut.strong_count() > 0);
@@ -96,7 +96,7 @@ impl SeverableConnections {
     /// Terminates the connections without a response in progress; with `all`, every one.
     pub(super) fn sever(&self, all: bool) {
         self.is_severed.store(true, Ordering::SeqCst);
-        let open = self.open.lock().clone();
+        let open = self.open_cuts.lock().clone();
         for cut in open.iter().filter_map(Weak::upgrade) {
             if all || !cut.is_answering.load(Ordering::Relaxed) {
                 cut.cut();
@@ -106,7 +106,7 @@ impl SeverableConnections {
     }
 
     /// Returns whether data arrived since the last call.
-    pub(super) fn take_heard(&self) -> bool {
+    pub(super) fn take_arrived_flag(&self) -> bool {
         self.is_heard.swap(false, Ordering::Relaxed)
     }
 
@@ -130,7 +130,7 @@ mod tests {
     use crate::state::{Endpoint, TargetState};
 
     #[test]
-    fn severing_spares_answers_until_the_grace_is_over() {
+    fn severing_spares_responses_for_the_grace() {
         let endpoint = Endpoint::new("10.0.0.1:8000", 1);
         let (waiting, answering) = (endpoint.connection(), endpoint.connection());
         answering.set_answering(true);
@@ -146,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_ended_are_forgotten() {
+    fn ended_connections_leave_the_list() {
         let endpoint = Endpoint::new("10.0.0.1:8000", 1);
         (0..1000).for_each(|_| drop(endpoint.connection()));
-        assert!(endpoint.connections.open.lock().len() < 10);
+        assert!(endpoint.connections.open_cuts.lock().len() < 10);
     }
 }

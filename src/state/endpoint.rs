@@ -180,7 +180,7 @@ impl Endpoint {
     pub fn succeeded(&self, level: Level) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 || self.is_doubted() {
             self.failures.store(0, Ordering::Relaxed);
-            self.vouch();
+            self.record_recovery();
         }
         self.ramp.answered(level, self.max_in_flight())
     }
@@ -234,8 +234,8 @@ impl Endpoint {
     }
 
     /// Returns whether data arrived since the last call.
-    pub fn take_heard(&self) -> bool {
-        self.connections.take_heard()
+    pub fn take_data_arrived(&self) -> bool {
+        self.connections.take_arrived_flag()
     }
 
     /// Opens a doubt after the endpoint broke off a request that had been written. Wakes the owner for the first of
@@ -252,7 +252,7 @@ impl Endpoint {
     }
 
     /// Records that the endpoint responded after a failure. Settles an open doubt.
-    pub fn vouch(&self) {
+    pub fn record_recovery(&self) {
         self.trial.answered();
     }
 
@@ -269,7 +269,7 @@ impl Endpoint {
 
 impl Load for Arc<Endpoint> {
     /// A doubted endpoint only gets requests for which nothing else has room: see `Gate::acquire`.
-    fn room(&self) -> Option<u32> {
+    fn in_flight_if_room(&self) -> Option<u32> {
         let in_flight = self.in_flight();
         (in_flight < self.limit() && self.is_ready() && !self.is_doubted()).then_some(in_flight)
     }

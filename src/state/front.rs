@@ -71,7 +71,7 @@ impl Front {
 
     /// Returns whether an error warrants a probe. Not for a gateway that has never settled: its settling time has
     /// passed.
-    pub fn is_to_be_doubted(&self) -> bool {
+    pub fn warrants_probe(&self) -> bool {
         self.kind == FrontKind::Url || self.has_settled.load(Ordering::Relaxed)
     }
 
@@ -91,12 +91,12 @@ impl Front {
     }
 
     /// Requires a probe of `readiness.path` before the next dispatch.
-    pub fn ask_first(&self) {
+    pub fn require_probe(&self) {
         self.probe_required.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether a probe of `readiness.path` is required before the next dispatch, and clears the requirement.
-    pub fn takes_question(&self) -> bool {
+    pub fn take_probe_required(&self) -> bool {
         self.probe_required.swap(false, Ordering::Relaxed)
     }
 }
@@ -137,15 +137,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn front_settles_with_a_response_or_with_time() {
         let (front, within) = (Front::new(FrontKind::Gateway), Duration::from_secs(30));
-        assert!(!front.is_settling(within) && !front.is_to_be_doubted(), "it was never ready");
+        assert!(!front.is_settling(within) && !front.warrants_probe(), "it was never ready");
         front.found_ready();
         sleep(Duration::from_millis(29_999)).await;
-        assert!(front.is_settling(within) && !front.is_to_be_doubted());
+        assert!(front.is_settling(within) && !front.warrants_probe());
         sleep(Duration::from_millis(1)).await;
-        assert!(!front.is_settling(within) && !front.is_to_be_doubted());
+        assert!(!front.is_settling(within) && !front.warrants_probe());
         front.found_ready();
         front.settle();
-        assert!(!front.is_settling(within) && front.is_to_be_doubted());
-        assert!(Front::new(FrontKind::Url).is_to_be_doubted(), "for a url, only the probe counts");
+        assert!(!front.is_settling(within) && front.warrants_probe());
+        assert!(Front::new(FrontKind::Url).warrants_probe(), "for a url, only the probe counts");
     }
 }

@@ -13,7 +13,7 @@ use super::Endpoint;
 pub struct ListedModels {
     last: ArcSwapOption<ModelList>,
     /// Held by the request that queries the server; others wait for its result.
-    asking: Mutex<()>,
+    query_lock: Mutex<()>,
 }
 
 /// List returned by a server.
@@ -33,7 +33,7 @@ impl ListedModels {
     /// Maximum age of a list: LoRA adapters are loaded and unloaded while a server runs.
     pub const MAX_AGE: Duration = Duration::from_secs(60);
     /// Interval between queries of a server that returned no list.
-    pub const RETRY_AFTER: Duration = Duration::from_secs(10);
+    pub const LIST_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
     /// Returns the last list.
     pub fn last(&self) -> Option<Arc<ModelList>> {
@@ -41,7 +41,7 @@ impl ListedModels {
     }
 
     /// Returns a ready endpoint to query if the list is too old or its endpoint is no longer ready.
-    pub fn due(&self, endpoints: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+    pub fn endpoint_to_query(&self, endpoints: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
         let is_fresh = |last: &ModelList| {
             Instant::now() < last.due && ready().any(|endpoint| endpoint.id() == last.endpoint)
@@ -59,11 +59,11 @@ impl ListedModels {
         endpoints: &[Arc<Endpoint>],
         ask: impl AsyncFnOnce(&Endpoint) -> Option<BTreeMap<Box<str>, Value>>,
     ) {
-        let _turn = self.asking.lock().await;
-        let Some(endpoint) = self.due(endpoints) else { return };
+        let _turn = self.query_lock.lock().await;
+        let Some(endpoint) = self.endpoint_to_query(endpoints) else { return };
         let (models, age) = match ask(&endpoint).await {
             Some(models) => (Arc::new(models), Self::MAX_AGE),
-            None => (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::RETRY_AFTER),
+            None => (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::LIST_RETRY_INTERVAL),
         };
         let listing = ModelList { models, endpoint: endpoint.id(), due: Instant::now() + age };
         self.last.store(Some(Arc::new(listing)));
@@ -94,16 +94,16 @@ mod tests {
         let listed = ListedModels::default();
         let first = [ready("127.0.0.1:1")];
         listed.refresh(&first, async |_| one("a")).await;
-        assert!(listed.due(&first).is_none());
+        assert!(listed.endpoint_to_query(&first).is_none());
         listed.refresh(&first, async |_| panic!("it has just been asked")).await;
         tokio::time::advance(ListedModels::MAX_AGE).await;
-        assert!(listed.due(&first).is_some());
+        assert!(listed.endpoint_to_query(&first).is_some());
         listed.refresh(&first, async |_| one("b")).await;
         // A restarted server may list other models.
         first[0].retire();
-        assert!(listed.due(&first).is_none(), "nothing is up to be asked");
+        assert!(listed.endpoint_to_query(&first).is_none(), "nothing is up to be asked");
         assert!(listed.last().unwrap().models.contains_key("b"), "the list stays");
-        assert!(listed.due(&[ready("127.0.0.1:2")]).is_some());
+        assert!(listed.endpoint_to_query(&[ready("127.0.0.1:2")]).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -114,8 +114,8 @@ mod tests {
         tokio::time::advance(ListedModels::MAX_AGE).await;
         listed.refresh(&endpoints, async |_| None).await;
         assert!(listed.last().unwrap().models.contains_key("a"));
-        assert!(listed.due(&endpoints).is_none());
-        tokio::time::advance(ListedModels::RETRY_AFTER).await;
-        assert!(listed.due(&endpoints).is_some());
+        assert!(listed.endpoint_to_query(&endpoints).is_none());
+        tokio::time::advance(ListedModels::LIST_RETRY_INTERVAL).await;
+        assert!(listed.endpoint_to_query(&endpoints).is_some());
     }
 }

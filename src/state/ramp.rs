@@ -110,7 +110,7 @@ impl Ramp {
     /// Resumes the ramp for a server that responds again after a failure: one request beyond those still in flight.
     pub(super) fn resume(&self, in_flight: u32, max: u32) {
         let limit = in_flight.saturating_add(1).min(max);
-        let bears = if self.has_failed() { self.bears().max(1) } else { max };
+        let bears = if self.has_failed() { self.proven_capacity().max(1) } else { max };
         self.limit.fetch_max(limit.min(bears), Relaxed);
     }
 
@@ -125,7 +125,7 @@ impl Ramp {
         }
         self.progress_ms.store(self.now_ms(), Relaxed);
         let answered = self.answered.fetch_add(1, Relaxed) + 1;
-        let bears = if self.has_failed() { self.bears() } else { max };
+        let bears = if self.has_failed() { self.proven_capacity() } else { max };
         let limit = answered.saturating_mul(2).min(bears).min(max);
         self.limit.fetch_max(limit, Relaxed) < limit
     }
@@ -159,8 +159,8 @@ impl Ramp {
         }
         let next = if stride == 0 {
             limit.saturating_mul(2)
-        } else if limit < self.bears() {
-            limit.saturating_mul(2).min(self.bears())
+        } else if limit < self.proven_capacity() {
+            limit.saturating_mul(2).min(self.proven_capacity())
         } else {
             self.stride.store(stride.saturating_mul(2), Relaxed);
             limit.saturating_add(stride)
@@ -174,7 +174,7 @@ impl Ramp {
 
     /// Returns the remaining time in which the limit does not grow because the next level failed.
     pub(super) fn pause(&self) -> Duration {
-        if !self.has_failed() || self.limit() < self.bears() {
+        if !self.has_failed() || self.limit() < self.proven_capacity() {
             return Duration::ZERO;
         }
         FAILED_LEVEL_PAUSE.saturating_sub(self.since_failure())
@@ -194,7 +194,7 @@ impl Ramp {
     }
 
     /// Returns the number of requests the server is known to cope with.
-    fn bears(&self) -> u32 {
+    fn proven_capacity(&self) -> u32 {
         self.proven.load(Relaxed).max(self.floor.load(Relaxed))
     }
 
@@ -210,18 +210,18 @@ mod tests {
     const MAX_CONCURRENCY: u32 = 64;
 
     /// Returns the levels of requests dispatched before any response.
-    fn out(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) -> Vec<Level> {
+    fn levels_before_response(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) -> Vec<Level> {
         levels.map(|in_flight| ramp.level(in_flight)).collect()
     }
 
     fn answered(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) {
-        out(ramp, levels).into_iter().for_each(|level| {
+        levels_before_response(ramp, levels).into_iter().for_each(|level| {
             ramp.answered(level, MAX_CONCURRENCY);
         });
     }
 
     fn failed(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) {
-        out(ramp, levels).into_iter().for_each(|level| ramp.failed(level, 4));
+        levels_before_response(ramp, levels).into_iter().for_each(|level| ramp.failed(level, 4));
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn ramp_doubles_with_time_alone() {
+    fn ramp_doubles_with_each_probe() {
         let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         let limits: Vec<_> =
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_more_that_fails_is_not_tried_twice() {
+    async fn failed_level_is_not_retried_at_once() {
         let ramp = Ramp::new(MAX_CONCURRENCY);
         ramp.begin(4);
         answered(&ramp, 1..=8);

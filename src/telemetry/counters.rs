@@ -66,7 +66,7 @@ struct CounterShard {
     first_byte: Histogram,
     static_answers: [AtomicU64; StaticKind::ALL.len()],
     fallbacks: AtomicU64,
-    quiet: AtomicU64,
+    admitted_without_demand: AtomicU64,
 }
 
 /// Returns the slot of a status code; the last slot is `other`.
@@ -127,9 +127,9 @@ impl RouteCounters {
     }
 
     /// Records an admitted request that does not count as demand.
-    pub fn admit_quietly(&self) {
+    pub fn admit_without_demand(&self) {
         self.admit();
-        self.own().quiet.fetch_add(1, Ordering::Relaxed);
+        self.own().admitted_without_demand.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Records a rejected request.
@@ -159,7 +159,7 @@ impl RouteCounters {
     }
 
     /// Records a static response without admission.
-    pub fn answer_statically(&self, kind: StaticKind) {
+    pub fn record_static_answer(&self, kind: StaticKind) {
         self.own().static_answers[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -186,7 +186,7 @@ impl RouteCounters {
     /// Returns the number of requests that wanted the target: admitted, or answered with its placeholder.
     pub fn wanted(&self) -> u64 {
         // The two counts of a quiet request are not read atomically.
-        let quiet: u64 = self.all().map(|shard| shard.quiet.load(Ordering::Relaxed)).sum();
+        let quiet: u64 = self.all().map(|shard| shard.admitted_without_demand.load(Ordering::Relaxed)).sum();
         self.admitted().saturating_sub(quiet) + self.static_answers(StaticKind::Placeholder)
     }
 

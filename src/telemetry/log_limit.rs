@@ -87,12 +87,12 @@ impl LogLimit {
     }
 
     /// Returns the number of lines suppressed since the start.
-    pub(super) fn left_out(&self) -> u64 {
+    pub(super) fn suppressed_line_count(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
 
     /// Takes the lines to report.
-    pub(super) fn take_left_out(&self) -> Option<SuppressedLines> {
+    pub(super) fn take_suppressed(&self) -> Option<SuppressedLines> {
         let left_out = mem::take(&mut self.buckets.lock().left_out);
         let lines = left_out.values().sum();
         let (mostly_of, _) = left_out.into_iter().max_by_key(|(_, lines)| *lines)?;
@@ -251,8 +251,8 @@ mod tests {
         assert_eq!(passed.of(|| warn(9_000)), 5);
         assert_eq!(passed.of(|| of_route(1, 1)), 1);
         let left_out = SuppressedLines { lines: 2 * 9_000 - 105, mostly_of: "h2::proto::ping_pong".into() };
-        assert_eq!((limit.left_out(), limit.take_left_out()), (left_out.lines, Some(left_out)));
-        assert_eq!(limit.take_left_out(), None, "it was reported");
+        assert_eq!((limit.suppressed_line_count(), limit.take_suppressed()), (left_out.lines, Some(left_out)));
+        assert_eq!(limit.take_suppressed(), None, "it was reported");
     }
 
     #[tokio::test(start_paused = true)]

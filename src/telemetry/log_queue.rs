@@ -27,7 +27,7 @@ const MAX_LOG_LINE_BYTES: usize = 16 << 10;
 const MAX_VALUE_CHARS: [usize; 2] = [1024, 64];
 
 /// Time that the end of the process waits for queued lines to be written.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Queue of log lines for the writing thread. Never blocks.
 pub(super) struct LogQueue {
@@ -144,7 +144,7 @@ impl Drop for LogGuard {
         self.queue.is_closing.store(true, Ordering::SeqCst);
         // Wakes the thread if it waits for a line; a full queue means it does not.
         let _ = self.queue.lines.try_send(Vec::new());
-        let _ = self.written.recv_timeout(FLUSH_TIMEOUT);
+        let _ = self.written.recv_timeout(LOG_FLUSH_TIMEOUT);
     }
 }
 

@@ -23,7 +23,7 @@ const DEFAULT_FILTER: &str =
     "info,kube_client=off,kube_runtime=off,opentelemetry-otlp=off,opentelemetry_sdk=off";
 
 /// Interval between reports of missing lines.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+const MISSING_LINES_INTERVAL: Duration = Duration::from_secs(1);
 
 static LOGS: OnceLock<LogSetup> = OnceLock::new();
 
@@ -69,18 +69,18 @@ pub fn dropped_log_lines() -> u64 {
 
 /// Returns the number of log lines suppressed since the start by rate limits.
 pub fn limited_log_lines() -> u64 {
-    LOGS.get().map_or(0, |logs| logs.limit.left_out())
+    LOGS.get().map_or(0, |logs| logs.limit.suppressed_line_count())
 }
 
 /// Logs the number of missing lines, at most once a second for each reason. If the report of dropped lines is dropped
 /// as well, repeats it. Never returns.
 pub async fn report_missing_lines() {
-    let mut ticks = interval(REPORT_INTERVAL);
+    let mut ticks = interval(MISSING_LINES_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reported = 0;
     loop {
         ticks.tick().await;
-        if let Some(left_out) = LOGS.get().and_then(|logs| logs.limit.take_left_out()) {
+        if let Some(left_out) = LOGS.get().and_then(|logs| logs.limit.take_suppressed()) {
             tracing::warn!(
                 left_out = left_out.lines,
                 mostly_of = left_out.mostly_of,

@@ -20,7 +20,7 @@ pub struct Pulse {
 
 impl Pulse {
     /// Reports a change.
-    pub fn beat(&self) {
+    pub fn notify_change(&self) {
         if self.watched.load(Ordering::Relaxed) && !self.pending.swap(true, Ordering::AcqRel) {
             self.wakes.notify_one();
         }
@@ -32,14 +32,14 @@ impl Pulse {
     }
 
     /// Waits for a pending change. For a single listener. Cancel-safe.
-    pub async fn heard(&self) {
+    pub async fn await_change(&self) {
         while !self.pending.load(Ordering::Acquire) {
             self.wakes.notified().await;
         }
     }
 
     /// Clears pending changes; call before reading the state.
-    pub fn take(&self) {
+    pub fn clear_pending(&self) {
         self.pending.swap(false, Ordering::AcqRel);
     }
 }

@@ -64,7 +64,7 @@ struct H2Connections<B> {
 
 struct SharedConnection<B> {
     sender: SendRequest<RecordedBody<B>>,
-    made: Instant,
+    opened_at: Instant,
     usage: Arc<ConnectionUsage>,
 }
 
@@ -146,7 +146,7 @@ where
     fn take(&self, since: Option<Instant>) -> Option<(SendRequest<RecordedBody<B>>, StreamSlot)> {
         let mut shared = self.shared.lock();
         shared.retain(|shared| !shared.sender.is_closed());
-        let is_new = |shared: &&SharedConnection<B>| since.is_none_or(|since| shared.made >= since);
+        let is_new = |shared: &&SharedConnection<B>| since.is_none_or(|since| shared.opened_at >= since);
         let mut free = shared.iter().filter(is_new);
         let free = free.find(|shared| shared.usage.has_room() && !shared.usage.is_over())?;
         Some((free.sender.clone(), StreamSlot::new(&free.usage)))
@@ -299,7 +299,7 @@ where
             tracing::trace!(%error, "a connection to an endpoint ended");
         }
     });
-    Ok(SharedConnection { sender, made: Instant::now(), usage })
+    Ok(SharedConnection { sender, opened_at: Instant::now(), usage })
 }
 
 // === impl ConnectionUsage ===

@@ -38,7 +38,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Severable<I> {
             Poll::Pending if self.cut.poll_cut(cx).is_ready() => gone(),
             Poll::Pending => Poll::Pending,
             Poll::Ready(read) => {
-                self.cut.hear();
+                self.cut.record_arrived_data();
                 Poll::Ready(read)
             }
         }

@@ -87,7 +87,7 @@ fn drip(mut client: DuplexStream, begin: String) -> JoinHandle<String> {
 /// Behind a load balancer all clients share one source address. Of the 6 MiB for incomplete bodies, 7 bodies of 800 KiB
 /// leave 544 KiB for others and for the bytes that these trickle.
 #[tokio::test(start_paused = true)]
-async fn dripping_bodies_give_way_behind_one_address() {
+async fn dripping_bodies_are_evicted_behind_one_address() {
     let memory = MemoryTest::new(
         "maxBodyBytes: 1MiB, maxBufferedBytes: 8MiB",
         "match: { models: [tiny] }, hold: { maxBytes: 8MiB }",

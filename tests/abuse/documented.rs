@@ -157,7 +157,7 @@ fn memory_numbers() -> String {
 }
 
 #[test]
-fn memory_numbers_are_those_of_the_code() {
+fn documented_memory_numbers_match_code() {
     const MARKS: [&str; 2] = ["<!-- begin: memory -->\n", "<!-- end: memory -->"];
     let path = in_tree("docs/security.md");
     let document = fs::read_to_string(&path).unwrap();

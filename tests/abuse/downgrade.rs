@@ -177,7 +177,7 @@ async fn host_beside_another_authority_is_ignored() {
 }
 
 #[tokio::test]
-async fn trailers_of_http_2_are_no_fields_of_a_head() {
+async fn http_2_trailers_never_become_headers() {
     for matching in ["", "match: {}"] {
         let recorder = Recorder::new().await;
         let proxy = TestProxy::tiny(&recorder.upstream.url(), matching).await;

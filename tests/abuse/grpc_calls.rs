@@ -81,7 +81,7 @@ pub fn object(name: &str, route: &str) -> Vec<u8> {
     [text(0x0a, name.as_bytes()), text(0x12, b"ml"), text(0x1a, &entry)].concat()
 }
 
-pub async fn hostile(number: usize, to: SocketAddr, bytes: &[u8]) -> RawH2 {
+pub async fn connect_hostile(number: usize, to: SocketAddr, bytes: &[u8]) -> RawH2 {
     let mut stream = connect_from(attacker(number), to).await;
     // The proxy may close the connection during the write.
     let _ = soon("the other side to read", stream.write_all(bytes)).await;
@@ -146,7 +146,7 @@ impl KedaClient {
     }
 }
 
-async fn scene() -> (TestProxy, TestUpstream, KedaClient, SocketAddr) {
+async fn keda_scene() -> (TestProxy, TestUpstream, KedaClient, SocketAddr) {
     let upstream = TestUpstream::cold().await;
     let config = format!("scaler: 127.0.0.1:0\n{}", routes(&[route("tiny", &upstream.url(), "")]));
     let proxy = TestProxy::start(&config).await;
@@ -176,10 +176,10 @@ fn half_sent(count: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn half_sent_calls_keep_no_scaler_out() {
-    let (proxy, upstream, mut keda, scaler) = scene().await;
+    let (proxy, upstream, mut keda, scaler) = keda_scene().await;
     let mut open = Vec::new();
     for number in 0..8 {
-        open.push(hostile(number, scaler, &half_sent(GRPC_CALLS)).await);
+        open.push(connect_hostile(number, scaler, &half_sent(GRPC_CALLS)).await);
         open.last_mut().unwrap().settled().await;
         keda.is_served().await;
     }
@@ -206,7 +206,7 @@ async fn half_sent_calls_keep_no_scaler_out() {
 /// Streams and responses that are never read, as their windows are 0.
 #[tokio::test]
 async fn unread_calls_keep_no_scaler_out() {
-    let (proxy, upstream, mut keda, scaler) = scene().await;
+    let (proxy, upstream, mut keda, scaler) = keda_scene().await;
     let mut open = Vec::new();
     for (number, path) in [IS_ACTIVE, HEALTH_WATCH, IS_ACTIVE, HEALTH_WATCH].into_iter().enumerate() {
         let message = if path == IS_ACTIVE { object("a", "tiny") } else { Vec::new() };
@@ -214,7 +214,7 @@ async fn unread_calls_keep_no_scaler_out() {
             .flat_map(|call_number| call(2 * call_number + 1, path, &message));
         let begin = [PREFACE.to_vec(), settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
         let bytes: Vec<u8> = begin.chain(calls).collect();
-        let mut client = hostile(number, scaler, &bytes).await;
+        let mut client = connect_hostile(number, scaler, &bytes).await;
         closed(&mut client).await;
         keda.is_served().await;
         open.push(client);
@@ -225,7 +225,7 @@ async fn unread_calls_keep_no_scaler_out() {
 /// Fills all available stream slots with unread push streams, whose clients do not read the error that evicts them.
 #[tokio::test]
 async fn unread_streams_end_with_their_connection() {
-    let (proxy, upstream, mut keda, scaler) = scene().await;
+    let (proxy, upstream, mut keda, scaler) = keda_scene().await;
     let calls = (0..u32::try_from(SCALER_STREAMS).unwrap())
         .flat_map(|number| call(2 * number + 1, STREAM_IS_ACTIVE, &object("a", "tiny")));
     let begin = [PREFACE.to_vec(), settings(&[(SETTINGS_INITIAL_WINDOW_SIZE, 0)])].into_iter().flatten();
@@ -250,7 +250,7 @@ async fn unread_streams_end_with_their_connection() {
 
 #[tokio::test]
 async fn reflection_streams_keep_no_scaler_out() {
-    let (proxy, upstream, mut keda, scaler) = scene().await;
+    let (proxy, upstream, mut keda, scaler) = keda_scene().await;
     let begin = [PREFACE, &settings(&[])].concat();
     let mut open = Vec::new();
     for number in 0..4 {
@@ -258,7 +258,7 @@ async fn reflection_streams_keep_no_scaler_out() {
             frame(HEADERS, END_HEADERS, u32::try_from(2 * call + 1).unwrap(), &head(REFLECTION))
         });
         let bytes: Vec<u8> = begin.iter().copied().chain(calls).collect();
-        let mut client = hostile(number, scaler, &bytes).await;
+        let mut client = connect_hostile(number, scaler, &bytes).await;
         // Evicted streams end, with trailers and RST_STREAM.
         client.frame_of(&[RST_STREAM, GOAWAY]).await;
         keda.is_served().await;
@@ -269,8 +269,8 @@ async fn reflection_streams_keep_no_scaler_out() {
 
 /// Malformed calls get an error or lose their connection, and take no place.
 #[tokio::test]
-async fn calls_that_cannot_be_are_refused_beside_keda() {
-    let (proxy, upstream, mut keda, scaler) = scene().await;
+async fn invalid_calls_are_rejected_beside_keda() {
+    let (proxy, upstream, mut keda, scaler) = keda_scene().await;
     let long = head(&format!("/{}", "a".repeat(4000)));
     let compressed = [1, 0, 0, 0, 1, 0];
     let cases: [(&str, Vec<u8>); 6] = [
@@ -290,7 +290,7 @@ async fn calls_that_cannot_be_are_refused_beside_keda() {
     ];
     for (number, (name, bytes)) in cases.into_iter().enumerate() {
         let begin = [PREFACE, &settings(&[]), &bytes[..]].concat();
-        let mut client = hostile(number, scaler, &begin).await;
+        let mut client = connect_hostile(number, scaler, &begin).await;
         let answer = client.frame_of(&[HEADERS, RST_STREAM, GOAWAY]).await;
         assert!(answer.is_some(), "{name}: an answer, but the connection ended without a word");
         keda.is_served().await;
@@ -299,7 +299,7 @@ async fn calls_that_cannot_be_are_refused_beside_keda() {
     let endless = frame(CONTINUATION, 0, 1, &field("x", "x".repeat(10_000)));
     let begin =
         [PREFACE, &settings(&[]), &frame(HEADERS, 0, 1, &head(IS_ACTIVE)), &endless.repeat(20)].concat();
-    let mut client = hostile(100, scaler, &begin).await;
+    let mut client = connect_hostile(100, scaler, &begin).await;
     closed(&mut client).await;
     keda.is_served().await;
     ends(proxy, upstream, keda).await;
@@ -329,8 +329,8 @@ async fn half_sent_calls_keep_no_replica_out() {
     };
     let mut open = Vec::new();
     for number in 0..8 {
-        open.push(hostile(2 * number, peers, &calls(PEERS_WATCH, false)).await);
-        open.push(hostile(2 * number + 1, peers, &calls(PEERS_WATCH, true)).await);
+        open.push(connect_hostile(2 * number, peers, &calls(PEERS_WATCH, false)).await);
+        open.push(connect_hostile(2 * number + 1, peers, &calls(PEERS_WATCH, true)).await);
     }
     let second = TestProxy::start(&config(&place, peers.to_string())).await;
     for proxy in [&first, &second] {

@@ -167,10 +167,10 @@ async fn windows_that_overflow_are_errors() {
     }
     let mut client = RawH2::connect(proxy.address).await;
     client.send(post(1, CHAT, TINY_BODY)).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     client.send(window(1, most)).await;
     assert_eq!(client.answer(1).await, Err(FLOW_CONTROL_ERROR));
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
 }
 
 #[tokio::test]
@@ -200,8 +200,8 @@ async fn closed_window_releases_the_endpoint() {
     for _ in 0..STALLED_STREAMS {
         assert_eq!(client.frame_of(&[HEADERS]).await.unwrap().payload[0], 0x88, "200");
     }
-    proxy.ended("client_stalled", 200, STALLED_STREAMS.into()).await;
-    proxy.in_flight(0).await;
+    proxy.await_outcome("client_stalled", 200, STALLED_STREAMS.into()).await;
+    proxy.await_tiny_in_flight(0).await;
     for _ in 0..STALLED_STREAMS {
         assert!(client.frame_of(&[RST_STREAM]).await.is_some());
     }
@@ -211,7 +211,7 @@ async fn closed_window_releases_the_endpoint() {
 }
 
 #[tokio::test]
-async fn own_answers_do_not_wait_for_a_window_forever() {
+async fn local_responses_time_out_on_closed_window() {
     let recorder = Recorder::new().await;
     let proxy = start("stallTimeout: 200ms", &recorder.upstream.url()).await;
     let mut client = RawH2::with_settings(proxy.address, &[(4, 0)]).await;
@@ -221,7 +221,7 @@ async fn own_answers_do_not_wait_for_a_window_forever() {
 }
 
 #[tokio::test]
-async fn frames_that_may_not_be_are_errors() {
+async fn invalid_frames_are_errors() {
     let upstream = TestUpstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     let head = block(&post_fields(CHAT));

@@ -45,7 +45,7 @@ async fn hang_up_behind_bytes_over_http_2_is_noticed() {
     for how in ["closes", "resets"] {
         let mut client = RawH2::connect(proxy.address).await;
         client.send(post(1, CHAT, TINY_BODY)).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         // The body of another request, up to its window, and frames of unknown kind.
         client.send(frame(HEADERS, END_HEADERS, 3, &block(&post_fields(CHAT)))).await;
         client.send(frame(DATA, 0, 3, &[b'x'; 16 << 10]).repeat(4)).await;
@@ -195,15 +195,15 @@ async fn streams_above_the_limit_are_refused() {
     for number in 0..4 {
         client.send(post(2 * number + 1, CHAT, TINY_BODY)).await;
     }
-    proxy.held(4).await;
+    proxy.await_tiny_held(4).await;
     client.send(post(9, CHAT, TINY_BODY)).await;
     assert_eq!(client.answer(9).await, Err(REFUSED_STREAM));
-    proxy.held(4).await;
+    proxy.await_tiny_held(4).await;
     // A stream that ends makes room for another.
     client.send(reset(1, CANCEL)).await;
-    proxy.held(3).await;
+    proxy.await_tiny_held(3).await;
     client.send(post(11, CHAT, TINY_BODY)).await;
-    proxy.held(4).await;
+    proxy.await_tiny_held(4).await;
     drop(client);
     nothing_is_left(&proxy).await;
 }

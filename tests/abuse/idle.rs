@@ -80,7 +80,7 @@ async fn idle_connections_cost_little_and_time_out() {
 /// The largest input that is not counted separately: a head just below the counted size; a frame of 16 KiB that lacks a
 /// byte.
 #[tokio::test]
-async fn connections_cost_no_more_than_is_computed() {
+async fn idle_connection_costs_at_most_its_estimate() {
     anteroom::app::raise_file_limit();
     let count = 1000.min(files() / 4);
     let upstream = TestUpstream::warm().await;
@@ -203,7 +203,7 @@ async fn limited(limits: &str) -> (TestProxy, TestUpstream) {
 }
 
 #[tokio::test]
-async fn full_house_sheds_idle_connections_oldest_first() {
+async fn full_listener_evicts_oldest_idle_connections() {
     let (proxy, _upstream) = limited("maxConnections: 3").await;
     let mut open = Vec::new();
     for _ in 0..3 {

@@ -157,7 +157,7 @@ fn say(text: String) {
 }
 
 /// Sends one request over a new connection and returns the status of its response.
-async fn ask_honestly(to: SocketAddr, request: &str) -> u16 {
+async fn ask_as_bystander(to: SocketAddr, request: &str) -> u16 {
     let stream = soon("a place", connect_from(source(30_000), to)).await;
     stream.set_nodelay(true).unwrap();
     let mut client = Wire { stream, buf: Vec::new() };
@@ -175,7 +175,7 @@ async fn attacks_stay_within_chart_memory() {
         // The process reserves up to 4,096 files for other uses.
         let count = count.min(files().saturating_sub(4096 + 500));
         let open = attack(count, served.address, bytes).await;
-        assert_eq!(ask_honestly(served.address, &chat("honest")).await, 200, "beside {name}");
+        assert_eq!(ask_as_bystander(served.address, &chat("honest")).await, 200, "beside {name}");
         let (now, peak) = (served.memory("VmRSS:"), served.memory("VmHWM:"));
         say(format!("{count} × {name}: {} MiB, at most {} MiB so far", now >> 20, peak >> 20));
         assert!(peak < memory, "{name}: {peak} of {memory} bytes");
@@ -213,7 +213,7 @@ async fn concurrent_attacks_stay_within_chart_memory() {
     let body =
         |model: &str| format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hi"}}]}}"#);
     let honest = post_with(CHAT, &[], &body("honest"));
-    assert_eq!(ask_honestly(to, &honest).await, 200);
+    assert_eq!(ask_as_bystander(to, &honest).await, 200);
 
     let mut attacks = JoinSet::new();
     for (name, count, bytes) in ATTACKS {
@@ -247,7 +247,7 @@ async fn concurrent_attacks_stay_within_chart_memory() {
             None if attacks.is_empty() => rest -= 1,
             None => {}
         }
-        assert_eq!(ask_honestly(to, &honest).await, 200, "request {answered}");
+        assert_eq!(ask_as_bystander(to, &honest).await, 200, "request {answered}");
         answered += 1;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

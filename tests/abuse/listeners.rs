@@ -15,7 +15,7 @@ use crate::{
     frames::{HEADERS, PREFACE, RawH2, field, frame, post, settings},
     grpc_calls::{
         IS_ACTIVE, PEERS_WATCH, SETTINGS_INITIAL_WINDOW_SIZE, STREAM_IS_ACTIVE, attacker, begun, call,
-        channel, head, hostile, object,
+        channel, head, connect_hostile, object,
     },
     served::{ServeProcess, connect_from},
     support::{
@@ -51,7 +51,7 @@ async fn calls(
     for _ in 0..count {
         bytes.extend(begun(streams.next().unwrap(), path, GRPC_MESSAGE_BYTES, &message));
     }
-    let mut client = hostile(number, to, &bytes).await;
+    let mut client = connect_hostile(number, to, &bytes).await;
     client.settled().await;
     // The head of one more call, incomplete, of the shortest possible fields.
     let names = (b'a'..=b'p').flat_map(|one| (b'a'..=b'o').map(move |other| [one, other]));

@@ -25,7 +25,7 @@ async fn heads(proxy: &TestProxy) -> u64 {
 }
 
 /// Waits until all but `left` of the connections are closed. Returns the others.
-async fn closed(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
+async fn await_closed_except(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
     let mut open: JoinSet<()> = clients
         .into_iter()
         .map(|mut client| async move {
@@ -59,7 +59,7 @@ async fn partial_heads_are_bounded_and_the_oldest_end() {
     for _ in 0..200 {
         clients.push(proxy.sent(&head).await);
     }
-    let open = closed(clients, 60).await;
+    let open = await_closed_except(clients, 60).await;
     assert!(heads(&proxy).await <= HEADS_BUDGET_BYTES);
     serves_others(&proxy).await;
     drop(open);
@@ -78,7 +78,7 @@ async fn open_header_blocks_are_bounded_oldest_end_first() {
         client.send(frame(HEADERS, 0, 1, &begins)).await;
         clients.push(client.wire);
     }
-    let open = closed(clients, 12).await;
+    let open = await_closed_except(clients, 12).await;
     assert!(heads(&proxy).await <= HEADS_BUDGET_BYTES);
     serves_others(&proxy).await;
     drop(open);

@@ -129,7 +129,7 @@ async fn trickling_http_2_body_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_body_that_keeps_its_rate_is_taken() {
+async fn slow_body_at_min_rate_is_accepted() {
     // 300 s at 1,000 bytes a second, with pauses of 20 s.
     for rate in ["1000", "0"] {
         let memory = MemoryTest::new(&format!("bodyTimeout: 30s, minRate: {rate}"), MATCH_TINY);

@@ -144,7 +144,7 @@ async fn unread_response_costs_at_most_its_accounting() {
 /// Held requests, the most expensive state of a request: its stream, task, place in the queue and story. In a separate
 /// process; without optimisation, tasks are larger than necessary.
 #[tokio::test]
-async fn held_stream_costs_no_more_than_it_counts_for() {
+async fn held_stream_costs_at_most_its_accounting() {
     let cold = TestUpstream::cold().await;
     let held = "hold: { maxRequests: 10000 }";
     let mut served = ServeProcess::with_routes("", "", &[route("tiny", &cold.url(), held)]).await;

@@ -15,7 +15,7 @@ async fn relayed(bytes: &[u8]) -> String {
     let request = chat("x").replace("Host:", "Connection: close\r\nHost:");
     let mut client = proxy.sent(request).await;
     let end = String::from_utf8_lossy(&client.end().await).into_owned();
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     end
 }
 
@@ -123,15 +123,15 @@ async fn bad_chunk_with_the_head_aborts_the_response() {
             assert_eq!(head.status(), status, "{what}");
             assert_eq!(client.body(&head).await, None, "{what}: it does not look whole");
             assert_eq!(client.end().await, b"", "{what}");
-            proxy.ended("upstream_error", status, 1).await;
-            proxy.in_flight(0).await;
+            proxy.await_outcome("upstream_error", status, 1).await;
+            proxy.await_tiny_in_flight(0).await;
             proxy.stop(&[("upstream_error", 1)]).await;
         }
     }
 }
 
 #[tokio::test]
-async fn trailers_of_an_answer_are_not_its_head() {
+async fn response_trailers_never_become_headers() {
     let trailers = "Set-Cookie: evil\r\nContent-Length: 3\r\nX-Anteroom-Cold-Start: true\r\n";
     let relayed = relayed(format!("{STREAM}5\r\nwhole\r\n0\r\n{trailers}\r\n").as_bytes()).await;
     let (head, _) = relayed.split_once("\r\n\r\n").unwrap();
@@ -159,7 +159,7 @@ async fn informational_heads_are_limited() {
         // The same thread serves other requests meanwhile.
         assert_eq!(proxy.ask(crate::support::wire::get("/health")).await.status(), 200);
         client.response().await.is_error(502, "upstream_error");
-        proxy.in_flight(0).await;
+        proxy.await_tiny_in_flight(0).await;
     }
 }
 
@@ -188,7 +188,7 @@ async fn bytes_after_a_response_are_discarded() {
 /// of them. These are the upstream's own bytes, on a connection used for one request at a time by the proxy only: they
 /// contain nothing from the proxy, and leftover bytes are never a response.
 #[tokio::test]
-async fn trailers_of_an_answer_hide_no_answer() {
+async fn response_trailers_hide_no_response() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let whole = answer("200 OK", &[("X-Evil", "1")], "evil");

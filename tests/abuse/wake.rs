@@ -8,7 +8,7 @@ use crate::{
     },
 };
 
-async fn nothing_is_wanted(proxy: &TestProxy, upstream: &TestUpstream, what: &str) {
+async fn assert_no_demand(proxy: &TestProxy, upstream: &TestUpstream, what: &str) {
     let gate = proxy.gate().await;
     let counts = gate.counts();
     assert_eq!((counts.activations, counts.is_active(), counts.held), (0, false, 0), "{what}");
@@ -61,7 +61,7 @@ async fn scanners_and_health_checks_wake_nothing() {
         let mut client = proxy.sent(request).await;
         client.shutdown().await;
         let _ = client.end().await;
-        nothing_is_wanted(&proxy, &upstream, what).await;
+        assert_no_demand(&proxy, &upstream, what).await;
         let mut client = RawH2::connect(proxy.address).await;
         client.send(get_h2(1, "/health")).await;
         assert_eq!(client.answer(1).await, Ok(200));
@@ -71,7 +71,7 @@ async fn scanners_and_health_checks_wake_nothing() {
     until("it to be held", async || proxy.gate().await.held() == 1).await;
     assert!(proxy.gate().await.counts().is_active());
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn admin_port_is_read_only() {
             assert!(looks || status.is_none_or(|status| status >= 400), "{method} {path}: {status:?}");
         }
     }
-    nothing_is_wanted(&proxy, &upstream, "the admin port").await;
+    assert_no_demand(&proxy, &upstream, "the admin port").await;
     assert_eq!(proxy.ask(get("/health")).await.status(), 200, "it lives");
     proxy.stop(&[]).await;
 }

@@ -82,7 +82,7 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let (run, bin) = (PathBuf::from(run), PathBuf::from(bin));
-    runner::tell_panics();
+    runner::print_panics();
 
     let [mut int, mut term] =
         [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).unwrap());

@@ -79,7 +79,7 @@ pub(crate) async fn run(world: Arc<TestCluster>, number: usize, filters: &[Strin
             continue;
         }
         let it = Scenario::new(world.clone(), way.name).await;
-        let samples = take(&it, way, number).await;
+        let samples = measure_cold_starts(&it, way, number).await;
         let table = FigureTable::of(&samples);
         println!("\n{} cold starts, {} (load average {}):\n\n{table}", number, way.what, machine::load());
         ways.push(json!({ "way": way.name, "figures": table.json(), "samples": samples }));
@@ -92,11 +92,11 @@ pub(crate) async fn run(world: Arc<TestCluster>, number: usize, filters: &[Strin
 }
 
 /// Measures `number` cold starts of a model, one after the other.
-pub(crate) async fn take(it: &Scenario, way: WakePath, number: usize) -> Vec<CycleTimes> {
+pub(crate) async fn measure_cold_starts(it: &Scenario, way: WakePath, number: usize) -> Vec<CycleTimes> {
     let mut stage = MeasurementSetup::set(it, way).await;
     let mut samples = Vec::new();
     for round in 0..number {
-        stage.rest().await;
+        stage.await_everything_at_zero().await;
         stage.load(load_time(round)).await;
         samples.push(wait::within("a cold start", wait::WAIT_LIMIT, stage.cold_start(round)).await);
     }
@@ -133,7 +133,7 @@ impl MeasurementSetup {
                 "scaling": { "idleTimeout": "1s", "linger": "1s" },
             });
             it.apply(&model_route(MODEL, spec)).await;
-            it.says(MODEL, "Scalable", "Direct").await;
+            it.await_route_condition(MODEL, "Scalable", "Direct").await;
         } else {
             let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
             scaled.cooldown = 1;
@@ -151,11 +151,11 @@ impl MeasurementSetup {
     }
 
     /// Waits until nothing is left of the last cold start and all replicas have noticed.
-    async fn rest(&mut self) {
-        self.replicas.reach(0).await;
+    async fn await_everything_at_zero(&mut self) {
+        self.replicas.await_value(0).await;
         self.it.wait_for_pods("no pod", |pods| pods.is_empty().then_some(())).await;
         for replica in &self.anteroom.replicas {
-            replica.rests(&self.it, MODEL).await;
+            replica.await_route_idle(&self.it, MODEL).await;
         }
         if self.way.is_direct {
             return;
@@ -173,10 +173,10 @@ impl MeasurementSetup {
             }
         };
         for replica in &self.anteroom.replicas {
-            replica.reports(&self.it, MODEL, 0.0).await;
+            replica.await_reported_demand(&self.it, MODEL, 0.0).await;
         }
         let (_, tap) = self.tap.as_ref().unwrap();
-        wait::within(&format!("no demand at replica {with_keda}"), wait::WAIT_LIMIT, tap.says(false)).await;
+        wait::within(&format!("no demand at replica {with_keda}"), wait::WAIT_LIMIT, tap.await_message(false)).await;
     }
 
     async fn streams(&self, index: usize) -> f64 {
@@ -191,7 +191,7 @@ impl MeasurementSetup {
     }
 
     /// Returns the index of the replica that gets the requests.
-    fn asked(&self) -> usize {
+    fn requested_replica_index(&self) -> usize {
         match &self.tap {
             Some((with_keda, _)) if self.way.by_peer => 1 - with_keda,
             Some((with_keda, _)) => *with_keda,

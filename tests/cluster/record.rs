@@ -106,7 +106,7 @@ impl Record {
     }
 
     /// Returns the names of the finished phases.
-    pub(crate) fn over(&self) -> Vec<&str> {
+    pub(crate) fn ended_phase_names(&self) -> Vec<&str> {
         self.spans.iter().filter(|span| !span.unfinished).map(|span| span.name.as_str()).collect()
     }
 
@@ -126,7 +126,7 @@ impl Record {
 
     /// Asserts that the end of a phase is accurate: within the interval given by the record, and recorded at most `lag`
     /// late.
-    pub(crate) fn tells(&self, phase: &str, truth: impl Into<TimeRange>, lag: Duration) {
+    pub(crate) fn assert_phase_end(&self, phase: &str, truth: impl Into<TimeRange>, lag: Duration) {
         let (span, truth) = (self.span(phase), truth.into());
         let latest = self.moment(span.end());
         let earliest = self.moment(span.end() - span.early.unwrap_or_default());
@@ -148,7 +148,7 @@ impl Record {
     }
 
     /// Same as [`Self::tells`], for a part of a phase.
-    pub(crate) fn tells_part(&self, phase: &str, part: &str, truth: impl Into<TimeRange>, lag: Duration) {
+    pub(crate) fn assert_part_end(&self, phase: &str, part: &str, truth: impl Into<TimeRange>, lag: Duration) {
         let (found, truth) = (self.span(phase).part(part), truth.into());
         let end = self.moment(found.end());
         let says = format!("{part} ended from {} to {}: {}", time(truth.0), time(truth.1), self.value);

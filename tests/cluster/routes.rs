@@ -40,16 +40,16 @@ pub(crate) fn interceptor_route(name: &str, spec: Value) -> Value {
 
 impl Scenario {
     /// Waits until a ModelRoute has this condition with this reason, and returns the condition.
-    pub(crate) async fn says(&self, route: &str, condition: &str, reason: &str) -> Value {
-        self.object_says((ANTEROOM_API_VERSION, "ModelRoute"), route, condition, reason).await
+    pub(crate) async fn await_route_condition(&self, route: &str, condition: &str, reason: &str) -> Value {
+        self.await_object_condition((ANTEROOM_API_VERSION, "ModelRoute"), route, condition, reason).await
     }
 
     /// Same as [`Self::says`], for the only condition of an InterceptorRoute, `Ready`.
-    pub(crate) async fn their_route_says(&self, route: &str, reason: &str) -> Value {
-        self.object_says((ADD_ON_API_VERSION, "InterceptorRoute"), route, "Ready", reason).await
+    pub(crate) async fn await_interceptor_route_ready(&self, route: &str, reason: &str) -> Value {
+        self.await_object_condition((ADD_ON_API_VERSION, "InterceptorRoute"), route, "Ready", reason).await
     }
 
-    async fn object_says(&self, kind: (&str, &str), name: &str, condition: &str, reason: &str) -> Value {
+    async fn await_object_condition(&self, kind: (&str, &str), name: &str, condition: &str, reason: &str) -> Value {
         let api = self.dynamic(kind.0, kind.1);
         let what = format!("{condition} for the reason {reason}");
         wait::object(&api, name, &what, wait::WAIT_LIMIT, |object| {

@@ -89,6 +89,6 @@ fn words(error: JoinError) -> String {
 }
 
 /// Prints panics immediately, so that they appear even if the rest hangs.
-pub(crate) fn tell_panics() {
+pub(crate) fn print_panics() {
     panic::set_hook(Box::new(|info| eprintln!("{info}")));
 }

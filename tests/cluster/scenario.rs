@@ -171,7 +171,7 @@ impl Scenario {
     }
 
     /// Waits until `spec.replicas` of a Deployment has this value.
-    pub(crate) async fn wanted(&self, deployment: &str, replicas: i32, limit: Duration) {
+    pub(crate) async fn await_spec_replicas(&self, deployment: &str, replicas: i32, limit: Duration) {
         let what = format!("spec.replicas to be {replicas}");
         wait::object::<Deployment, _>(&self.api(), deployment, &what, limit, |deployment| {
             (deployment?.spec.as_ref()?.replicas == Some(replicas)).then_some(())
@@ -215,7 +215,7 @@ impl Scenario {
     }
 
     /// Waits until `what` has happened `times` times.
-    pub(crate) async fn happened(&self, what: NodeEventKind, times: usize) -> Vec<NodeEvent> {
+    pub(crate) async fn await_node_events(&self, what: NodeEventKind, times: usize) -> Vec<NodeEvent> {
         wait::until(&format!("{what:?}, {times} times"), wait::WAIT_LIMIT, async || {
             let history = self.history();
             let found: Vec<_> = history.iter().filter(|moment| moment.what == what).cloned().collect();

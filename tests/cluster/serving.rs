@@ -77,7 +77,7 @@ impl Scenario {
         .await;
         self.stream_of_keda(anteroom, &model.name).await;
         for replica in &anteroom.replicas {
-            replica.sees_what_is_scaled(self, &model.name).await;
+            replica.await_scaled_object_seen(self, &model.name).await;
         }
     }
 
@@ -129,25 +129,25 @@ impl Scenario {
 
 impl ReplicaChanges {
     /// Waits until `spec.replicas` has this value.
-    pub(crate) async fn reach(&self, replicas: i32) {
+    pub(crate) async fn await_value(&self, replicas: i32) {
         let mut seen = self.seen.clone();
         let reached = seen.wait_for(|seen| seen.last().is_some_and(|&(_, last)| last == replicas));
         if tokio::time::timeout(wait::WAIT_LIMIT, reached).await.is_err() {
             panic!(
                 "spec.replicas is not {replicas} within {:?}, but went {:?}",
                 wait::WAIT_LIMIT,
-                self.course()
+                self.value_history()
             );
         }
     }
 
     /// Returns the values in order, without repetition.
-    pub(crate) fn course(&self) -> Vec<i32> {
+    pub(crate) fn value_history(&self) -> Vec<i32> {
         self.seen.borrow().iter().map(|&(_, replicas)| replicas).collect()
     }
 
     /// Returns the time at which the value was first set at or after `moment`.
-    pub(crate) fn since(&self, replicas: i32, moment: SystemTime) -> SystemTime {
+    pub(crate) fn time_of_value(&self, replicas: i32, moment: SystemTime) -> SystemTime {
         let seen = self.seen.borrow();
         let found = seen.iter().find(|&&(at, number)| at >= moment && number == replicas);
         found.unwrap_or_else(|| panic!("not {replicas} since {moment:?}: {seen:?}")).0
@@ -155,7 +155,7 @@ impl ReplicaChanges {
 
     /// Waits until the value is above zero at or after `moment`, and returns that time. Other watches may have seen it
     /// earlier.
-    pub(crate) async fn after_zero(&self, moment: SystemTime) -> SystemTime {
+    pub(crate) async fn await_nonzero(&self, moment: SystemTime) -> SystemTime {
         let find = |seen: &Vec<(SystemTime, i32)>| {
             seen.iter().find(|&&(at, number)| at >= moment && number > 0).map(|&(at, _)| at)
         };
@@ -167,7 +167,7 @@ impl ReplicaChanges {
     }
 
     /// Returns the values up to a moment.
-    pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
+    pub(crate) fn values_until(&self, moment: SystemTime) -> Vec<i32> {
         let seen = self.seen.borrow();
         seen.iter().filter(|&&(at, _)| at <= moment).map(|&(_, replicas)| replicas).collect()
     }
@@ -203,7 +203,7 @@ impl AnteroomReplica {
 
     /// Waits until the replica knows that KEDA takes pushes for a route, and the current number of replicas: without a
     /// previous value it cannot detect an increase.
-    pub(crate) async fn sees_what_is_scaled(&self, it: &Scenario, route: &str) {
+    pub(crate) async fn await_scaled_object_seen(&self, it: &Scenario, route: &str) {
         wait::until("the ScaledObject to be seen", wait::WAIT_LIMIT, async || {
             let seen = self.route(it, route).await["scaled_objects"].clone();
             let mut all = seen.as_array().into_iter().flatten();
@@ -220,7 +220,7 @@ impl AnteroomReplica {
     }
 
     /// Waits until `number` requests of a route are held.
-    pub(crate) async fn holds(&self, it: &Scenario, route: &str, number: usize) {
+    pub(crate) async fn await_held_count(&self, it: &Scenario, route: &str, number: usize) {
         wait::until(&format!("{number} held requests"), wait::WAIT_LIMIT, async || {
             let held = self.gauge("anteroom_held_requests", it, route).await;
             if held == number as f64 { Ok(()) } else { Err(held.to_string()) }
@@ -238,7 +238,7 @@ impl AnteroomReplica {
     }
 
     /// Waits until the replica reports a route as idle.
-    pub(crate) async fn rests(&self, it: &Scenario, route: &str) {
+    pub(crate) async fn await_route_idle(&self, it: &Scenario, route: &str) {
         wait::until("the route to be idle", wait::WAIT_LIMIT, async || {
             let route = self.route(it, route).await;
             if route["state"] == "idle" { Ok(()) } else { Err(route.to_string()) }
@@ -252,7 +252,7 @@ impl AnteroomReplica {
     }
 
     /// Waits until the replica would report this demand to KEDA.
-    pub(crate) async fn reports(&self, it: &Scenario, route: &str, depth: f64) {
+    pub(crate) async fn await_reported_demand(&self, it: &Scenario, route: &str, depth: f64) {
         wait::until(&format!("a queue depth of {depth}"), wait::WAIT_LIMIT, async || {
             let found = self.depth(it, route).await;
             if found == depth { Ok(()) } else { Err(found.to_string()) }
@@ -291,8 +291,8 @@ impl OpenResponse {
     }
 
     /// Waits for another part.
-    pub(crate) async fn flows(&self) {
-        self.flows_for(1).await;
+    pub(crate) async fn await_next_part(&self) {
+        self.await_parts(1).await;
     }
 
     /// Waits for the end of the stream.
@@ -302,7 +302,7 @@ impl OpenResponse {
     }
 
     /// Waits for `number` more parts.
-    pub(crate) async fn flows_for(&self, number: u64) {
+    pub(crate) async fn await_parts(&self, number: u64) {
         let mut parts = self.parts.clone();
         let now = *parts.borrow_and_update();
         let more = parts.wait_for(|&count| count >= now + number);

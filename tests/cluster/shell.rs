@@ -99,14 +99,14 @@ impl Shell {
 impl ShellOutput {
     /// Returns the standard output. Panics if the program failed.
     #[track_caller]
-    pub(crate) fn well(self) -> String {
+    pub(crate) fn stdout_of_success(self) -> String {
         assert!(self.success, "{}{}", self.out, self.err);
         self.out
     }
 
     /// Returns the standard error. Panics if the program succeeded.
     #[track_caller]
-    pub(crate) fn ill(self) -> String {
+    pub(crate) fn stderr_of_failure(self) -> String {
         assert!(!self.success, "it was content: {}", self.out);
         self.err
     }

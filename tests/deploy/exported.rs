@@ -183,7 +183,7 @@ fn of_a_cluster() -> String {
         runtime.block_on(async {
             let store = ColdStarts::new(|_| {});
             let gate = Gate::new("llm/chat".into(), Policy::default(), store.clone());
-            gate.counters().answer_statically(StaticKind::Placeholder);
+            gate.counters().record_static_answer(StaticKind::Placeholder);
             gate.counters().fall_back();
             let view = Arc::new(FakeClusterView {
                 gate,

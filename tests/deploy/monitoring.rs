@@ -149,7 +149,7 @@ fn every_dashboard_query_reads_exported_metrics() {
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_takes() {
+fn dashboard_is_valid_for_grafana() {
     let dashboard = dashboard();
     assert!(dashboard["id"].is_null() && dashboard["schemaVersion"].as_u64().unwrap() >= 42);
     let variables: Vec<_> =

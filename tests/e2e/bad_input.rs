@@ -122,7 +122,7 @@ fn with(lines: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn two_lengths_are_never_read_two_ways() {
+async fn conflicting_lengths_are_rejected_or_unambiguous() {
     let length = format!("Content-Length: {}\r\n", VALID_BODY.len());
     let te = "Transfer-Encoding: chunked\r\n";
     // By its Content-Length the body contains a second request, hidden behind the last chunk.
@@ -285,7 +285,7 @@ async fn heads_are_read_strictly() {
 }
 
 #[tokio::test]
-async fn the_absolute_form_wins_over_the_host() {
+async fn absolute_form_overrides_host() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "match: { models: [tiny], hosts: [good.test] }").await;
     let request = |target: &str, host: &str| {

@@ -20,7 +20,7 @@ use crate::support::{
 use FakePodState::{Dead, NotReady, Ready, Terminating};
 
 /// Waits until this many endpoints are ready.
-async fn open(proxy: &TestProxy, count: usize) {
+async fn await_ready_endpoints(proxy: &TestProxy, count: usize) {
     until(&format!("{count} open endpoints"), async || {
         let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
         endpoints.iter().filter(|endpoint| endpoint["ready"] == true).count() == count
@@ -48,7 +48,7 @@ async fn first_answering_pod_gets_the_held_requests() {
     assert_eq!(client.response().await.json()["text"], "hello");
     // No request is waiting, so the other endpoint is not probed; the cluster's readiness opens it.
     cluster.says(&[(one.address, Ready), (two.address, NotReady)]);
-    open(&proxy, 2).await;
+    await_ready_endpoints(&proxy, 2).await;
     proxy.stop(&[("completed", 1)]).await;
     assert_eq!(one.requests(), 0);
 }
@@ -87,7 +87,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     // The first pod terminates: its streams continue, but its slots are not reused.
     let words = [(ready[0].0, Terminating), ready[1], ready[2]];
     cluster.says(&words);
-    open(&proxy, 2).await;
+    await_ready_endpoints(&proxy, 2).await;
     let mut ended = 0;
     let of_first: Vec<_> =
         calls.iter().filter(|(_, (pod, _))| *pod == 0).map(|(number, _)| *number).collect();
@@ -107,7 +107,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
         call.finish(LAST).await;
         assert_eq!(clients[*number].rest().await.as_deref(), Some(""));
     }
-    open(&proxy, 2).await;
+    await_ready_endpoints(&proxy, 2).await;
     assert_eq!(pods[0].requests(), 4, "nothing new");
     // The held request gets a free slot on another pod.
     let (number, (pod, _)) = calls.iter().map(|(number, (pod, _))| (*number, (*pod, ()))).next().unwrap();
@@ -169,7 +169,7 @@ async fn server_queues_are_summed_while_there_is_demand() {
     let cluster = cluster();
     cluster.says(&[(one.address, Ready), (two.address, Ready)]);
     let proxy = cluster.proxy(None, "scaling: { serverQueue: true }").await;
-    open(&proxy, 2).await;
+    await_ready_endpoints(&proxy, 2).await;
     let gate = proxy.gate().await;
     assert_eq!((one.requests(), two.requests()), (0, 0), "nobody asks while there is no demand");
     assert_eq!(proxy.ask(chat("hello")).await.status(), 200);
@@ -188,7 +188,7 @@ fn of_two_roles() -> (FakeCluster, Role, Role) {
     let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
     let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
     let cluster = FakeCluster::with_roles(Roles { serve: labels("decode"), groups });
-    (cluster, Role { helps: false, groups: 0b01 }, Role { helps: true, groups: 0b10 })
+    (cluster, Role { is_helper: false, groups: 0b01 }, Role { is_helper: true, groups: 0b10 })
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
     assert_eq!(client.response().await.json()["text"], "served");
     // Without any prefill pod, requests are held.
     cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
-    open(&proxy, 0).await;
+    await_ready_endpoints(&proxy, 0).await;
     let mut client = proxy.sent(chat("waits")).await;
     proxy.held(1).await;
     cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Ready, helps)]);
@@ -306,7 +306,7 @@ async fn requests_share_h2_connections_up_to_a_limit() {
 }
 
 #[tokio::test]
-async fn a_burst_makes_one_connection() {
+async fn burst_opens_one_h2_connection() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);

@@ -15,7 +15,7 @@ use crate::support::{
 const FOREIGN_ORIGIN: &str = "https://evil.example";
 
 /// Starts a proxy on a loopback address with the default host check, or with these further keys.
-async fn at_home(url: &str, keys: &str) -> TestProxy {
+async fn start_on_loopback(url: &str, keys: &str) -> TestProxy {
     let yaml = routes(&[route("tiny", url, "")]);
     assert!(yaml.contains("allowedHosts"), "{yaml}");
     TestProxy::start(&yaml.replace("allowedHosts: [\"*\"]\n", keys)).await
@@ -39,7 +39,7 @@ async fn is_refused(proxy: &TestProxy, request: String) {
 #[tokio::test]
 async fn foreign_page_wakes_nothing_on_loopback() {
     let upstream = TestUpstream::cold().await;
-    let proxy = at_home(&upstream.url(), "").await;
+    let proxy = start_on_loopback(&upstream.url(), "").await;
     let host = proxy.address.to_string();
     let own = format!("http://{host}");
     for fields in [
@@ -75,7 +75,7 @@ async fn foreign_page_wakes_nothing_on_loopback() {
 #[tokio::test]
 async fn foreign_host_wakes_nothing_on_loopback() {
     let upstream = TestUpstream::cold().await;
-    let proxy = at_home(&upstream.url(), "").await;
+    let proxy = start_on_loopback(&upstream.url(), "").await;
     for host in [
         "evil.example",
         "evil.example.",
@@ -156,7 +156,7 @@ async fn own_pages_and_clients_are_served_on_loopback() {
 async fn listed_origin_may_ask_and_read() {
     let mut upstream = TestUpstream::warm().await;
     let keys = "cors: { origins: [\"https://chat.example\", \"http://localhost:3000\"] }\n";
-    let proxy = at_home(&upstream.url(), keys).await;
+    let proxy = start_on_loopback(&upstream.url(), keys).await;
     // The proxy itself responds to the preflight, whether the target is up or not.
     let preflight = |origin: &str, path: &str| {
         let fields = [
@@ -227,7 +227,7 @@ async fn is_refused_warm(proxy: &TestProxy, request: String) {
 #[tokio::test]
 async fn other_binds_are_guarded_if_cors_is_configured() {
     let mut upstream = TestUpstream::warm().await;
-    let proxy = at_home(&upstream.url(), "").await.reachable();
+    let proxy = start_on_loopback(&upstream.url(), "").await.reachable();
     let fields = [("Origin", FOREIGN_ORIGIN), ("Sec-Fetch-Site", "cross-site")];
     let mut client = proxy.sent(simple("evil.example", &fields)).await;
     upstream.call().await.echo().await;
@@ -242,7 +242,7 @@ async fn other_binds_are_guarded_if_cors_is_configured() {
 #[tokio::test]
 async fn page_opens_no_websocket_to_an_application() {
     let upstream = TestUpstream::warm().await;
-    let proxy = at_home("http://127.0.0.1:1", "").await;
+    let proxy = start_on_loopback("http://127.0.0.1:1", "").await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
     let upgrade = [("Origin", FOREIGN_ORIGIN), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
     is_refused_warm(&proxy, get_with("/chat", &upgrade).replace("api.test", "localhost")).await;
@@ -255,7 +255,7 @@ async fn page_opens_no_websocket_to_an_application() {
 async fn admin_port_is_guarded_on_every_path() {
     let upstream = TestUpstream::cold().await;
     // The admin port is guarded even if the request port is not.
-    let proxy = at_home(&upstream.url(), "").await.reachable();
+    let proxy = start_on_loopback(&upstream.url(), "").await.reachable();
     let ask = async |request: String| Wire::connect(proxy.admin).await.ask(request).await;
     let paths =
         ["/", "/metrics", "/livez", "/readyz", "/api/v1/routes", "/api/v1/events", "/dashboard/app.js", "/x"];

@@ -137,7 +137,7 @@ async fn follower_gets_a_snapshot_then_each_phase() {
 }
 
 #[tokio::test]
-async fn only_so_many_follow() {
+async fn followers_are_limited() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut followers = Vec::new();

@@ -142,7 +142,7 @@ async fn requests_beyond_drain_timeout_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_second_order_cuts_at_once() {
+async fn second_stop_request_ends_at_once() {
     let (mut upstream, cold) = (TestUpstream::warm().await, TestUpstream::cold().await);
     let config = routes(&[route("tiny", &upstream.url(), ""), route("cold", &cold.url(), "")]);
     let proxy = TestProxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;

@@ -75,7 +75,7 @@ fn document_matches_error_responses() {
         let expected = [status, answer.kind.into(), answer.anthropic.into(), grpc, row[4].clone(), retry];
         assert_eq!(*row, expected, "{}", answer.code);
         // A refusal and an outcome with the same code share one error response.
-        seen.insert(answer.code, error.ending());
+        seen.insert(answer.code, error.outcome_or_refusal());
     }
     assert_eq!(seen.keys().collect::<Vec<_>>(), documented.keys().collect::<Vec<_>>());
     for refusal in Refusal::ALL {
@@ -99,7 +99,7 @@ fn repeated_start_failure_is_not_retryable() {
 }
 
 #[test]
-fn the_document_names_every_outcome() {
+fn errors_document_names_every_outcome() {
     let text = include_str!("../../docs/errors.md");
     let (_, metrics) = text.split_once("## In the metrics").unwrap();
     let unnamed =

@@ -43,7 +43,7 @@ async fn event_streams_tell_nginx_not_to_buffer() {
 }
 
 #[tokio::test]
-async fn an_answer_passes_part_by_part() {
+async fn http_1_response_is_streamed_part_by_part() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(streaming("x")).await;
@@ -159,7 +159,7 @@ async fn trailers_pass_to_clients_sending_te_trailers() {
 }
 
 #[tokio::test]
-async fn heads_without_bodies_end_where_they_end() {
+async fn bodiless_responses_end_with_their_head() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "match: {}").await;
     warm_up(&proxy, &mut upstream).await;

@@ -63,7 +63,7 @@ async fn behind(gateway: &TestUpstream, more: &str) -> (TestUpstream, TestProxy)
 }
 
 #[tokio::test]
-async fn no_gateways_not_yet_reaches_a_client() {
+async fn gateway_startup_errors_reach_no_client() {
     let fixtures = Fixture::all("not-yet");
     assert!(fixtures.len() > 30);
     let each = async |fixture: Fixture| {
@@ -91,7 +91,7 @@ async fn no_gateways_not_yet_reaches_a_client() {
 }
 
 #[tokio::test]
-async fn a_models_own_error_passes_at_once() {
+async fn model_server_error_is_forwarded_at_once() {
     let fixtures = Fixture::all("model");
     assert!(fixtures.len() > 10);
     let each = async |fixture: Fixture| {
@@ -115,7 +115,7 @@ const LONG_PROBE_TIMEOUT: &str = "readiness: { interval: 10ms, timeout: 30s }";
 const NOT_FOUND: &str = "404 page not found\n";
 
 #[tokio::test]
-async fn an_error_after_an_answer_of_a_model_passes() {
+async fn error_after_a_model_response_is_forwarded() {
     let mut gateway = TestUpstream::cold().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("first")).await;
@@ -236,7 +236,7 @@ async fn url_that_is_not_ready_yet_is_held_and_recorded() {
 }
 
 #[tokio::test]
-async fn a_url_that_lost_its_server_is_held_again() {
+async fn url_without_its_server_is_held_again() {
     // nginx in front of one server, which is killed after its first response: nginx's error page, and responses without
     // one.
     let page = "<html><body><h1>502 Bad Gateway</h1></body></html>";
@@ -274,7 +274,7 @@ async fn a_url_that_lost_its_server_is_held_again() {
 }
 
 #[tokio::test]
-async fn a_url_that_answers_its_probe_keeps_its_errors() {
+async fn url_passing_its_probe_keeps_its_errors() {
     let mut server = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&server.url(), LONG_PROBE_TIMEOUT).await;
     let mut client = proxy.sent(chat("warm")).await;
@@ -336,7 +336,7 @@ async fn unrepeatable_body_passes_the_error_on() {
 }
 
 #[tokio::test]
-async fn a_long_error_in_chunks_passes_whole() {
+async fn long_chunked_error_is_forwarded_whole() {
     let mut gateway = TestUpstream::cold().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("long")).await;

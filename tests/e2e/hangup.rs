@@ -29,7 +29,7 @@ fn filling(bytes: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_held_client_that_hangs_up_leaves_the_queue() {
+async fn disconnected_held_client_leaves_the_queue() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let bystander = proxy.sent(chat("stays")).await;
@@ -87,7 +87,7 @@ async fn hangup_behind_pipelined_bytes_is_noticed() {
 /// Ways to disconnect.
 const DISCONNECT_KINDS: [&str; 3] = ["closes", "resets", "ends its sending side"];
 
-async fn goes(mut client: Wire, how: &str) {
+async fn disconnect_as(mut client: Wire, how: &str) {
     match how {
         "closes" => drop(client),
         "resets" => reset(client.stream),
@@ -108,7 +108,7 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
             let mut client = proxy.sent(chat("held")).await;
             proxy.held(1).await;
             client.send("x".repeat(size)).await;
-            goes(client, how).await;
+            disconnect_as(client, how).await;
             proxy.held(0).await;
             gone += 1;
             proxy.ended("client_gone", 499, gone).await;
@@ -133,7 +133,7 @@ async fn hang_up_behind_unread_bytes_ends_the_work() {
         let mut call = upstream.call().await;
         call.body().await;
         client.send("x".repeat(60_000)).await;
-        goes(client, how).await;
+        disconnect_as(client, how).await;
         call.gone().await;
         proxy.ended("client_gone", 499, gone).await;
     }
@@ -175,7 +175,7 @@ async fn hang_up_behind_a_stalled_upload_is_noticed() {
     for (gone, how) in (1..).zip(DISCONNECT_KINDS) {
         let client = stalled_upload(&proxy).await;
         let call = upstream.call().await;
-        goes(client, how).await;
+        disconnect_as(client, how).await;
         proxy.ended("client_gone", 499, gone).await;
         call.gone().await;
     }

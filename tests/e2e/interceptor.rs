@@ -193,7 +193,7 @@ async fn placeholder_is_immediate_and_wakes_the_target() {
 }
 
 #[tokio::test]
-async fn hold_limit_refuses_or_gives_the_placeholder() {
+async fn hold_limit_rejects_or_serves_placeholder() {
     let mut upstream = TestUpstream::cold().await;
     let bounded = |overflow| Intercept { max_pending: Some(1), overflow, ..placeholder() };
     let refusing = Intercept { placeholder: None, ..bounded(Overflow::Placeholder) };
@@ -272,7 +272,7 @@ async fn static_routes_raise_no_demand() {
 }
 
 #[tokio::test]
-async fn an_application_that_takes_too_long_is_a_504() {
+async fn slow_application_is_a_504() {
     let mut upstream = TestUpstream::warm().await;
     let limit = Some(Period::from_millis(50));
     for timeouts in [

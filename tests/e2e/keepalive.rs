@@ -14,7 +14,7 @@ use crate::support::{
 const EARLY_HEARTBEATS: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
 
 /// Returns the next part, which must be a heartbeat.
-async fn beat(client: &mut Wire) -> String {
+async fn next_heartbeat(client: &mut Wire) -> String {
     match client.part().await {
         BodyPart::Data(data) => String::from_utf8(data).unwrap(),
         other => panic!("{other:?} instead of a heartbeat"),
@@ -31,7 +31,7 @@ async fn early(proxy: &TestProxy, request: &str, content_type: &str) -> (Wire, S
     assert_eq!(head.get("x-request-id").map(str::len), Some(32));
     // The total wait is not known yet.
     assert_eq!(head.get("server-timing"), None);
-    let first = beat(&mut client).await;
+    let first = next_heartbeat(&mut client).await;
     (client, first)
 }
 
@@ -82,7 +82,7 @@ async fn streaming_client_gets_heartbeats_then_response() {
         assert!(line.contains(&format!(" position={position}")), "{line:?}");
     }
     for _ in 0..3 {
-        let line = beat(&mut first).await;
+        let line = next_heartbeat(&mut first).await;
         assert!(line.starts_with(": cold start ") && line.matches('\n').count() == 1, "{line:?}");
     }
     upstream.wake();
@@ -254,8 +254,8 @@ async fn short_sdk_timeout_advances_heartbeats() {
     let proxy = TestProxy::tiny(&upstream.url(), "keepalive: { after: 10m, interval: 10m }").await;
     let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
     let (mut client, _) = early(&proxy, &request, "text/event-stream").await;
-    beat(&mut client).await;
-    beat(&mut client).await;
+    next_heartbeat(&mut client).await;
+    next_heartbeat(&mut client).await;
     assert_eq!(proxy.route("tiny").await["held"], 1, "and its time-out is no deadline any more");
     drop(client);
     proxy.held(0).await;
@@ -273,7 +273,7 @@ async fn heartbeat_chunks_match_the_requested_api() {
         ("/v1/completions", "text_completion", "/choices/0/text"),
     ] {
         let (mut client, first) = early(&proxy, &post(path, body), "text/event-stream").await;
-        for event in [first, beat(&mut client).await] {
+        for event in [first, next_heartbeat(&mut client).await] {
             let data = event.strip_prefix("data: ").and_then(|data| data.strip_suffix("\n\n")).unwrap();
             let chunk: Value = serde_json::from_str(data).unwrap();
             assert_eq!((&chunk["object"], &chunk["model"]), (&object.into(), &"tiny".into()));
@@ -300,7 +300,7 @@ async fn whitespace_precedes_json_if_configured() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
     let (mut client, first) = early(&proxy, &chat("x"), "application/json").await;
-    assert_eq!((&*first, &*beat(&mut client).await), ("\n", "\n"));
+    assert_eq!((&*first, &*next_heartbeat(&mut client).await), ("\n", "\n"));
     let (mut stream, first) = early(&proxy, &streaming("y"), "text/event-stream").await;
     assert!(first.starts_with(": "), "a stream has its comments: {first:?}");
     upstream.wake();
@@ -504,7 +504,7 @@ async fn heartbeats_go_on_until_the_first_byte() {
             assert_eq!(client.head().await.unwrap().get("x-accel-buffering"), Some("no"));
         }
         for _ in 0..3 {
-            let line = beat(&mut client).await;
+            let line = next_heartbeat(&mut client).await;
             assert!(line.starts_with(": waiting phase=first_byte waited="), "{line:?}");
         }
         call.send(chunk(EVENT)).await;
@@ -546,7 +546,7 @@ async fn heartbeats_before_first_byte_follow_the_response() {
         let head = client.head().await.unwrap();
         if let Some(expected) = expected {
             for _ in 0..2 {
-                let beat = beat(&mut client).await;
+                let beat = next_heartbeat(&mut client).await;
                 assert!(beat.starts_with(expected), "{beat:?}");
             }
         } else {
@@ -605,7 +605,7 @@ async fn pauses_between_events_get_heartbeats_on_request() {
             }
             client.parts_until(EVENT).await;
             for _ in 0..2 {
-                let beat = beat(&mut client).await;
+                let beat = next_heartbeat(&mut client).await;
                 let expected = if mode == "chunk" { "data: {" } else { ": waiting phase=next_event " };
                 assert!(beat.starts_with(expected), "{beat:?}");
             }
@@ -706,7 +706,7 @@ async fn client_chooses_its_heartbeats() {
         proxy.held(1).await;
         if let Some(expected) = expected {
             client.head().await.unwrap();
-            let beat = beat(&mut client).await;
+            let beat = next_heartbeat(&mut client).await;
             assert!(beat.starts_with(expected), "{mode}, {choice}: {beat:?}");
         } else {
             upstream.probed().await;

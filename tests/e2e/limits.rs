@@ -11,7 +11,7 @@ use crate::support::{
 const REQUEST_BODY: &str = r#"{"model":"tiny"}"#;
 
 /// Asserts that `Retry-After` is within the range that every SDK honours.
-fn tells_when(response: &WireResponse) {
+fn assert_retry_after_in_range(response: &WireResponse) {
     let wait: u64 = response.get("retry-after").expect("Retry-After").parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
 }
@@ -35,7 +35,7 @@ async fn expired_deadline_error_names_its_source() {
         response.is_error(504, "cold_start_timeout");
         assert!(response.text().contains(limit), "{fields:?}: {}", response.text());
         assert_eq!(response.get("x-should-retry"), Some("true"));
-        tells_when(&response);
+        assert_retry_after_in_range(&response);
     }
     proxy.ended("cold_start_timeout", 504, cases.len() as u64).await;
     proxy.held(1).await;
@@ -62,7 +62,7 @@ async fn zero_max_wait_is_rejected_but_wakes_target() {
         let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", zero)], REQUEST_BODY)).await;
         response.is_error(503, "no_wait");
         assert_eq!(response.get("x-should-retry"), Some("true"));
-        tells_when(&response);
+        assert_retry_after_in_range(&response);
     }
     assert_eq!(proxy.refused("no_wait").await, 3);
     // The request was entitled to the target, so it created demand; once the target is up, the same request is served.
@@ -75,7 +75,7 @@ async fn zero_max_wait_is_rejected_but_wakes_target() {
 }
 
 #[tokio::test]
-async fn a_wait_that_cannot_be_read_is_refused() {
+async fn unparseable_max_wait_is_rejected() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     for garbage in ["soon", "-1", "NaN", "inf", "1e99", "5 parsecs", ""] {
@@ -105,7 +105,7 @@ async fn full_queue_differs_at_zero_and_when_up() {
     let full = proxy.ask(chat("third")).await;
     full.is_error(503, "hold_queue_full");
     assert_eq!(full.get("x-should-retry"), Some("true"));
-    tells_when(&full);
+    assert_retry_after_in_range(&full);
 
     upstream.wake();
     let call = upstream.call().await;
@@ -115,7 +115,7 @@ async fn full_queue_differs_at_zero_and_when_up() {
     let full = proxy.ask(chat("fourth")).await;
     full.is_error(429, "saturated");
     assert_eq!(full.get("x-should-retry"), Some("true"));
-    tells_when(&full);
+    assert_retry_after_in_range(&full);
 
     call.echo().await;
     upstream.call().await.echo().await;
@@ -128,7 +128,7 @@ async fn full_queue_differs_at_zero_and_when_up() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_a_route_and_of_all_are_bounded() {
+async fn held_bytes_are_bounded_per_route_and_in_total() {
     let upstream = TestUpstream::cold().await;
     let limits = "limits: { maxBodyBytes: 3000, maxBufferedBytes: 5000 }\n";
     let config = routes(&[
@@ -150,7 +150,7 @@ async fn the_bytes_of_a_route_and_of_all_are_bounded() {
     // 2,900 + 1,200 bytes are buffered; another 1,200 would exceed the limit of 5,000 over all routes.
     let full = proxy.ask(body("other", 1200)).await;
     full.is_error(503, "hold_queue_full");
-    tells_when(&full);
+    assert_retry_after_in_range(&full);
     assert_eq!(proxy.metric("anteroom_buffered_bytes", &[]).await, 4100);
     assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.requests()), (Some(1), 0));
     drop((client, other));

@@ -20,12 +20,12 @@ async fn pause(proxy: &TestProxy) {
 }
 
 /// Returns a request that waits for at most 50 ms.
-fn hasty() -> String {
+fn chat_waiting_50_ms() -> String {
     chat("hasty").replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 50ms\r\n\r\n")
 }
 
 /// Returns the text that a client receives after its early head, until it contains `words`.
-async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
+async fn read_heartbeats_until(client: &mut crate::support::Wire, words: &str) -> String {
     let mut heard = String::new();
     while !heard.contains(words) {
         match client.part().await {
@@ -81,7 +81,7 @@ async fn pause_fails_held_requests_at_once() {
     told.is_error(503, "cold_start_failed");
     assert_eq!(told.get("retry-after"), Some("60"));
     assert!(told.text().contains("anteroom session start chat -n a --for 2h"), "{}", told.text());
-    let heard = hears(&mut stream, "data: ").await;
+    let heard = read_heartbeats_until(&mut stream, "data: ").await;
     assert!(heard.contains("cold_start_failed") && heard.contains("is paused at zero"), "{heard}");
     proxy.ended("cold_start_failed", 503, 2).await;
     let cold_starts = proxy.admin("/api/v1/cold-starts").await.json();
@@ -139,14 +139,14 @@ async fn reason_is_in_heartbeats_and_deadline_errors() {
     obstruct(&proxy, Some((ObstacleKind::ImagePull, "Pod `x` cannot have\r\n\"vllm:none\""))).await;
     let mut client = proxy.sent(streaming("0")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
-    let heard = hears(&mut client, "reason=").await;
+    let heard = read_heartbeats_until(&mut client, "reason=").await;
     let line = heard.lines().find(|line| line.contains("reason=")).unwrap();
     assert!(
         line.starts_with(": ") && line.ends_with(" reason=\"Pod `x` cannot have  'vllm:none'\""),
         "{line:?}"
     );
     drop(client);
-    let late = proxy.ask(hasty()).await;
+    let late = proxy.ask(chat_waiting_50_ms()).await;
     late.is_error(504, "cold_start_timeout");
     assert!(
         late.text().contains("(x-anteroom-max-wait of the request). Pod `x` cannot have"),
@@ -184,13 +184,13 @@ async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
     let mut stream = proxy.sent(streaming("0")).await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
     const REASON: &str = "The host name `vllm.invalid` does not resolve (";
-    let heard = hears(&mut stream, "reason=").await;
+    let heard = read_heartbeats_until(&mut stream, "reason=").await;
     assert!(heard.contains(REASON), "{heard}");
     let route = proxy.route("tiny").await;
     assert_eq!(route["obstacle"]["kind"], "name_unresolved");
     assert!(route["obstacle"]["message"].as_str().unwrap().starts_with(REASON), "{route}");
     assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"name_unresolved\""]).await, 1);
-    let timed_out = proxy.ask(hasty()).await;
+    let timed_out = proxy.ask(chat_waiting_50_ms()).await;
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
     drop(stream);
@@ -207,7 +207,7 @@ async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
     let proxy = TestProxy::tiny(&upstream.url(), soon_told).await;
     let mut stream = proxy.sent(streaming("1")).await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
-    let heard = hears(&mut stream, "reason=").await;
+    let heard = read_heartbeats_until(&mut stream, "reason=").await;
     assert!(heard.contains(REASON), "{heard}");
     let route = proxy.route("tiny").await;
     assert_eq!(
@@ -215,7 +215,7 @@ async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
         (&"probe_rejected".into(), &REASON.into())
     );
     assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"probe_rejected\""]).await, 1);
-    let timed_out = proxy.ask(hasty()).await;
+    let timed_out = proxy.ask(chat_waiting_50_ms()).await;
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
     // The probe path starts to succeed, so the obstacle is withdrawn.

@@ -12,7 +12,7 @@ use crate::support::{
     wire::{CHAT, chat, get, post, streaming},
 };
 
-async fn listed(proxy: &TestProxy, names: &[&str]) {
+async fn await_listed_models(proxy: &TestProxy, names: &[&str]) {
     until("the new routes", async || {
         let listed = proxy.admin("/api/v1/routes").await.json();
         let routes = listed["routes"].as_array().unwrap();
@@ -31,7 +31,7 @@ async fn held_requests_go_to_the_new_target() {
     proxy.held(2).await;
     // A reload that leaves the route unchanged leaves its held requests in place.
     proxy.reload(&routes(&[route("tiny", &old.url(), ""), route("other", &old.url(), "")])).await;
-    listed(&proxy, &["tiny", "other"]).await;
+    await_listed_models(&proxy, &["tiny", "other"]).await;
     assert_eq!(proxy.route("tiny").await["held"], 2);
 
     proxy.reload(&routes(&[route("tiny", &new.url(), "")])).await;
@@ -89,14 +89,14 @@ async fn removed_route_finishes_its_requests() {
     stream.head().await.unwrap();
 
     proxy.reload(&routes(&[route("third", &tiny.url(), "")])).await;
-    listed(&proxy, &["third"]).await;
+    await_listed_models(&proxy, &["third"]).await;
     proxy.ask(&ask_other).await.is_error(404, "model_not_found");
     let models = proxy.ask(get("/v1/models")).await.json();
     assert_eq!((&models["data"][0]["id"], &models["data"][1]), (&"third".into(), &serde_json::Value::Null));
 
     // Both routes are added again as new ones; the removed ones still finish their requests.
     proxy.reload(&routes(&[tiny_route, other_route])).await;
-    listed(&proxy, &["tiny", "other"]).await;
+    await_listed_models(&proxy, &["tiny", "other"]).await;
     let mut again = proxy.sent(&ask_other).await;
     let mut second = other.call().await;
     second.body().await;
@@ -112,13 +112,13 @@ async fn removed_route_finishes_its_requests() {
 }
 
 #[tokio::test]
-async fn a_client_of_a_removed_route_may_still_hang_up() {
+async fn disconnect_from_removed_route_is_detected() {
     let tiny = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&tiny.url(), "").await;
     let held = proxy.sent(chat("held")).await;
     proxy.held(1).await;
     proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
-    listed(&proxy, &["other"]).await;
+    await_listed_models(&proxy, &["other"]).await;
     drop(held);
     // Without clients the removed route is dropped: probes of its target stop.
     until("the probes to end", async || {
@@ -131,7 +131,7 @@ async fn a_client_of_a_removed_route_may_still_hang_up() {
 }
 
 #[tokio::test]
-async fn new_limits_hold_from_now_on() {
+async fn reloaded_limits_apply_at_once() {
     let mut upstream = TestUpstream::warm().await;
     let config = |limits: &str, more: &str| {
         format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), more)]))
@@ -173,7 +173,7 @@ async fn new_limits_hold_from_now_on() {
 }
 
 #[tokio::test]
-async fn the_budget_of_all_bodies_changes_too() {
+async fn reload_changes_the_total_body_budget() {
     let upstream = TestUpstream::cold().await;
     let config = |bytes: usize| {
         format!(
@@ -218,16 +218,16 @@ async fn file_routes_precede_cluster_routes() {
     let found = parse(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).routes;
     let found = found.into_iter().map(Arc::new).collect();
     proxy.commands.send(Command::ClusterRoutes(Arc::new(found))).await.unwrap();
-    listed(&proxy, &["tiny", "models/tiny"]).await;
+    await_listed_models(&proxy, &["tiny", "models/tiny"]).await;
     let mut held = proxy.sent(chat("first")).await;
     until("to be held", async || proxy.route("models/tiny").await["held"] == 1).await;
 
     proxy.reload(&routes(&[route("other", &file.url(), "match: {models: [filed]}")])).await;
-    listed(&proxy, &["other", "models/tiny"]).await;
+    await_listed_models(&proxy, &["other", "models/tiny"]).await;
     assert_eq!(proxy.route("models/tiny").await["held"], 1);
     // A route in the file with the name of a cluster route: it is left out until the cluster route is gone.
     proxy.reload(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).await;
-    listed(&proxy, &["models/tiny"]).await;
+    await_listed_models(&proxy, &["models/tiny"]).await;
     assert_eq!(proxy.route("models/tiny").await["held"], 1, "the same gate");
     proxy.commands.send(Command::ClusterRoutes(Arc::default())).await.unwrap();
     cluster.wake();

@@ -12,7 +12,7 @@ const ROLE: &str = r#"data: {"choices":[{"delta":{"role":"assistant","content":"
 const TOKEN: &str = r#"data: {"choices":[{"delta":{"content":"Hi"}}]}"#;
 
 /// Returns a chat with this request id.
-fn named(id: &str, text: &str) -> String {
+fn chat_with_id(id: &str, text: &str) -> String {
     post_with(CHAT, &[("x-request-id", id)], &format!(r#"{{"model":"tiny","text":"{text}"}}"#))
 }
 
@@ -253,7 +253,7 @@ async fn request_behind_a_tokenless_stream_waits() {
     first.head().await.unwrap();
     first.parts_until("role").await;
     assert!(proxy.route("tiny").await["cold_start"].is_object(), "its first token is still to come");
-    let mut second = proxy.sent(named("second", "")).await;
+    let mut second = proxy.sent(chat_with_id("second", "")).await;
     proxy.held(1).await;
     let mut stream = proxy.sent(streaming("")).await;
     stream.head().await.unwrap();
@@ -281,7 +281,7 @@ async fn warm_request_is_recorded_only_on_failure() {
     proxy.ended("completed", 200, 1).await;
     let begun = proxy.shared.history.begun();
     for number in 0..20 {
-        client.send(named(&format!("warm-{number}"), "x")).await;
+        client.send(chat_with_id(&format!("warm-{number}"), "x")).await;
         upstream.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
     }
@@ -310,7 +310,7 @@ async fn warm_request_is_recorded_only_on_failure() {
     );
 
     // A failed request is kept with the facts known at its end, although nothing was recorded before.
-    let mut client = proxy.sent(named("broken", "x")).await;
+    let mut client = proxy.sent(chat_with_id("broken", "x")).await;
     let mut call = upstream.call().await;
     call.body().await;
     call.send(STREAM).await;
@@ -320,7 +320,7 @@ async fn warm_request_is_recorded_only_on_failure() {
     let story = proxy.story("broken").await;
     assert_eq!((events(&story), story.get("path")), (vec!["arrived", "ended"], None), "{story}");
     assert!(story["reason"].as_str().unwrap().starts_with("the endpoint broke its answer off"), "{story}");
-    let client = proxy.sent(named("unheard", "x")).await;
+    let client = proxy.sent(chat_with_id("unheard", "x")).await;
     let call = upstream.call().await;
     drop(client);
     call.gone().await;
@@ -378,13 +378,13 @@ async fn failures_are_listed_with_their_reasons() {
     let mut config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
     config += "history: { requests: 2 }\n";
     let proxy = TestProxy::start(&config).await;
-    let mut waits = proxy.sent(named("waits", "x")).await;
+    let mut waits = proxy.sent(chat_with_id("waits", "x")).await;
     proxy.held(1).await;
     let held = proxy.admin("/api/v1/requests/waits").await.json()["requests"][0].clone();
     assert_eq!((held.get("outcome"), events(&held)), (None, vec!["arrived", "held"]), "while it waits");
     let running = proxy.admin("/api/v1/requests?outcome=running&route=tiny").await.json();
     assert_eq!(running["requests"][0]["request_id"], "waits");
-    proxy.ask(named("full", "x")).await.is_error(503, "hold_queue_full");
+    proxy.ask(chat_with_id("full", "x")).await.is_error(503, "hold_queue_full");
     waits.response().await.is_error(504, "cold_start_timeout");
     // Requests without a route are not recorded.
     proxy.ask(get("/nothing")).await.is_error(404, "unknown_path");
@@ -405,7 +405,7 @@ async fn failures_are_listed_with_their_reasons() {
     );
     // Uses the same id more often than the history keeps requests.
     for text in ["a", "b", "c"] {
-        let hasty = named("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
+        let hasty = chat_with_id("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
         proxy.ask(hasty).await.is_error(504, "cold_start_timeout");
         proxy.story("again").await;
         proxy.held(0).await;

@@ -107,7 +107,7 @@ fn make(more: &str) -> String {
     post(RESPONSES, &format!(r#"{{"model":"tiny","input":"x"{more}}}"#))
 }
 
-fn told(response: &WireResponse) -> (String, String) {
+fn id_and_server(response: &WireResponse) -> (String, String) {
     assert_eq!(response.status(), 200, "{}", response.text());
     let json = response.json();
     let text = |key: &str| json[key].as_str().unwrap().to_owned();
@@ -144,22 +144,22 @@ async fn stored_responses_go_to_the_pod_that_made_them() {
     let mut client = proxy.client().await;
     let mut made = Vec::new();
     for _ in 0..12 {
-        made.push(told(&client.ask(make("")).await));
+        made.push(id_and_server(&client.ask(make("")).await));
     }
     let _ = servers.each_ref().map(ResponsesServer::asked);
     for (id, server) in &made {
         let path = format!("{RESPONSES}/{id}");
         for request in [get(&path), get(&format!("{path}/input_items")), post(&format!("{path}/cancel"), "")]
         {
-            assert_eq!(told(&client.ask(request).await), (id.clone(), server.clone()));
+            assert_eq!(id_and_server(&client.ask(request).await), (id.clone(), server.clone()));
         }
         // Continuations go to the same server, streamed or not.
-        let next = told(&client.ask(make(&format!(r#","previous_response_id":"{id}""#))).await);
+        let next = id_and_server(&client.ask(make(&format!(r#","previous_response_id":"{id}""#))).await);
         assert_eq!(next.1, *server);
         let stream = client.ask(make(&format!(r#","stream":true,"previous_response_id":"{id}""#))).await;
         let id = stream.text().split("\"id\":\"resp_").nth(1).unwrap().split('"').next().unwrap().to_owned();
-        assert_eq!(told(&client.ask(get(&format!("{RESPONSES}/resp_{id}"))).await).1, *server);
-        assert_eq!(told(&client.ask(delete(&path)).await).1, *server);
+        assert_eq!(id_and_server(&client.ask(get(&format!("{RESPONSES}/resp_{id}"))).await).1, *server);
+        assert_eq!(id_and_server(&client.ask(delete(&path)).await).1, *server);
         let gone = client.ask(get(&path)).await;
         assert_eq!(
             (gone.status(), gone.json()["error"]["code"].as_u64()),
@@ -179,23 +179,23 @@ async fn other_replica_finds_a_stored_response_by_asking() {
     let mut client = proxy.client().await;
     let mut made = Vec::new();
     for _ in 0..6 {
-        made.push(told(&client.ask(make("")).await));
+        made.push(id_and_server(&client.ask(make("")).await));
     }
     let other = replica(&cluster, "").await;
     let mut client = other.client().await;
     for (number, (id, server)) in made.iter().enumerate() {
         let path = format!("{RESPONSES}/{id}");
         match number % 3 {
-            0 => assert_eq!(told(&client.ask(get(&path)).await).1, *server),
-            1 => assert_eq!(told(&client.ask(post(&format!("{path}/cancel"), "")).await).1, *server),
+            0 => assert_eq!(id_and_server(&client.ask(get(&path)).await).1, *server),
+            1 => assert_eq!(id_and_server(&client.ask(post(&format!("{path}/cancel"), "")).await).1, *server),
             _ => {
                 let next = make(&format!(r#","previous_response_id":"{id}""#));
-                assert_eq!(told(&client.ask(next).await).1, *server);
+                assert_eq!(id_and_server(&client.ask(next).await).1, *server);
             }
         }
         // The proxy has learned which server stores the response, so it asks no other.
         let _ = servers.each_ref().map(ResponsesServer::asked);
-        assert_eq!(told(&client.ask(get(&path)).await).1, *server);
+        assert_eq!(id_and_server(&client.ask(get(&path)).await).1, *server);
         assert_eq!(servers.iter().map(|server| server.asked().len()).sum::<usize>(), 1);
     }
     let unknown = client.ask(get("/v1/responses/resp_nobodys")).await;
@@ -218,7 +218,7 @@ async fn stored_response_is_found_across_routes() {
     ]);
     let proxy = TestProxy::start(&config).await;
     let mut client = proxy.client().await;
-    let (id, _) = told(&client.ask(make("")).await);
+    let (id, _) = id_and_server(&client.ask(make("")).await);
     assert_eq!(
         client.ask(post("/v1/chat/completions", r#"{"model":"one"}"#)).await.status(),
         200,
@@ -226,7 +226,7 @@ async fn stored_response_is_found_across_routes() {
     );
     let path = format!("{RESPONSES}/{id}");
     for request in [get(&path), post(&format!("{path}/cancel"), ""), delete(&path)] {
-        assert_eq!(told(&client.ask(request).await), (id.clone(), "two".into()));
+        assert_eq!(id_and_server(&client.ask(request).await), (id.clone(), "two".into()));
     }
     assert!(one.asked().is_empty());
     proxy.stop(&[("completed", 5)]).await;
@@ -268,7 +268,7 @@ async fn background_job_is_demand_while_it_runs() {
     let server = ResponsesServer::new("a").await;
     let proxy = TestProxy::tiny(&server.upstream.url(), "").await;
     let mut client = proxy.client().await;
-    let (id, _) = told(&client.ask(make(r#","background":true,"store":true"#)).await);
+    let (id, _) = id_and_server(&client.ask(make(r#","background":true,"store":true"#)).await);
     proxy.ended("completed", 200, 1).await;
     let gate = proxy.gate().await;
     assert_eq!((gate.requests(), gate.in_flight()), (1, 0), "the job keeps the target");

@@ -65,7 +65,7 @@ async fn idle_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn a_held_or_streaming_request_is_not_idle() {
+async fn held_or_streaming_connection_is_not_idle() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = start("idleTimeout: 20ms, stallTimeout: 20ms", &upstream.url(), "").await;
     let mut client = proxy.sent(streaming("x")).await;

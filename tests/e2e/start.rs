@@ -177,7 +177,7 @@ async fn sigterm_finishes_requests_and_exits_0() {
 }
 
 #[tokio::test]
-async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
+async fn ctrl_c_skips_delay_and_second_one_ends_at_once() {
     let mut upstream = TestUpstream::warm().await;
     let config =
         format!("drainDelay: 10m\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
@@ -196,7 +196,7 @@ async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
 }
 
 #[tokio::test]
-async fn a_changed_file_is_used_and_a_bad_one_is_not() {
+async fn valid_change_is_loaded_invalid_one_ignored() {
     let mut upstream = TestUpstream::cold().await;
     let good = routes(&[route("tiny", &upstream.url(), "")]);
     let mut served = LoggedProcess::start(&good).await;

@@ -22,7 +22,7 @@ async fn traced(collector: &Collector, upstream: &str, more: &str, traces: &str)
 }
 
 /// Returns the attributes of a span, without those in `but`, which differ between runs.
-fn said(span: &ReceivedSpan, but: &[&str]) -> Vec<(String, String)> {
+fn attributes_except(span: &ReceivedSpan, but: &[&str]) -> Vec<(String, String)> {
     let attributes = span.attributes();
     for key in but {
         assert!(attributes.contains_key(*key), "{key} in {attributes:?}");
@@ -88,7 +88,7 @@ async fn a_held_request_shows_its_cold_start() {
         ("anteroom.request_id", "mine"),
         ("anteroom.cold_start", "true"),
     ]);
-    assert_eq!(said(server, &["network.peer.port"]), expected);
+    assert_eq!(attributes_except(server, &["network.peer.port"]), expected);
     assert!(!server.is_error() && server.events().is_empty());
 
     // Checks the span of the hold and those of its phases.
@@ -132,7 +132,7 @@ async fn a_held_request_shows_its_cold_start() {
         ("server.port", &upstream.address.port().to_string()),
         ("network.protocol.version", "1.1"),
     ]);
-    assert_eq!(said(attempt, &[]), expected);
+    assert_eq!(attributes_except(attempt, &[]), expected);
     assert_eq!(attempt.events(), [names::FIRST_BYTE]);
     assert_eq!(trace.within(server).len(), 2);
 }

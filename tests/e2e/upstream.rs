@@ -13,7 +13,7 @@ use crate::support::{
 const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
 
 /// Returns a request that waits for at most `wait`.
-fn hasty(wait: &str) -> String {
+fn chat_with_max_wait(wait: &str) -> String {
     chat("late").replace("\r\n\r\n", &format!("\r\nx-anteroom-max-wait: {wait}\r\n\r\n"))
 }
 
@@ -60,7 +60,7 @@ async fn requeued_request_keeps_its_deadline() {
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
-    let late = proxy.ask(hasty("100ms")).await;
+    let late = proxy.ask(chat_with_max_wait("100ms")).await;
     late.is_error(504, "cold_start_timeout");
     assert!(
         late.text().contains("It was dispatched once before; the last error: cannot connect"),
@@ -77,7 +77,7 @@ async fn request_awaiting_a_probe_keeps_its_deadline() {
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     upstream.sleep();
-    let mut client = proxy.sent(hasty("200ms")).await;
+    let mut client = proxy.sent(chat_with_max_wait("200ms")).await;
     upstream.call().await.reset();
     let late = client.response().await;
     late.is_error(504, "cold_start_timeout");
@@ -358,7 +358,7 @@ async fn server_503_passes_unchanged() {
 }
 
 #[tokio::test]
-async fn nothing_is_tried_again_after_the_first_byte() {
+async fn no_retry_after_the_first_byte() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // A stream that breaks off lacks the last chunk.
@@ -532,7 +532,7 @@ async fn unrequested_protocol_switch_fails() {
 }
 
 #[tokio::test]
-async fn response_headers_have_a_bound_that_is_named() {
+async fn oversized_response_head_names_its_limit() {
     for (more, most) in [("", 100), ("upstream: { maxResponseHeaders: 300 }", 300)] {
         let mut upstream = TestUpstream::warm().await;
         let proxy = TestProxy::tiny(&upstream.url(), more).await;

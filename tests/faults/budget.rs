@@ -94,7 +94,7 @@ async fn excess_bodies_are_rejected_and_bytes_released() {
 
 /// A body that stalls releases its bytes when it times out.
 #[tokio::test]
-async fn a_body_that_stops_gives_its_share_back() {
+async fn stalled_body_releases_its_bytes() {
     let upstream = TestUpstream::cold().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
     let proxy = TestProxy::start(&format!("limits: {{ bodyTimeout: 2s }}\n{config}")).await;

@@ -137,7 +137,7 @@ impl ChaosTest {
                     sim.signal(if self.rng.bool() { Signal::STOP } else { Signal::CONT });
                 }
             }
-            16 => self.strike(),
+            16 => self.kill_or_stop_server(),
             17 => {
                 let max = self.below(6) as u32 + 1;
                 self.proxy.write(&config(&self.place.url(), max));
@@ -169,7 +169,7 @@ impl ChaosTest {
     }
 
     /// Kills or stops a model server managed by the proxy.
-    fn strike(&mut self) {
+    fn kill_or_stop_server(&mut self) {
         let servers: Vec<Pid> = self.proxy.model_servers();
         if let Some(&server) = self.rng.choice(&servers) {
             let signal = if self.below(3) == 0 { Signal::STOP } else { Signal::KILL };
@@ -196,7 +196,7 @@ async fn random_faults_preserve_the_accounting() {
     let mut chaos = ChaosTest { rng: fastrand::Rng::with_seed(seed), place, sim, proxy, clients: Vec::new() };
     chaos.serves("tiny").await;
     chaos.serves("own").await;
-    chaos.own_is_idle().await;
+    chaos.await_own_server_stopped().await;
     let before = chaos.proxy.resources();
     for _ in 0..steps {
         chaos.step();
@@ -218,8 +218,8 @@ async fn random_faults_preserve_the_accounting() {
     assert_eq!(counts.ended("internal"), 0, "{counts:?}");
     chaos.serves("tiny").await;
     chaos.serves("own").await;
-    chaos.own_is_idle().await;
-    chaos.proxy.is_back_to(before).await;
+    chaos.await_own_server_stopped().await;
+    chaos.proxy.await_released_resources(before).await;
     chaos.proxy.stop().await;
 }
 
@@ -233,7 +233,7 @@ impl ChaosTest {
         until(model, async || soon("an answer", asked()).await == Some(200)).await;
     }
 
-    async fn own_is_idle(&self) {
+    async fn await_own_server_stopped(&self) {
         until("its own server to be stopped", async || {
             let routes = self.proxy.admin("/api/v1/routes").await;
             let own =

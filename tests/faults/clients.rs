@@ -15,7 +15,7 @@ use crate::{
 /// A client that ends its sending side counts as disconnected, as most that do so are: at every stage its request ends
 /// as `client_gone`, and the server's connection is closed.
 #[tokio::test]
-async fn half_a_close_is_a_hang_up_in_every_stage() {
+async fn half_close_is_a_disconnect_at_every_stage() {
     let mut upstream = TestUpstream::warm().await;
     let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     // Ends its sending side before the head of the response.
@@ -83,8 +83,8 @@ async fn vanished_client_leaves_no_state() {
         call.gone().await;
     }
     let counts = law::holds(proxy.admin).await;
-    counts.are(&[("client_gone", 150), ("completed", 1)]);
-    proxy.is_back_to(before).await;
+    counts.assert_outcomes(&[("client_gone", 150), ("completed", 1)]);
+    proxy.await_released_resources(before).await;
     // The proxy still works.
     let mut client = proxy.sent(chat("after")).await;
     upstream.call().await.echo().await;

@@ -30,12 +30,12 @@ impl FakeWallClock {
         let library =
             std::env::var_os("ANTEROOM_FAKETIME").expect("ANTEROOM_FAKETIME names libfaketimeMT.so.1");
         let clock = Self { file: tempfile::NamedTempFile::new().unwrap(), library: library.into() };
-        clock.jumps("+0");
+        clock.set_wall_clock("+0");
         clock
     }
 
     /// Sets the clock to this offset from real time, or (`@…`) to this time.
-    fn jumps(&self, to: &str) {
+    fn set_wall_clock(&self, to: &str) {
         let next = self.file.path().with_extension("next");
         fs::write(&next, format!("{to}\n")).unwrap();
         fs::rename(next, self.file.path()).unwrap();
@@ -58,7 +58,7 @@ impl FakeWallClock {
 
 /// Asserts that a cold-start record is consistent: phases are not negative, do not overlap, and sum to a total that is
 /// plausible for this test.
-fn is_sane(record: &Value) {
+fn assert_consistent_record(record: &Value) {
     let ms = |value: &Value| value.as_f64().unwrap();
     let total = ms(&record["total_ms"]);
     assert!((0.0..600_000.0).contains(&total), "{record:#}");
@@ -93,7 +93,7 @@ async fn held_requests_survive_wall_clock_jumps() {
         let mut held = proxy.sent(chat("held")).await;
         proxy.held(1).await;
         until("a cold start", async || proxy.tiny().await["state"] == "starting").await;
-        clock.jumps(jump);
+        clock.set_wall_clock(jump);
         // A deadline that starts after the jump; the held request has one that started before it.
         let mut impatient =
             proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "1")], r#"{"model":"tiny"}"#)).await;
@@ -128,19 +128,19 @@ async fn held_requests_survive_wall_clock_jumps() {
     }
     let records = proxy.admin("/api/v1/cold-starts").await;
     let records_of = records["cold_starts"].as_array().unwrap();
-    records_of.iter().for_each(is_sane);
+    records_of.iter().for_each(assert_consistent_record);
     // Each record began before one jump and after the previous one, which proves that the clock jumped.
     let began = |record: &Value| record["started_at"].as_str().unwrap()[..4].parse::<i32>().unwrap();
     let years: Vec<_> = records_of.iter().map(|record| began(record) - began(&records_of[3])).collect();
     assert!(years[0] < -40 && (-11..=-9).contains(&years[1]) && (9..=11).contains(&years[2]), "{years:?}");
     let requests = proxy.admin("/api/v1/requests").await;
     assert!(!requests["requests"].as_array().unwrap().is_empty());
-    assert_eq!(proxy.said("panicked"), 0, "{}", proxy.log());
+    assert_eq!(proxy.count_log_lines("panicked"), 0, "{}", proxy.log());
     let outcomes = proxy.stop().await;
-    outcomes.are(&[("cold_start_timeout", 4), ("completed", 4), ("upstream_error", 4)]);
+    outcomes.assert_outcomes(&[("cold_start_timeout", 4), ("completed", 4), ("upstream_error", 4)]);
 
     let proxy = clock.serve(&config).await;
     let again = proxy.admin("/api/v1/cold-starts").await;
     assert_eq!(again["cold_starts"].as_array().unwrap().len(), records_of.len());
-    proxy.stop().await.are(&[]);
+    proxy.stop().await.assert_outcomes(&[]);
 }

@@ -42,7 +42,7 @@ async fn gated() -> (TestUpstream, watch::Sender<bool>) {
 /// the others wait in the accept backlog and are served afterwards. Nothing fails, no connection is accepted only to be
 /// dropped, and nothing stays open.
 #[tokio::test]
-async fn clients_without_a_place_wait_to_be_accepted() {
+async fn clients_beyond_descriptors_wait_for_accept() {
     let (upstream, gate) = gated().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
     let proxy = ProxyProcess::with_descriptors(&config, DESCRIPTORS).await;
@@ -60,9 +60,9 @@ async fn clients_without_a_place_wait_to_be_accepted() {
     for mut client in clients {
         assert_eq!(client.response().await.status(), 200);
     }
-    assert_eq!((upstream.requests(), proxy.said("cannot accept")), (200, 0));
-    proxy.is_back_to(before).await;
-    proxy.stop().await.are(&[("completed", 200)]);
+    assert_eq!((upstream.requests(), proxy.count_log_lines("cannot accept")), (200, 0));
+    proxy.await_released_resources(before).await;
+    proxy.stop().await.assert_outcomes(&[("completed", 200)]);
 }
 
 /// One HTTP/2 connection carries more requests than there are descriptors to dispatch them, and further clients
@@ -98,11 +98,11 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     until("descriptors to run out", async || proxy.resources().descriptors >= DESCRIPTORS as usize).await;
     let late: Vec<_> = [(); 5].map(|()| tokio::spawn(connect_and_ask(proxy.address))).into();
     // Ten pauses of 100 ms: in that time, attempts to connect have timed out and been started again.
-    until("clients that are not accepted", async || proxy.said("cannot accept") >= 10).await;
+    until("clients that are not accepted", async || proxy.count_log_lines("cannot accept") >= 10).await;
     let sent = upstream.requests() - before;
     assert!(sent > 10 && sent < CONCURRENT_REQUESTS, "{sent} of them could be sent");
     // One thread accepts, and pauses for 100 ms after each failure.
-    let refusals = proxy.said("cannot accept");
+    let refusals = proxy.count_log_lines("cannot accept");
     assert!(refusals as u128 <= began.elapsed().as_millis() / 100 + 1, "{refusals} in {:?}", began.elapsed());
     let routes = admin.ask(get("/api/v1/routes")).await.json();
     let tiny = &routes["routes"][0];
@@ -118,7 +118,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
         assert_eq!(soon("an answer", late).await.unwrap(), 200);
     }
     drop((client, admin));
-    proxy.stop().await.are(&[("completed", 2 * CONCURRENT_REQUESTS as u64 + 5)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 2 * CONCURRENT_REQUESTS as u64 + 5)]);
 }
 
 async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
@@ -171,5 +171,5 @@ async fn model_server_keeps_the_soft_limit_of_files() {
     let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_ne!(own.split_whitespace().nth(3), Some("300"), "{own}");
     assert_eq!(std::fs::read_to_string(noted.path()).unwrap().trim(), "300");
-    proxy.stop().await.are(&[("completed", 1)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 1)]);
 }

@@ -82,10 +82,10 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
         world.gate.target().ready(&world.endpoint, Some(1));
         clients.extend([world.ask(&chat("x")), world.ask(&chat("y"))]);
         sleep(HALF_PERIOD).await;
-        world.obeys_the_law();
+        world.assert_conservation();
         world.endpoint.retire();
         sleep(HALF_PERIOD).await;
-        world.obeys_the_law();
+        world.assert_conservation();
         let counts = world.gate.counts();
         let waiting = clients.iter().filter(|client| !client.is_finished()).count() as u64;
         assert_eq!(counts.held + counts.in_flight, waiting, "at flap {flap}");
@@ -106,7 +106,7 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
 /// requests are served while it is up, and dialling is bounded: each failure removes the endpoint for at least 50 ms,
 /// and at most `concurrency.max` attempts can be under way by then.
 #[tokio::test(start_paused = true)]
-async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
+async fn flapping_server_is_dialled_with_backoff() {
     let server = Arc::new(FlappingServer::default());
     let dialled = server.clone();
     let world =
@@ -121,7 +121,7 @@ async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
         server.up.store(flap % 2 == 0, SeqCst);
         clients.push(world.ask(&chat("x")));
         sleep(HALF_PERIOD).await;
-        world.obeys_the_law();
+        world.assert_conservation();
     }
     let failed = server.dialled.load(SeqCst) - server.requests.load(SeqCst);
     let backoffs = began.elapsed().as_millis() as usize / 50 + 1;

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 const HOUR: &str = "1h";
 
 /// Starts a proxy with one `url` route and these further settings.
-async fn before(place: &SimAddress, more: &str) -> ProxyProcess {
+async fn start_proxy_before(place: &SimAddress, more: &str) -> ProxyProcess {
     ProxyProcess::start(&routes(&[route("tiny", &place.url(), more)])).await
 }
 
@@ -24,7 +24,7 @@ async fn before(place: &SimAddress, more: &str) -> ProxyProcess {
 async fn request_without_head_moves_to_one_other_server() {
     let place = SimAddress::reserve();
     let mut first = place.up(&["--time-to-first-token", HOUR]).await;
-    let proxy = before(&place, "concurrency: { max: 1 }").await;
+    let proxy = start_proxy_before(&place, "concurrency: { max: 1 }").await;
     let mut lucky = proxy.sent(prompt("once is forgiven")).await;
     first.runs(1).await;
     first.kill();
@@ -49,7 +49,7 @@ async fn request_without_head_moves_to_one_other_server() {
     let third = place.up(&[]).await;
     assert_eq!(later.response().await.status(), 200);
     assert_eq!(third.answered().await, 1, "the deadly one never came here");
-    proxy.stop().await.are(&[("completed", 2), ("upstream_error", 1)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 2), ("upstream_error", 1)]);
 }
 
 /// A server is killed with many unanswered requests in flight, over reused connections: the next server serves each of
@@ -70,7 +70,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
     const MANY: u64 = 24;
     let place = SimAddress::reserve();
     let mut first = place.up(&["--time-to-first-token", "3s"]).await;
-    let proxy = before(&place, &format!("concurrency: {{ max: 64, rampStart: 64 }}{more}")).await;
+    let proxy = start_proxy_before(&place, &format!("concurrency: {{ max: 64, rampStart: 64 }}{more}")).await;
     let mut clients = Vec::new();
     for _ in 0..MANY {
         clients.push(Wire::connect(proxy.address).await);
@@ -91,7 +91,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
         assert_eq!(client.response().await.status(), 200);
     }
     assert_eq!(second.answered().await, MANY);
-    proxy.stop().await.are(&[("completed", 2 * MANY)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 2 * MANY)]);
 }
 
 /// A server is killed in the middle of a stream: the client sees its response break off, and no other server gets the
@@ -100,7 +100,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
 async fn broken_stream_is_seen_by_its_client_only() {
     let place = SimAddress::reserve();
     let mut first = place.up(&["--inter-token-time", HOUR]).await;
-    let proxy = before(&place, "").await;
+    let proxy = start_proxy_before(&place, "").await;
     let mut clients = Vec::new();
     for number in 0..8 {
         let mut client = proxy.sent(streaming(&format!("stream {number}"))).await;
@@ -115,7 +115,7 @@ async fn broken_stream_is_seen_by_its_client_only() {
     let second = place.up(&[]).await;
     assert_eq!(proxy.ask(prompt("the next one")).await.status(), 200);
     assert_eq!(second.answered().await, 1);
-    proxy.stop().await.are(&[("completed", 1), ("upstream_error", 8)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 1), ("upstream_error", 8)]);
 }
 
 /// Returns a route to a process that records its pid, starts a child, as vLLM does for its engine, and then runs
@@ -129,7 +129,7 @@ fn process(pids: &std::path::Path, then: &str) -> String {
     )
 }
 
-fn noted(pids: &std::path::Path) -> Vec<Pid> {
+fn recorded_pids(pids: &std::path::Path) -> Vec<Pid> {
     let text = std::fs::read_to_string(pids).unwrap_or_default();
     text.lines().map(|line| Pid::from_raw(line.parse().unwrap()).unwrap()).collect()
 }
@@ -151,8 +151,8 @@ async fn crash_while_loading_fails_held_requests() {
         waiting.push(proxy.sent(prompt(&format!("waits {number}"))).await);
     }
     proxy.held(5).await;
-    until("a server", async || noted(pids.path()).len() == 2).await;
-    let [child, server] = noted(pids.path()).try_into().unwrap();
+    until("a server", async || recorded_pids(pids.path()).len() == 2).await;
+    let [child, server] = recorded_pids(pids.path()).try_into().unwrap();
     kill_process(server, Signal::KILL).unwrap();
     for client in &mut waiting {
         let response = client.response().await;
@@ -161,8 +161,8 @@ async fn crash_while_loading_fails_held_requests() {
     }
     until("its child to end", async || !alive(&child)).await;
     assert_eq!(proxy.ask(prompt("the next")).await.status(), 200);
-    assert_eq!(noted(pids.path()).len(), 4, "two starts");
-    proxy.stop().await.are(&[("cold_start_failed", 5), ("completed", 1)]);
+    assert_eq!(recorded_pids(pids.path()).len(), 4, "two starts");
+    proxy.stop().await.assert_outcomes(&[("cold_start_failed", 5), ("completed", 1)]);
 }
 
 /// A server is killed with an unanswered request: the request is held, starts the next server, and gets its response
@@ -174,24 +174,24 @@ async fn crash_while_serving_restarts_for_the_unanswered() {
     let proxy = ProxyProcess::start(&process(pids.path(), slow)).await;
     let mut client = proxy.sent(prompt("x")).await;
     proxy.in_flight(1).await;
-    let [child, server] = noted(pids.path()).try_into().unwrap();
+    let [child, server] = recorded_pids(pids.path()).try_into().unwrap();
     kill_process(server, Signal::KILL).unwrap();
     assert_eq!(client.response().await.status(), 200);
-    assert!(!alive(&child) && noted(pids.path()).len() == 4);
-    proxy.stop().await.are(&[("completed", 1)]);
+    assert!(!alive(&child) && recorded_pids(pids.path()).len() == 4);
+    proxy.stop().await.assert_outcomes(&[("completed", 1)]);
 }
 
 /// Anteroom itself is killed while its model server is slow to stop: the next Anteroom at the same address does not
 /// start a second server, for which the machine might lack memory, and reports what it waits for.
 #[tokio::test]
-async fn next_life_waits_for_the_server_of_the_last() {
+async fn restart_waits_for_previous_server() {
     let pids = tempfile::NamedTempFile::new().unwrap();
     // The shell ignores SIGTERM; only its child, the stand-in, exits.
     let stubborn = r#"trap "" TERM; "$2" sim --port "$3" & while :; do wait; sleep 600; done"#;
     let config = process(pids.path(), stubborn).replace("command:", "stopTimeout: 1h, command:");
     let mut first = ProxyProcess::start(&config).await;
     assert_eq!(first.ask(prompt("x")).await.status(), 200);
-    let [_, server] = noted(pids.path()).try_into().unwrap();
+    let [_, server] = recorded_pids(pids.path()).try_into().unwrap();
     first.signal(Signal::KILL);
     first.exited().await;
 
@@ -199,13 +199,13 @@ async fn next_life_waits_for_the_server_of_the_last() {
     let second = ProxyProcess::start(&config).await;
     let mut client = second.sent(prompt("y")).await;
     second.logged("waiting for an earlier model server of this route to stop").await;
-    assert!(alive(&server) && noted(pids.path()).len() == 2, "only the first one runs");
+    assert!(alive(&server) && recorded_pids(pids.path()).len() == 2, "only the first one runs");
     kill_process_group(server, Signal::KILL).unwrap();
     assert_eq!(client.response().await.status(), 200);
-    let [_, _, _, server] = noted(pids.path()).try_into().unwrap();
+    let [_, _, _, server] = recorded_pids(pids.path()).try_into().unwrap();
     kill_process_group(server, Signal::KILL).unwrap();
     second.logged("the target has died").await;
-    second.stop().await.are(&[("completed", 1)]);
+    second.stop().await.assert_outcomes(&[("completed", 1)]);
 }
 
 /// A server that is stopped with a request in flight (SIGSTOP, or a hung GPU) closes nothing and sends nothing.
@@ -215,7 +215,7 @@ async fn next_life_waits_for_the_server_of_the_last() {
 async fn stopped_server_gets_no_requests_until_resumed() {
     let place = SimAddress::reserve();
     let server = place.up(&[]).await;
-    let proxy = before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
+    let proxy = start_proxy_before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
     // The first request waits for a probe, so only the second one has the usual response time.
     for _ in 0..2 {
         assert_eq!(proxy.ask(prompt("is answered at once")).await.status(), 200);
@@ -224,7 +224,7 @@ async fn stopped_server_gets_no_requests_until_resumed() {
     let mut in_flight = proxy.sent(prompt("nobody answers it")).await;
     const SILENT: &str = "the server answers neither requests nor probes; sending no more requests to it";
     let noticed = async {
-        while proxy.said(SILENT) == 0 {
+        while proxy.count_log_lines(SILENT) == 0 {
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -234,5 +234,5 @@ async fn stopped_server_gets_no_requests_until_resumed() {
     server.signal(Signal::CONT);
     assert_eq!(later.response().await.status(), 200);
     assert_eq!(in_flight.response().await.status(), 200, "it was not given up");
-    proxy.stop().await.are(&[("completed", 4)]);
+    proxy.stop().await.assert_outcomes(&[("completed", 4)]);
 }

@@ -85,7 +85,7 @@ impl ProxyCounts {
     }
 
     /// Asserts exactly these outcomes.
-    pub fn are(&self, outcomes: &[(&str, u64)]) {
+    pub fn assert_outcomes(&self, outcomes: &[(&str, u64)]) {
         let expected = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         assert_eq!(self.outcomes, expected, "{self:?}");
     }

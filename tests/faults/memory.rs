@@ -91,14 +91,14 @@ impl InMemoryProxy {
             loop {
                 endpoint.attention().await;
                 match endpoint.is_doubted() {
-                    true if answers() => endpoint.vouch(),
+                    true if answers() => endpoint.record_recovery(),
                     true => endpoint.suspect(),
                     false => {}
                 }
                 while !endpoint.is_ready() {
                     sleep(endpoint.backoff().max(std::time::Duration::from_millis(1))).await;
                     if answers() {
-                        endpoint.vouch();
+                        endpoint.record_recovery();
                         gate.target().ready(&endpoint, None);
                     }
                 }
@@ -127,7 +127,7 @@ impl InMemoryProxy {
 
     /// Asserts that admissions equal outcomes plus held and in-flight requests, which is exact while the clock is
     /// paused.
-    pub fn obeys_the_law(&self) {
+    pub fn assert_conservation(&self) {
         let counters = self.gate.counters();
         let (held, in_flight) = (self.gate.held() as u64, self.gate.in_flight());
         assert_eq!(
@@ -140,7 +140,7 @@ impl InMemoryProxy {
 
     /// Asserts that nothing is left, and that exactly these outcomes occurred.
     pub fn is_over(&self, outcomes: &[(Outcome, u64)]) {
-        self.obeys_the_law();
+        self.assert_conservation();
         assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
         assert_eq!((self.endpoint.in_flight(), self.shared.memory.bodies()), (0, 0));
         let mut expected = outcomes.to_vec();

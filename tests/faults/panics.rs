@@ -113,7 +113,7 @@ async fn panic_costs_only_its_request() {
         }
         let heard = answer(&mut client).await;
         assert!(heard.starts_with("HTTP/1.1 500") && heard.contains("\"internal\""), "{heard}");
-        world.obeys_the_law();
+        world.assert_conservation();
         assert_eq!((world.gate.held(), world.endpoint.in_flight()), (0, 0));
         behaves.store(WORKS, SeqCst);
         client.write_all(chat("the next one").as_bytes()).await.unwrap();
@@ -157,7 +157,7 @@ async fn panic_in_upstream_connection_is_a_broken_one() {
     behaves.store(PANICS_ON_READ, SeqCst);
     let heard = world.ask(&chat("x")).await.unwrap();
     assert!(heard.starts_with("HTTP/1.1 50"), "{heard}");
-    world.obeys_the_law();
+    world.assert_conservation();
     behaves.store(WORKS, SeqCst);
     assert!(world.ask(&chat("the next one")).await.unwrap().ends_with("ok"));
     sleep(Duration::from_secs(1)).await;

@@ -52,7 +52,7 @@ impl Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let backends = Arc::new(Mutex::new(Vec::new()));
-        let tasks = [tokio::spawn(pass_on(listener, backends.clone())), tokio::spawn(look(backends.clone()))];
+        let tasks = [tokio::spawn(pass_on(listener, backends.clone())), tokio::spawn(check_readiness(backends.clone()))];
         Self { address, backends, tasks }
     }
 
@@ -93,7 +93,7 @@ async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<BalancerBackend>
     }
 }
 
-async fn look(backends: Arc<Mutex<Vec<BalancerBackend>>>) {
+async fn check_readiness(backends: Arc<Mutex<Vec<BalancerBackend>>>) {
     loop {
         let all: Vec<_> = backends.lock().iter().map(|backend| backend.admin).collect();
         for admin in all {

@@ -117,13 +117,13 @@ impl ProxyProcess {
     // --- log ---
 
     /// Returns the number of log lines so far with this message.
-    pub fn said(&self, message: &str) -> usize {
+    pub fn count_log_lines(&self, message: &str) -> usize {
         self.log.lock().iter().filter(|line| says(line, message)).count()
     }
 
     /// Waits for the first log line with this message.
     pub async fn logged(&self, message: &str) -> Value {
-        until(message, async || self.said(message) > 0).await;
+        until(message, async || self.count_log_lines(message) > 0).await;
         self.log.lock().iter().find(|line| says(line, message)).cloned().unwrap()
     }
 
@@ -182,7 +182,7 @@ impl ProxyProcess {
     }
 
     /// Waits until the process has no more resources than before.
-    pub async fn is_back_to(&self, before: Resources) {
+    pub async fn await_released_resources(&self, before: Resources) {
         until(&format!("{before:?}"), async || {
             let now = self.resources();
             now.descriptors <= before.descriptors && now.threads <= before.threads

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Returns a proxy whose server runs `serve` on each connection, and the number of connections.
-fn world<F>(
+fn proxy_with_server<F>(
     more: &str,
     serve: impl Fn(DuplexStream) -> F + Send + Sync + 'static,
 ) -> (InMemoryProxy, Arc<AtomicUsize>)
@@ -59,25 +59,25 @@ async fn missing_head_fails_at_response_timeout() {
     let servers = [
         (
             "never answers",
-            world(RESPONSE_TIMEOUT_5S, |mut io| async move {
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |mut io| async move {
                 read_request(&mut io).await;
                 std::future::pending().await
             }),
         ),
         (
             "does not even read",
-            world(RESPONSE_TIMEOUT_5S, |io| async move {
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| async move {
                 let _kept = io;
                 std::future::pending().await
             }),
         ),
         (
             "trickles a head",
-            world(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true)),
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true)),
         ),
         (
             "informs for ever",
-            world(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false)),
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false)),
         ),
     ];
     for (what, (world, connections)) in servers {
@@ -96,7 +96,7 @@ async fn missing_head_fails_at_response_timeout() {
 /// most 5 + 29 + 1 tries.
 #[tokio::test(start_paused = true)]
 async fn closing_server_is_retried_with_backoff() {
-    let (world, connections) = world("hold: { timeout: 30s }", |io| async move { drop(io) });
+    let (world, connections) = proxy_with_server("hold: { timeout: 30s }", |io| async move { drop(io) });
     let began = Instant::now();
     let heard = world.ask(&chat("x")).await.unwrap();
     assert!(heard.starts_with("HTTP/1.1 504") && heard.contains("cold_start_timeout"), "{heard}");
@@ -112,7 +112,7 @@ async fn closing_server_is_retried_with_backoff() {
 #[tokio::test(start_paused = true)]
 async fn a_body_may_trickle_but_not_stop() {
     const IDLE_TIMEOUT_5S: &str = "upstream: { idleTimeout: 5s }";
-    let (trickling, _) = world(IDLE_TIMEOUT_5S, |mut io| async move {
+    let (trickling, _) = proxy_with_server(IDLE_TIMEOUT_5S, |mut io| async move {
         read_request(&mut io).await;
         let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         let _ = io.write_all(head.as_bytes()).await;
@@ -128,7 +128,7 @@ async fn a_body_may_trickle_but_not_stop() {
     assert_eq!(began.elapsed().as_secs(), 400, "100 times 4 s");
     trickling.is_over(&[(Outcome::Completed, 1)]);
 
-    let (stopping, _) = world(IDLE_TIMEOUT_5S, |mut io| async move {
+    let (stopping, _) = proxy_with_server(IDLE_TIMEOUT_5S, |mut io| async move {
         read_request(&mut io).await;
         let _ = io.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
         std::future::pending().await

@@ -49,7 +49,7 @@ impl KeepAliveLoad {
     }
 
     /// Waits for one more response.
-    async fn goes_on(&self) {
+    async fn await_next_response(&self) {
         let before = self.answered.load(SeqCst);
         until("an answer", async || self.answered.load(SeqCst) > before).await;
     }
@@ -90,7 +90,7 @@ async fn reload_storm_loses_and_leaves_nothing() {
     let config = |more: &str, number: usize| routes(&[vec![tiny(more)], others(number)].concat());
     let proxy = ProxyProcess::start(&config("", 0)).await;
     let load = KeepAliveLoad::start(&proxy, 4);
-    load.goes_on().await;
+    load.await_next_response().await;
     let before = proxy.resources();
     // From here on the file is a mounted ConfigMap.
     let folder = proxy.path().parent().unwrap().to_owned();
@@ -110,25 +110,25 @@ async fn reload_storm_loses_and_leaves_nothing() {
             4 => swap(&folder, step, &config(&limits, step % 10)),
             _ => proxy.signal(Signal::HUP),
         }
-        load.goes_on().await;
+        load.await_next_response().await;
     }
     // A good configuration, then a bad one.
     swap(&folder, STEPS + 1, &config("concurrency: { max: 5 }", 2));
     let max = async || proxy.tiny().await["limits"]["concurrency_max"].as_u64();
     until("the last good one", async || max().await == Some(5)).await;
     let (good_ones, bad_ones) =
-        (proxy.said("configuration reloaded"), proxy.said("keeping the previous one"));
+        (proxy.count_log_lines("configuration reloaded"), proxy.count_log_lines("keeping the previous one"));
     // Only the last of several changes between two checks is loaded.
     assert!(good_ones > 0 && bad_ones > 0, "{good_ones} good ones, {bad_ones} bad ones");
     swap(&folder, STEPS + 2, "routes: [");
-    until("the bad one", async || proxy.said("keeping the previous one") > bad_ones).await;
-    load.goes_on().await;
+    until("the bad one", async || proxy.count_log_lines("keeping the previous one") > bad_ones).await;
+    load.await_next_response().await;
     assert_eq!(max().await, Some(5));
     swap(&folder, STEPS + 3, &config("", 0));
     until("one route", async || proxy.admin("/api/v1/routes").await["routes"].as_array().unwrap().len() == 1)
         .await;
-    proxy.is_back_to(before).await;
+    proxy.await_released_resources(before).await;
     let answered = load.end().await;
     assert!(answered > STEPS as u64);
-    proxy.stop().await.are(&[("completed", answered)]);
+    proxy.stop().await.assert_outcomes(&[("completed", answered)]);
 }

@@ -360,7 +360,7 @@ fn guardian(script: &str) -> Command {
 }
 
 #[tokio::test]
-async fn the_guardian_ends_as_the_command_did() {
+async fn guardian_exits_with_command_status() {
     for (script, code, signal) in [
         ("exit 0", Some(0), None),
         ("exit 7", Some(7), None),
@@ -377,7 +377,7 @@ async fn the_guardian_ends_as_the_command_did() {
 }
 
 #[tokio::test]
-async fn the_guardian_obeys_the_pipe_alone() {
+async fn guardian_ends_only_with_the_pipe() {
     let mut guardian = guardian("trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done").spawn().unwrap();
     let mut lines = BufReader::new(guardian.stdout.take().unwrap()).lines();
     assert_eq!(within(lines.next_line()).await.unwrap().as_deref(), Some("up"));
@@ -445,7 +445,7 @@ async fn server(status: u16) -> (Target, Arc<AtomicU16>) {
 }
 
 #[tokio::test]
-async fn a_url_that_answers_at_once_is_no_cold_start() {
+async fn responding_url_is_no_cold_start() {
     let (target, _) = server(200).await;
     let route = SupervisedRoute::new(target);
     let permit = route.permit().await;

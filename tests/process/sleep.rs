@@ -198,7 +198,7 @@ async fn abandoned_wake_goes_back_to_sleep() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_replaced_does_not_sleep_on() {
+async fn replaced_target_stops_its_sleeping_server() {
     let (route, pids) = sleeper(&[]);
     answered(&route).await;
     route.status("sleeping").await;

@@ -72,12 +72,12 @@ impl FakeCluster {
         TestProxy::start_with(config, options).await
     }
 
-    pub fn says(&self, pods: &[(SocketAddr, FakePodState)]) {
+    pub fn publish_pods(&self, pods: &[(SocketAddr, FakePodState)]) {
         let pods: Vec<_> = pods.iter().map(|(address, pod)| (*address, *pod, Role::default())).collect();
-        self.says_with_roles(&pods);
+        self.publish_pods_with_roles(&pods);
     }
 
-    pub fn says_with_roles(&self, pods: &[(SocketAddr, FakePodState, Role)]) {
+    pub fn publish_pods_with_roles(&self, pods: &[(SocketAddr, FakePodState, Role)]) {
         let is_dead = |(_, pod, _): &&(SocketAddr, FakePodState, Role)| *pod == FakePodState::Dead;
         let dead = pods.iter().filter(is_dead).map(|(address, ..)| address.to_string().into()).collect();
         let endpoints =

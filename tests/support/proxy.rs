@@ -155,21 +155,21 @@ impl TestProxy {
     }
 
     /// Waits until a field of `tiny` in the admin API has this value.
-    pub async fn until(&self, key: &str, number: u64) {
+    pub async fn await_tiny_field(&self, key: &str, number: u64) {
         until(&format!("{key} to be {number}"), async || self.route("tiny").await[key] == number).await;
     }
 
-    pub async fn held(&self, number: u64) {
-        self.until("held", number).await;
+    pub async fn await_tiny_held(&self, number: u64) {
+        self.await_tiny_field("held", number).await;
     }
 
     /// Waits until `tiny` was found not ready, so that the next request is a cold start.
-    pub async fn starting(&self) {
+    pub async fn await_tiny_starting(&self) {
         until("a cold start", async || self.route("tiny").await["state"] == "starting").await;
     }
 
-    pub async fn in_flight(&self, number: u64) {
-        self.until("in_flight", number).await;
+    pub async fn await_tiny_in_flight(&self, number: u64) {
+        self.await_tiny_field("in_flight", number).await;
     }
 
     pub async fn metrics(&self) -> String {
@@ -188,7 +188,7 @@ impl TestProxy {
 
     /// Waits until `number` requests to `tiny` have ended with this outcome. A request ends when its last byte is
     /// written, slightly later than the client may receive it.
-    pub async fn ended(&self, outcome: &str, code: u16, number: u64) {
+    pub async fn await_outcome(&self, outcome: &str, code: u16, number: u64) {
         let labels = ["route=\"tiny\"", &format!("outcome=\"{outcome}\""), &format!("code=\"{code}\"")];
         until(&format!("{number} of {outcome} {code}"), async || {
             self.metric("anteroom_requests_total", &labels).await == number

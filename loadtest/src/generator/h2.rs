@@ -17,9 +17,9 @@ use crate::http2::{self, ReceivedFrame};
 
 const H2_READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Bytes a connection may send before the first update of its window (RFC 9113, section 6.9.2).
-const FIRST_WINDOW: i64 = 65_535;
+const H2_INITIAL_WINDOW_BYTES: i64 = 65_535;
 /// Bytes received before a window update is sent.
-const UPDATE: u32 = 32 * 1024;
+const WINDOW_UPDATE_BYTES: u32 = 32 * 1024;
 
 /// Connections of one measurement and the tally of their streams.
 #[derive(Debug)]
@@ -107,12 +107,12 @@ impl MeasuredClients for H2 {
 
 impl Clients for H2 {
     /// A broken connection ends all of its streams, so the first error ends the measurement.
-    fn hopeless(&self) -> bool {
+    fn must_abandon(&self) -> bool {
         self.tally.errors > 0
     }
 
     fn on_event(&mut self, _registry: &Registry, token: Token) -> io::Result<()> {
-        if self.hopeless() {
+        if self.must_abandon() {
             return Ok(());
         }
         let connection = &mut self.connections[token.0];
@@ -144,7 +144,7 @@ impl H2Connection {
             filled: 0,
             output,
             written: 0,
-            window: FIRST_WINDOW,
+            window: H2_INITIAL_WINDOW_BYTES,
             received: 0,
             next_stream: 1,
             open: Vec::with_capacity(streams),
@@ -239,7 +239,7 @@ impl H2Connection {
             }
             ReceivedFrame::Data { stream, data, flow, end } => {
                 self.received += u32::try_from(flow).unwrap_or(u32::MAX);
-                if self.received >= UPDATE {
+                if self.received >= WINDOW_UPDATE_BYTES {
                     http2::window_update(&mut self.output, 0, std::mem::take(&mut self.received));
                 }
                 let found = self.stream(stream)?;
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_is_an_error() {
+    fn corrupted_response_is_an_error() {
         // Corrupts the status, then a letter of the body.
         for at in [9, answer(1).len() - 1] {
             let (mut rig, mut load, mut server) = served();

@@ -104,7 +104,7 @@ impl MeasuredClients for OpenLoop {
 }
 
 impl Clients for OpenLoop {
-    fn hopeless(&self) -> bool {
+    fn must_abandon(&self) -> bool {
         self.tally.is_unrecoverable()
     }
 

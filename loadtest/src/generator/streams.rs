@@ -141,12 +141,12 @@ impl StreamLoad {
 
 impl Clients for StreamLoad {
     /// Every stream must last until it is ended, so the first error ends the measurement.
-    fn hopeless(&self) -> bool {
+    fn must_abandon(&self) -> bool {
         self.seen.events.errors > 0
     }
 
     fn on_event(&mut self, _registry: &Registry, token: Token) -> io::Result<()> {
-        if self.hopeless() {
+        if self.must_abandon() {
             return Ok(());
         }
         let client = &mut self.clients[token.0];

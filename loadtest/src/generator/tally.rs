@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 /// Errors after which a measurement is abandoned: a contender that is down returns errors at full speed.
-const ERRORS: u64 = 100;
+const MAX_TALLY_ERRORS: u64 = 100;
 
 /// Responses since the last reset, errors since the start.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Tally {
     }
 
     pub(crate) fn is_unrecoverable(&self) -> bool {
-        self.errors >= ERRORS
+        self.errors >= MAX_TALLY_ERRORS
     }
 
     /// Discards the responses of the warm-up, but none of its errors.

@@ -40,7 +40,7 @@ struct AttackRound {
 }
 
 pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
-    ClientLimit::make()?;
+    ClientLimit::from_raised_limit()?;
     let rounds = setup.rounds();
     let duration = setup.duration(Duration::from_millis(500), Duration::from_secs(4));
     let installed = setup.anteroom()?;

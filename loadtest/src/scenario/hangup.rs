@@ -44,14 +44,14 @@ struct Storm {
 }
 
 pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
-    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(if setup.quick {
+    let (count, note) = ClientLimit::from_raised_limit()?.fit(requests.unwrap_or(if setup.quick {
         QUICK_REQUESTS
     } else {
         REQUESTS_PER_STORM
     }));
     let storms = setup.rounds().max(2);
     let mut scene = Testbed::start(setup, RouteSettings { hold: count, ramp: FIXED_RAMP, streamed: false })?;
-    scene.stay(Duration::from_millis(200))?;
+    scene.run_for(Duration::from_millis(200))?;
     let before = scene.footprint()?;
     let mut seen = Vec::new();
     for number in 1..=storms {
@@ -81,16 +81,16 @@ fn storm(scene: &mut Testbed, count: usize) -> Result<Storm, LoadtestError> {
     scene.gather(count)?;
     scene.send_all()?;
     scene.await_held(count)?;
-    scene.stay(Duration::from_millis(200))?;
+    scene.run_for(Duration::from_millis(200))?;
     let held = scene.footprint()?;
-    let looks = (0..5).map(|_| look(scene).map(|(took, _)| took)).collect::<Result<Vec<f64>, _>>()?;
+    let looks = (0..5).map(|_| query_load(scene).map(|(took, _)| took)).collect::<Result<Vec<f64>, _>>()?;
     let look_ms = Spread::of(looks).unwrap_or_default().median;
 
     let before = scene.read()?;
     let begin = Instant::now();
     scene.sides.crowd.hang_up();
     let last = Instant::now();
-    let (first_look_ms, first_look) = look(scene)?;
+    let (first_look_ms, first_look) = query_load(scene)?;
     let mut left = first_look;
     while left > 0 {
         if last.elapsed() > Duration::from_secs(30) {
@@ -98,12 +98,12 @@ fn storm(scene: &mut Testbed, count: usize) -> Result<Storm, LoadtestError> {
                 "{left} of {count} requests are held 30 s after their clients left"
             )));
         }
-        left = look(scene)?.1;
+        left = query_load(scene)?.1;
     }
     let known = last.elapsed();
     let spent = before.until(&scene.read()?);
-    scene.stay(RELEASE_TIMEOUT)?;
-    let after = settled(scene, files)?;
+    scene.run_for(RELEASE_TIMEOUT)?;
+    let after = await_released_files(scene, files)?;
     Ok(Storm {
         leaving_ms: (last - begin).as_secs_f64() * 1e3,
         first_look,
@@ -117,7 +117,7 @@ fn storm(scene: &mut Testbed, count: usize) -> Result<Storm, LoadtestError> {
 }
 
 /// Waits until at most `files` files are open and returns the footprint. A health check opens one from time to time.
-fn settled(scene: &mut Testbed, files: u64) -> Result<Footprint, LoadtestError> {
+fn await_released_files(scene: &mut Testbed, files: u64) -> Result<Footprint, LoadtestError> {
     let begin = Instant::now();
     loop {
         let after = scene.footprint()?;
@@ -131,14 +131,14 @@ fn settled(scene: &mut Testbed, files: u64) -> Result<Footprint, LoadtestError> 
                 after.as_secs()
             )));
         }
-        scene.stay(Duration::from_millis(5))?;
+        scene.run_for(Duration::from_millis(5))?;
     }
 }
 
 /// Returns the duration of the query in ms and the number of requests held or in flight.
-fn look(scene: &mut Testbed) -> Result<(f64, u64), LoadtestError> {
+fn query_load(scene: &mut Testbed) -> Result<(f64, u64), LoadtestError> {
     let begin = Instant::now();
-    let demand = scene.admin.demand()?;
+    let demand = scene.admin.query_only_route_load()?;
     Ok((begin.elapsed().as_secs_f64() * 1e3, demand.held + demand.in_flight))
 }
 

@@ -45,10 +45,10 @@ struct Holding {
 
 pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
     let count = requests.unwrap_or(if setup.quick { QUICK_REQUESTS } else { DEFAULT_HELD_REQUESTS });
-    let (own, note) = ClientLimit::make()?.fit(count);
+    let (own, note) = ClientLimit::from_raised_limit()?.fit(count);
     let seconds = setup.seconds(10, 30);
     let mut scene = Testbed::start(setup, RouteSettings { hold: count, ramp: FIXED_RAMP, streamed: true })?;
-    scene.stay(Duration::from_millis(200))?;
+    scene.run_for(Duration::from_millis(200))?;
 
     eprintln!("held: {own} clients with a connection each");
     let before = scene.footprint()?.memory;
@@ -57,14 +57,14 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Lo
     scene.send_all()?;
     let waiting = wait(&mut scene, own)?;
     let still = hold(&mut scene, QUIET_MEASUREMENT)?;
-    let informed = inform(&mut scene, own)?;
+    let informed = await_early_responses(&mut scene, own)?;
     let alone = HeldStep { requests: own, before, held: waiting, informed };
     let shared = if count > own {
         eprintln!("held: {} clients that share connections", count - own);
         let before = scene.footprint()?.memory;
         scene.gather_multiplexed(count - own)?;
         let held = wait(&mut scene, count)?;
-        let informed = inform(&mut scene, count)?;
+        let informed = await_early_responses(&mut scene, count)?;
         Some(HeldStep { requests: count - own, before, held, informed })
     } else {
         None
@@ -103,12 +103,12 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Lo
 /// Waits until `count` requests are held and returns the memory.
 fn wait(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
     scene.await_held(count)?;
-    scene.stay(Duration::from_millis(500))?;
+    scene.run_for(Duration::from_millis(500))?;
     Ok(scene.footprint()?.memory)
 }
 
 /// Waits until `count` requests have an early response and returns the memory.
-fn inform(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
+fn await_early_responses(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
     eprintln!("held: waiting for the early answers");
     scene.until("all answered early", |sides| sides.crowd.tally.begun == count)?;
     Ok(scene.footprint()?.memory)
@@ -117,7 +117,7 @@ fn inform(scene: &mut Testbed, count: usize) -> Result<u64, LoadtestError> {
 /// Measures the CPU time of holding.
 fn hold(scene: &mut Testbed, duration: Duration) -> Result<Holding, LoadtestError> {
     let (heartbeats, before) = (scene.sides.crowd.tally.heartbeats, scene.read()?);
-    let seconds = scene.stay(duration)?.elapsed.as_secs_f64();
+    let seconds = scene.run_for(duration)?.elapsed.as_secs_f64();
     let spent = before.until(&scene.read()?);
     Ok(Holding {
         seconds,
@@ -131,7 +131,7 @@ fn hold(scene: &mut Testbed, duration: Duration) -> Result<Holding, LoadtestErro
 
 impl HeldStep {
     /// Returns the memory per request in KiB, without the body, from the `memory` in bytes of the process.
-    fn each(self, memory: u64) -> f64 {
+    fn kib_per_request(self, memory: u64) -> f64 {
         (memory as f64 - self.before as f64) / self.requests as f64 / 1024.0
             - MEMBER_BODY_BYTES as f64 / 1024.0
     }
@@ -157,11 +157,11 @@ fn findings(
     for (name, part) in parts() {
         rows.push(row(
             &format!("KiB each beyond the body, held, {name}"),
-            format!("{:.2}", part.each(part.held)),
+            format!("{:.2}", part.kib_per_request(part.held)),
         ));
         rows.push(row(
             &format!("KiB each beyond the body, answered early, {name}"),
-            format!("{:.2}", part.each(part.informed)),
+            format!("{:.2}", part.kib_per_request(part.informed)),
         ));
     }
     let each = holding.percent * 1e4 * holding.seconds / holding.heartbeats as f64;
@@ -174,7 +174,7 @@ fn findings(
     let mut aims = Vec::new();
     for (name, part) in parts() {
         let who = format!("anteroom, {} held, {name}", thousands(part.requests as f64));
-        let most = part.each(part.held.max(part.informed));
+        let most = part.kib_per_request(part.held.max(part.informed));
         aims.push(Criterion::at_most(who.clone(), "KiB each beyond the body, at most", 12.0, most));
         aims.push(Criterion::at_most(who, "KiB each beyond the body, stretch, at most", 6.0, most));
     }
@@ -186,7 +186,7 @@ fn findings(
         .map(|(name, part)| {
             json!({
                 "connections": name, "part": part,
-                "held_kib_each": part.each(part.held), "informed_kib_each": part.each(part.informed),
+                "held_kib_each": part.kib_per_request(part.held), "informed_kib_each": part.kib_per_request(part.informed),
             })
         })
         .collect();

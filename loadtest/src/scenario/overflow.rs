@@ -22,7 +22,7 @@ const RAMP: RampSettings = RampSettings { start: 64, max: 64 };
 const MAX_SCHEDULE_DELAY: Duration = Duration::from_millis(1);
 
 pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
-    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(QUEUED_REQUESTS));
+    let (count, note) = ClientLimit::from_raised_limit()?.fit(requests.unwrap_or(QUEUED_REQUESTS));
     let bound = count / QUEUE_MULTIPLE;
     let surplus = count - bound;
     eprintln!("overflow: {count} requests, of which {bound} fit into the queue");

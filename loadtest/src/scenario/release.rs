@@ -71,7 +71,7 @@ struct Reordering {
 }
 
 pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, LoadtestError> {
-    let (count, note) = ClientLimit::make()?.fit(requests.unwrap_or(RELEASED_REQUESTS));
+    let (count, note) = ClientLimit::from_raised_limit()?.fit(requests.unwrap_or(RELEASED_REQUESTS));
     let rounds = setup.rounds();
     let seconds = Duration::from_secs(setup.seconds(1, 2).into());
     let (mut released, mut ramped, mut disorder) = (Vec::new(), Vec::new(), Vec::new());
@@ -107,7 +107,7 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<ReleaseRou
     let passed = scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
     let spent = before.until(&scene.read()?);
     let (seen, last) = (&scene.sides.target.seen, scene.sides.crowd.tally.last_served);
-    let (first, (late, latest)) = (seen.first(), seen.disorder());
+    let (first, (late, latest)) = (seen.time_to_first_arrival(), seen.count_reordered());
     let begin = seen.arrivals.first().map(|(_, at)| *at);
     let (Some(first), Some(begin), Some(last)) = (first, begin, last) else {
         return Err(LoadtestError::Wrong(
@@ -141,11 +141,11 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<ReleaseRou
 /// rig.
 fn warm(scene: &mut Testbed, members: usize, duration: Duration) -> Result<(f64, f64), LoadtestError> {
     scene.sides.target.reset_stats();
-    scene.sides.crowd.go_round(members, SERVER_CONCURRENCY as usize);
-    scene.stay(duration / 4)?;
+    scene.sides.crowd.send_in_turn(members, SERVER_CONCURRENCY as usize);
+    scene.run_for(duration / 4)?;
     let served = scene.sides.crowd.tally.served;
     let begin = Instant::now();
-    let passed = scene.stay(duration)?;
+    let passed = scene.run_for(duration)?;
     let rate = (scene.sides.crowd.tally.served - served) as f64 / begin.elapsed().as_secs_f64();
     scene.sides.crowd.stop();
     scene.until("the last served", |sides| sides.crowd.tally.waiting == 0)?;
@@ -158,9 +158,9 @@ fn ramp(setup: &Setup, count: usize) -> Result<Ramped, LoadtestError> {
     scene.sides.target.ready = true;
     scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
     let (seen, last) = (&scene.sides.target.seen, scene.sides.crowd.tally.last_served);
-    let (late, latest) = seen.disorder();
+    let (late, latest) = seen.count_reordered();
     let seconds = seen.known.zip(last).map(|(known, last)| (last - known).as_secs_f64());
-    let first_ms = seen.first().map_or(f64::NAN, |first| first.as_secs_f64() * 1e3);
+    let first_ms = seen.time_to_first_arrival().map_or(f64::NAN, |first| first.as_secs_f64() * 1e3);
     Ok(Ramped {
         first_ms,
         seconds: seconds.unwrap_or(f64::NAN),
@@ -182,7 +182,7 @@ fn one_by_one(setup: &Setup, count: usize) -> Result<Reordering, LoadtestError> 
             seen.most
         )));
     }
-    let (late, latest) = seen.disorder();
+    let (late, latest) = seen.count_reordered();
     Ok(Reordering { late, latest })
 }
 

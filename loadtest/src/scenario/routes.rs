@@ -18,7 +18,7 @@ use mio::{Registry, Token};
 
 use api::ApiServer;
 use clients::{RouteClients, request};
-use findings::{InitialListResults, IntervalResults, Lateness, RoutesResults};
+use findings::{InitialListResults, IntervalResults, PropagationDelays, RoutesResults};
 use objects::{CHANGES_PER_SEC, Objects, WARM_ROUTES};
 use probe::Probe;
 
@@ -100,7 +100,7 @@ pub(crate) fn run(setup: &Setup, routes: usize) -> Result<Findings, LoadtestErro
         }
     }
     eprintln!("routes: measuring the propagation delay of changes");
-    let lateness = stage.lateness(if setup.quick { 4 } else { 20 })?;
+    let lateness = stage.measure_propagation(if setup.quick { 4 } else { 20 })?;
     let census = stage.census()?;
     let how = format!("{} rounds of {seconds} s without changes and {seconds} s with", setup.rounds());
     Ok(RoutesResults { how, loaded, measured, lateness, census, counts: stage.world.api.counts.clone() }
@@ -138,7 +138,7 @@ impl ApiAndClients {
             self.due = Some(due + Duration::from_secs(1) / CHANGES_PER_SEC);
             self.change();
         }
-        self.api.tell();
+        self.api.send_changes();
     }
 
     /// Makes the next change, to a route outside the last [`PROPAGATION_ROUTES`]. Consecutive changes are to distant routes.
@@ -256,7 +256,7 @@ impl RoutesRun {
     }
 
     /// Measures the time until changes act while all other changes continue.
-    fn lateness(&mut self, times: usize) -> Result<Lateness, LoadtestError> {
+    fn measure_propagation(&mut self, times: usize) -> Result<PropagationDelays, LoadtestError> {
         self.world.due = Some(Instant::now());
         self.turn_for(CHANGES_SETTLE_PAUSE)?;
         let (mut matches, mut endpoints) = (Vec::new(), Vec::new());
@@ -273,8 +273,8 @@ impl RoutesRun {
             let mut waiting = waiting.map_err(|error| LoadtestError::io("send a request", error))?;
             self.turn_for(Duration::from_millis(100))?;
             let begin = Instant::now();
-            self.world.api.objects.lead_here(number);
-            while waiting.look().map_err(|error| LoadtestError::io("wait for an answer", error))?.is_none() {
+            self.world.api.objects.point_to_backend(number);
+            while waiting.poll_status().map_err(|error| LoadtestError::io("wait for an answer", error))?.is_none() {
                 self.turn()?;
                 if begin.elapsed() > CHANGE_TIMEOUT {
                     let why = format!("a pod of route r{number} was not found");
@@ -284,7 +284,7 @@ impl RoutesRun {
             endpoints.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         self.world.due = None;
-        Ok(Lateness { matches, endpoints })
+        Ok(PropagationDelays { matches, endpoints })
     }
 
     /// Requests a model until it is served.
@@ -295,7 +295,7 @@ impl RoutesRun {
             let mut probe = Probe::send(self.running.address, model).map_err(failed)?;
             let status = loop {
                 self.turn()?;
-                match probe.look().map_err(failed)? {
+                match probe.poll_status().map_err(failed)? {
                     Some(status) => break status,
                     None if begin.elapsed() > CHANGE_TIMEOUT => {
                         return Err(self.unsound(format!("no answer for model {model}")));

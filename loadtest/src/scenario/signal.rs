@@ -31,7 +31,7 @@ const MAX_PUSH_P99_MS: f64 = 1.0;
 /// Time a push may take before the run is abandoned.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a new connection to be accepted, excluded from the measurement.
-const ACCEPTED: Duration = Duration::from_millis(1);
+const ACCEPT_WAIT: Duration = Duration::from_millis(1);
 
 /// Results for one setting.
 #[derive(Debug, Serialize)]
@@ -193,7 +193,7 @@ impl DemandStreams {
         let failed = |error| LoadtestError::io("send a request", error);
         let mut client = TcpStream::connect(proxy).await.map_err(failed)?;
         client.set_nodelay(true).map_err(failed)?;
-        sleep(ACCEPTED).await;
+        sleep(ACCEPT_WAIT).await;
         let request = request(route);
         let begin = Instant::now();
         client.write_all(request.as_bytes()).await.map_err(failed)?;
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_99th_percentile_above_a_millisecond_misses() {
+    fn push_p99_above_limit_misses() {
         let line = |p99_us, others| SignalResult {
             routes: 1000,
             connections: 1,
@@ -290,7 +290,7 @@ mod tests {
 
     /// The scaler is a stand-in that sends `false` at once, and `true` as soon as a request arrives.
     #[tokio::test]
-    async fn a_sample_ends_with_the_push_of_its_own_route() {
+    async fn sample_waits_for_its_own_route() {
         let scaler = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (scaler_address, proxy_address) = (scaler.local_addr().unwrap(), proxy.local_addr().unwrap());

@@ -27,11 +27,11 @@ use crate::procfs::Meter;
 use crate::setup::Setup;
 
 /// Queue bound; further requests are rejected.
-const QUEUE: usize = 32;
-const OVERFLOW: usize = 100;
+const SOAK_QUEUE_BOUND: usize = 32;
+const OVERFLOW_REQUESTS: usize = 100;
 /// Closed-loop clients while the model server is up.
-const CLIENTS: usize = 8;
-const TIDYING: usize = 100;
+const SOAK_CLIENTS: usize = 8;
+const TIDY_REQUESTS: usize = 100;
 /// Time for the model server to be stopped.
 const SERVER_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -86,7 +86,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, LoadtestError> {
 fn configuration(program: &str, change: usize) -> String {
     format!(
         "listen: 127.0.0.1:{{listen}}\nadmin: 127.0.0.1:{{admin}}\nworkers: 1\nhistory: {{ requests: 50 }}\nroutes:\n  \
-         - name: {MODEL}\n    match: {{ models: [{MODEL}] }}\n    hold: {{ maxRequests: {QUEUE}, maxBytes: {}MiB }}\n    \
+         - name: {MODEL}\n    match: {{ models: [{MODEL}] }}\n    hold: {{ maxRequests: {SOAK_QUEUE_BOUND}, maxBytes: {}MiB }}\n    \
          concurrency: {{ max: 16, rampStart: 16 }}\n    target:\n      process:\n        command:\n          - \"{program}\"\n          \
          - sim\n          - --model={MODEL}\n          - --port={{port}}\n          - --load-time=300ms\n          \
          - --time-to-first-token=5ms\n          - --inter-token-time=2ms\n          - --tokens=16\n        \
@@ -136,7 +136,7 @@ impl SoakRun {
         let begin = Instant::now();
         let first = tokio::spawn(async move { (send(proxy, ClientKind::Plain).await, begin.elapsed()) });
         // Every other cycle sends more requests than the queue holds.
-        let crowd = if number % 2 == 1 { OVERFLOW } else { QUEUE / 2 };
+        let crowd = if number % 2 == 1 { OVERFLOW_REQUESTS } else { SOAK_QUEUE_BOUND / 2 };
         sleep(Duration::from_millis(20)).await;
         let mut held = JoinSet::new();
         for who in 0..crowd {
@@ -155,16 +155,16 @@ impl SoakRun {
             let outcome = outcome.map_err(|error| self.unsound(error.to_string()))?;
             self.tally.add(outcome).map_err(|why| self.unsound(why))?;
         }
-        self.mix(setup, number).await?;
-        let account = self.quiet(setup).await?;
-        self.tidy().await?;
+        self.run_mixed_traffic(setup, number).await?;
+        let account = self.await_quiet(setup).await?;
+        self.settle_allocator().await?;
         let SoakTally { sent, answered, full, left, .. } = self.tally;
         Ok(SoakCycle {
             at_s: self.begin.elapsed().as_secs_f64(),
             requests: sent - before,
             first_ms: took.as_secs_f64() * 1e3,
             first_served,
-            missing: account.missing(sent, answered, full, left),
+            missing: account.count_discrepancies(sent, answered, full, left),
             census: self.census()?,
         })
     }
@@ -176,7 +176,7 @@ impl SoakRun {
     }
 
     /// Runs all kinds of requests at once, with a reload in the middle.
-    async fn mix(&mut self, setup: &Setup, number: usize) -> Result<(), LoadtestError> {
+    async fn run_mixed_traffic(&mut self, setup: &Setup, number: usize) -> Result<(), LoadtestError> {
         let duration = Duration::from_millis(if self.quick { 1500 } else { 8000 });
         let proxy = self.running.address;
         let begin = Instant::now();
@@ -198,7 +198,7 @@ impl SoakRun {
         let mut reloaded = false;
         loop {
             setup.check_stop()?;
-            while under_way.len() < CLIENTS && begin.elapsed() < duration {
+            while under_way.len() < SOAK_CLIENTS && begin.elapsed() < duration {
                 next.rotate_left(1);
                 under_way.spawn(send(proxy, next[0]));
             }
@@ -229,8 +229,8 @@ impl SoakRun {
 
     /// Sends requests that start nothing. The allocator returns freed pages with a delay, and only while its thread
     /// has work; without these requests, the memory would be measured before or after that by chance.
-    async fn tidy(&self) -> Result<(), LoadtestError> {
-        for _ in 0..TIDYING {
+    async fn settle_allocator(&self) -> Result<(), LoadtestError> {
+        for _ in 0..TIDY_REQUESTS {
             sleep(Duration::from_millis(5)).await;
             match admin::get(self.running.address, "/v1/models") {
                 Ok((200, _)) => {}
@@ -242,7 +242,7 @@ impl SoakRun {
     }
 
     /// Waits until no request is in flight and the model server has been stopped.
-    async fn quiet(&self, setup: &Setup) -> Result<RouteTotals, LoadtestError> {
+    async fn await_quiet(&self, setup: &Setup) -> Result<RouteTotals, LoadtestError> {
         let begin = Instant::now();
         loop {
             setup.check_stop()?;

@@ -29,7 +29,7 @@ impl Samples {
 
     /// Ends a second.
     pub(super) fn tick(&mut self, gates: &[Arc<Gate>]) {
-        self.see(gates);
+        self.record_held_peaks(gates);
         self.ticks += 1;
         if self.routes.len() > gates.len() {
             let names: std::collections::HashSet<_> = gates.iter().map(|gate| gate.key()).collect();
@@ -45,7 +45,7 @@ impl Samples {
     }
 
     /// Records the current number of held requests.
-    pub(super) fn see(&mut self, gates: &[Arc<Gate>]) {
+    pub(super) fn record_held_peaks(&mut self, gates: &[Arc<Gate>]) {
         for gate in gates {
             let held = gate.held();
             match self.routes.get_mut(gate.key()) {

@@ -5,22 +5,22 @@ use super::*;
 use crate::{
     coldstart::ColdStarts,
     domain::{ClusterTarget, EndpointSource, Policy, ServicePort, Target},
-    kube::{Endpoints, stand_in::StandIn},
+    kube::{Endpoints, stand_in::FakeApiServer},
     state::Endpoint,
 };
 
-const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
-const MODEL_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
+const OBSTACLE_SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const OBSTACLE_MODEL_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
 
-const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+const OBSTACLE_DEPLOYMENT_PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 
 fn deployment(replicas: u32) -> serde_json::Value {
     json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
         "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": "vllm" } } } })
 }
 
-const SERVICE_PATH: &str = "/api/v1/namespaces/team-a/services/vllm";
-const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
+const OBSTACLE_SERVICE_PATH: &str = "/api/v1/namespaces/team-a/services/vllm";
+const OBSTACLE_POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
 /// Returns a Service that selects pods by the label `app`.
 fn service(app: &str) -> serde_json::Value {
@@ -42,7 +42,7 @@ fn pod(ready: bool) -> serde_json::Value {
 }
 
 struct ObstaclesTest {
-    server: StandIn,
+    server: FakeApiServer,
     gate: Arc<Gate>,
     cold_starts: Arc<ColdStarts>,
     _cluster: Cluster,
@@ -50,12 +50,12 @@ struct ObstaclesTest {
 
 impl ObstaclesTest {
     fn new() -> Self {
-        let server = StandIn::default();
+        let server = FakeApiServer::default();
         server.put(
-            MODEL_ROUTE_PATH,
+            OBSTACLE_MODEL_ROUTE_PATH,
             json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }),
         );
-        server.put(DEPLOYMENT, deployment(0));
+        server.put(OBSTACLE_DEPLOYMENT_PATH, deployment(0));
         let cluster = server.cluster();
         let route = json!({ "name": "team-a/chat", "target": { "url": "http://vllm:8000" } });
         let mut route: Route = serde_json::from_value(route).unwrap();
@@ -66,7 +66,7 @@ impl ObstaclesTest {
             roles: <_>::default(),
         });
         let routes = watch::Sender::new(Arc::new(vec![Arc::new(route)]));
-        server.put(SERVICE_PATH, service("vllm"));
+        server.put(OBSTACLE_SERVICE_PATH, service("vllm"));
         let pods = PodWatches::new(cluster.clone());
         let discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
         let mut options = scaler::Options { discovery, ..scaler::Options::default() };
@@ -92,7 +92,7 @@ impl ObstaclesTest {
             "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [{ "type": "external-push", "metadata": { "route": "chat", "scalerAddress": "a:1" } }] },
             "status": { "externalMetricNames": names },
         });
-        self.server.put(SCALED_OBJECT, object);
+        self.server.put(OBSTACLE_SCALED_OBJECT_PATH, object);
     }
 
     /// Waits 1.5 s, and returns the obstacle of the target.
@@ -105,7 +105,7 @@ impl ObstaclesTest {
     async fn scaled_up() -> Self {
         let stage = Self::new();
         stage.scaled_object(false);
-        stage.server.put(DEPLOYMENT, deployment(1));
+        stage.server.put(OBSTACLE_DEPLOYMENT_PATH, deployment(1));
         assert_eq!(stage.obstacle().await, None);
         stage
     }
@@ -157,7 +157,7 @@ async fn scaled_object_right_after_its_route_is_seen() {
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
     stage.scaled_object(true);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
-    stage.server.remove(SCALED_OBJECT);
+    stage.server.remove(OBSTACLE_SCALED_OBJECT_PATH);
     sleep(Duration::from_secs(10)).await;
     stage.scaled_object(true);
     sleep(Duration::from_secs(10)).await;
@@ -175,9 +175,9 @@ async fn record_has_the_time_of_the_scale_up() {
     let tracker = stage.gate.cold_starts();
     tracker.begin(Instant::now(), 1);
     sleep(Duration::from_millis(70)).await;
-    stage.server.put(DEPLOYMENT, deployment(1));
+    stage.server.put(OBSTACLE_DEPLOYMENT_PATH, deployment(1));
     sleep(Duration::from_millis(100)).await;
-    stage.server.put(DEPLOYMENT, deployment(3));
+    stage.server.put(OBSTACLE_DEPLOYMENT_PATH, deployment(3));
     sleep(Duration::from_secs(2)).await;
     tracker.failed("no GPU".into(), Vec::new());
     let [record] = stage.cold_starts.recent(None, 2).try_into().unwrap();
@@ -215,7 +215,7 @@ async fn dropped_pushes_are_an_obstacle() {
     changes.changed().await.unwrap();
     assert!(receiver().is_listed, "the pusher is woken");
     assert_eq!(stage.obstacle().await, None);
-    stage.server.put(DEPLOYMENT, deployment(1));
+    stage.server.put(OBSTACLE_DEPLOYMENT_PATH, deployment(1));
     sleep(Duration::from_millis(100)).await;
     assert_eq!(receiver().is_scaled, Some(true));
 }
@@ -254,17 +254,17 @@ async fn ready_target_has_no_obstacle() {
 #[tokio::test(start_paused = true)]
 async fn missing_service_or_port_is_reported_in_10_s() {
     let stage = ObstaclesTest::scaled_up().await;
-    stage.server.remove(SERVICE_PATH);
+    stage.server.remove(OBSTACLE_SERVICE_PATH);
     let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoService));
     assert!(message.starts_with("The Service team-a/vllm does not exist"), "{message}");
     let mut elsewhere = service("vllm");
     elsewhere["spec"]["ports"][0]["port"] = json!(80);
-    stage.server.put(SERVICE_PATH, elsewhere);
+    stage.server.put(OBSTACLE_SERVICE_PATH, elsewhere);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoService));
     let message = stage.gate.target().obstacle().unwrap().message.clone();
     assert!(message.contains("has no TCP port 8000; it has: 80"), "{message}");
-    stage.server.put(SERVICE_PATH, service("vllm"));
+    stage.server.put(OBSTACLE_SERVICE_PATH, service("vllm"));
     assert_eq!(stage.obstacle().await, None);
     assert_eq!(stage.reasons(), ["NoService", "NoService"], "each is reported once");
 }
@@ -272,21 +272,21 @@ async fn missing_service_or_port_is_reported_in_10_s() {
 #[tokio::test(start_paused = true)]
 async fn service_without_pods_is_reported_after_10_s() {
     let stage = ObstaclesTest::scaled_up().await;
-    stage.server.put(SERVICE_PATH, service("chat"));
+    stage.server.put(OBSTACLE_SERVICE_PATH, service("chat"));
     sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.obstacle().await, None, "there is no pod yet that it could select");
-    stage.server.put(POD_PATH, pod(false));
+    stage.server.put(OBSTACLE_POD_PATH, pod(false));
     let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoPodsSelected));
     assert!(message.contains("it wants the labels app=chat, and pod `vllm-1` has app=vllm"), "{message}");
-    stage.server.put(SERVICE_PATH, service("vllm"));
+    stage.server.put(OBSTACLE_SERVICE_PATH, service("vllm"));
     assert_eq!(stage.obstacle().await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn refusing_port_is_reported_in_10_s() {
     let stage = ObstaclesTest::scaled_up().await;
-    stage.server.put(POD_PATH, pod(true));
+    stage.server.put(OBSTACLE_POD_PATH, pod(true));
     assert_eq!(stage.obstacle().await, None);
     // Marks the address as refusing connections, as the prober does.
     stage.gate.target().set_refusing("10.0.0.1:8000", true);
@@ -304,7 +304,7 @@ async fn volume_and_probe_are_reported_as_by_the_node() {
     let stage = ObstaclesTest::scaled_up().await;
     let mut mounting = pod(false);
     mounting["status"]["phase"] = json!("Pending");
-    stage.server.put(POD_PATH, mounting);
+    stage.server.put(OBSTACLE_POD_PATH, mounting);
     assert_eq!(stage.obstacle().await, None);
     let event = |name: &str, reason: &str, message: &str| {
         stage.server.put(

@@ -144,7 +144,7 @@ impl Burst {
             };
             new.retain(|record| record.outcome.is_some() && !known.contains(&identity(record)));
             let best = new.into_iter().max_by(|one, other| {
-                let rank = |record: &ColdStart| is_ours(record, ids) == Some(true);
+                let rank = |record: &ColdStart| belongs_to_run(record, ids) == Some(true);
                 rank(one).cmp(&rank(other)).then(one.total_ms.total_cmp(&other.total_ms))
             });
             if best.is_some() || late {
@@ -160,7 +160,7 @@ fn identity(record: &ColdStart) -> (u64, String) {
 }
 
 /// Returns whether the first answered request of a cold start belongs to this run, if known.
-fn is_ours(record: &ColdStart, ids: &HashSet<String>) -> Option<bool> {
+fn belongs_to_run(record: &ColdStart, ids: &HashSet<String>) -> Option<bool> {
     record.request_id.as_deref().map(|id| ids.contains(id))
 }
 
@@ -200,7 +200,7 @@ fn classify(
             false => not(CycleVerdict::Failed, format!("no request was answered: {}", error())),
         };
     };
-    if is_ours(record, ids) == Some(false) {
+    if belongs_to_run(record, ids) == Some(false) {
         return not(
             CycleVerdict::NotCold,
             "a foreign request was answered first; keep other traffic away and connect to the proxy directly, because a \

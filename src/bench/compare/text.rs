@@ -109,13 +109,13 @@ fn conclusion(comparison: &Comparison, paint: Paint) -> String {
     match (comparison.regression, better.is_empty()) {
         (true, _) if worse.is_empty() => paint.bad("Regression: cold starts fail more often."),
         (true, _) => paint.bad(&format!("Regression: slower in {worse}.")),
-        (false, _) if comparison.inconclusive.is_some() => cannot_tell(comparison, paint),
+        (false, _) if comparison.inconclusive.is_some() => inconclusive_advice(comparison, paint),
         (false, true) => "No regression: no significant change above the thresholds.".to_owned(),
         (false, false) => paint.good(&format!("No regression: faster in {better}.")),
     }
 }
 
-fn cannot_tell(comparison: &Comparison, paint: Paint) -> String {
+fn inconclusive_advice(comparison: &Comparison, paint: Paint) -> String {
     let Some(Inconclusive { slowdown_ms, cycles_needed }) = comparison.inconclusive else {
         return String::new();
     };

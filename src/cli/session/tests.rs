@@ -1,12 +1,12 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kube::stand_in::StandIn;
+use crate::kube::stand_in::FakeApiServer;
 
 const SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
-fn server(annotations: Value) -> StandIn {
-    let server = StandIn::default();
+fn server(annotations: Value) -> FakeApiServer {
+    let server = FakeApiServer::default();
     server.set_clock(ApiServerClock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
     let object = json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } });
     server.put(SCALED_OBJECT_PATH, object);
@@ -23,7 +23,7 @@ fn command(arguments: &[&str]) -> SessionCommand {
     SessionCli::try_parse_from([&["session"], arguments].concat()).unwrap().session.command
 }
 
-async fn output(server: &StandIn, arguments: &[&str]) -> String {
+async fn output(server: &FakeApiServer, arguments: &[&str]) -> String {
     run_command(command(arguments), server.client(), "team-a".into())
         .await
         .unwrap_or_else(|error| error.to_string())

@@ -8,7 +8,7 @@ use crate::{
     domain::Period,
     kube::{
         ScaledObject,
-        session::{EndAction, Session, pause_of},
+        session::{EndAction, Session, pause_annotation_of},
     },
     text_table::{Align, TextTable},
 };
@@ -22,7 +22,7 @@ pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> Stri
     if let Some(Ok(running)) = Session::of(before) {
         let _ = writeln!(text, "  Replaces the previous end of the session, {}.", until(running.until, now));
     }
-    match pause_of(before) {
+    match pause_annotation_of(before) {
         Some(pause) => {
             let _ = writeln!(text, "  Removed the pause ({pause}).");
         }
@@ -50,7 +50,7 @@ pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> Stri
 pub fn stopped(before: &ScaledObject, session: Option<&Session>) -> String {
     let title = title(before);
     let Some(session) = session else {
-        return match pause_of(before) {
+        return match pause_annotation_of(before) {
             Some(pause) => format!("{title} has no session and is paused ({pause}). Nothing was changed.\n"),
             None => format!(
                 "{title} has no session and is not paused. Nothing was changed. To pause it: kubectl annotate \
@@ -74,7 +74,7 @@ pub fn stopped(before: &ScaledObject, session: Option<&Session>) -> String {
 /// Describes the session of a ScaledObject.
 pub fn status(object: &ScaledObject, now: Timestamp) -> String {
     let title = title(object);
-    let pause = pause_of(object);
+    let pause = pause_annotation_of(object);
     match (Session::of(object), pause) {
         (None, None) => format!("{title} has no session and is not paused.\n"),
         (None, Some(pause)) => format!(
@@ -112,7 +112,7 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
             let (state, time, then) = match Session::of(object)? {
                 Err(until) => ("invalid", until, "-"),
                 Ok(session) => {
-                    let state = match pause_of(object) {
+                    let state = match pause_annotation_of(object) {
                         Some(_) => "paused",
                         None if is_overdue(&session, now) => "overdue",
                         None => "running",

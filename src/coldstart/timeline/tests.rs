@@ -44,7 +44,7 @@ impl TimelineTest {
 
     fn spans(&self, ours: &[(Phase, Instant)], seen: &[(Phase, Observation)]) -> Vec<PhaseSpan> {
         let observed = seen.iter().map(|(phase, seen)| (*phase, seen)).collect();
-        Timeline { began: self.began, wall: self.wall, ours, observed, parts: Vec::new(), running: None }
+        Timeline { began: self.began, wall: self.wall, own_marks: ours, observed, parts: Vec::new(), running: None }
             .spans()
     }
 }
@@ -162,7 +162,7 @@ proptest! {
         let spans = Timeline {
             began: scene.began,
             wall: scene.wall,
-            ours: &ours,
+            own_marks: &ours,
             observed: seen.iter().map(|(phase, seen)| (*phase, seen)).collect(),
             parts: parts.iter().collect(),
             running: Some((Phase::FirstToken, scene.ms(until))),

@@ -96,7 +96,7 @@ impl ActiveColdStart {
         let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
         let observed = of_pod.chain(&observations.ends).map(|(phase, seen)| (*phase, seen)).collect();
         let parts = self.parts.iter().chain(pod.into_iter().flat_map(|pod| &pod.parts)).collect();
-        Timeline { began: self.began, wall: self.wall, ours: &self.ends, observed, parts, running: None }
+        Timeline { began: self.began, wall: self.wall, own_marks: &self.ends, observed, parts, running: None }
     }
 
     /// Returns the running phase, and its start.

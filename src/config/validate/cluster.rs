@@ -1,12 +1,12 @@
 //! Validation of the scaler, other replicas and the cluster.
 
-use super::{Checker, allowed, route::host_name};
+use super::{ConfigChecker, allowed, route::host_name};
 use crate::{
     config::source::KeyPath,
     domain::{FailureGrace, Route, ScaleBy, Scaling, Workload},
 };
 
-impl Checker<'_> {
+impl ConfigChecker<'_> {
     pub(super) fn cluster(&mut self) {
         let root = KeyPath::default();
         let config = self.config;
@@ -92,7 +92,7 @@ impl Checker<'_> {
             for (key, value) in [("name", name), ("kind", kind), ("apiVersion", api_version)] {
                 if value.is_empty() {
                     self.error(&path.key(key), "is empty");
-                } else if workload.misnamed() == Some(key) {
+                } else if workload.invalid_key() == Some(key) {
                     let message = format!("\"{value}\" is invalid; write it as in apps/v1, Deployment, vllm");
                     self.error(&path.key(key), message);
                 }

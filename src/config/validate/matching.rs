@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::Checker;
+use super::ConfigChecker;
 use crate::{
     config::source::{KeyPath, SourceFile},
     domain::Claim,
 };
 
-impl Checker<'_> {
+impl ConfigChecker<'_> {
     pub(super) fn overlaps(&mut self) {
         let routes = &self.config.routes;
         let indices = self.source.map(SourceFile::route_indices).unwrap_or_default();

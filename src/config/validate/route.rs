@@ -7,7 +7,7 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::Checker;
+use super::ConfigChecker;
 use crate::{
     config::source::KeyPath,
     domain::{ClusterTarget, KeepaliveMode, Matcher, Route, Target, UpstreamTimeouts},
@@ -16,7 +16,7 @@ use crate::{
 const NO_HOST_HEADER: &str = "match the host with `hosts`: HTTP/2 has no such header";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl Checker<'_> {
+impl ConfigChecker<'_> {
     pub(super) fn route(&mut self, route: &Route, path: &KeyPath) {
         match &route.intercept {
             None => self.matcher(&route.matcher, &path.key("match")),

@@ -9,13 +9,13 @@ use std::{
 
 use http::Uri;
 
-use super::{Checker, allowed::allows};
+use super::{ConfigChecker, allowed::allows};
 use crate::{
     config::source::KeyPath,
     domain::{ProcessTarget, WhenIdle},
 };
 
-impl Checker<'_> {
+impl ConfigChecker<'_> {
     pub(super) fn process(&mut self, process: &ProcessTarget, path: &KeyPath) {
         let texts = || process.command.iter().chain(process.env.values());
         match process.command.first().map(String::as_str) {
@@ -135,14 +135,14 @@ impl Checker<'_> {
                 Some(message.to_owned())
             }
             Err(error) => Some(format!("\"{url}\" is not a URL ({error}); write http://host:port")),
-            Ok(uri) => self.refused(url, &uri),
+            Ok(uri) => self.url_error(url, &uri),
         };
         if let Some(message) = error {
             self.error(path, message);
         }
     }
 
-    fn refused(&self, url: &str, uri: &Uri) -> Option<String> {
+    fn url_error(&self, url: &str, uri: &Uri) -> Option<String> {
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Some(format!("\"{url}\" is not a whole URL; write http://host:port"));
         };

@@ -2,10 +2,10 @@
 
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::Checker;
+use super::ConfigChecker;
 use crate::config::{TracesProtocol, source::KeyPath};
 
-impl Checker<'_> {
+impl ConfigChecker<'_> {
     pub(super) fn traces(&mut self) {
         let Some(traces) = &self.config.traces else { return };
         let path = KeyPath::default().key("traces");

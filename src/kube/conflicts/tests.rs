@@ -13,16 +13,16 @@ fn candidate(kind: RouteKind, name: &str, created: i64, matching: serde_json::Va
     RouteCandidate { object, created: Some(created), route: Ok((route.into(), Vec::new())) }
 }
 
-fn ours(name: &str, created: i64, matching: serde_json::Value) -> RouteCandidate {
+fn model_route_candidate(name: &str, created: i64, matching: serde_json::Value) -> RouteCandidate {
     candidate(RouteKind::ModelRoute, name, created, matching)
 }
 
 /// Resolves the candidates. Returns the served routes, and each object with the reason and message of its verdict.
-fn settled(
+fn resolved_verdicts(
     file: &[Route],
     candidates: Vec<RouteCandidate>,
 ) -> (Vec<String>, Vec<(String, &'static str, String)>) {
-    let Resolution { routes, verdicts } = resolve(file, candidates);
+    let Resolution { routes, verdicts } = resolve_conflicts(file, candidates);
     let told =
         verdicts.iter().map(|(object, verdict)| (object.name.clone(), verdict.reason(), verdict.message()));
     (routes.iter().map(|route| route.name.to_string()).collect(), told.collect())
@@ -31,13 +31,13 @@ fn settled(
 #[test]
 fn file_precedes_older_object() {
     let file = [route("tiny", json!({"models": ["tiny"]}))];
-    let (routes, told) = settled(
+    let (routes, told) = resolved_verdicts(
         &file,
         vec![
-            ours("young", 30, json!({"models": ["big"]})),
-            ours("old", 10, json!({"models": ["big"]})),
-            ours("tiny", 1, json!({"models": ["tiny"]})),
-            ours("other", 40, json!({"models": ["big"], "hosts": ["a.example.com"]})),
+            model_route_candidate("young", 30, json!({"models": ["big"]})),
+            model_route_candidate("old", 10, json!({"models": ["big"]})),
+            model_route_candidate("tiny", 1, json!({"models": ["tiny"]})),
+            model_route_candidate("other", 40, json!({"models": ["big"], "hosts": ["a.example.com"]})),
         ],
     );
     assert_eq!(routes, ["models/old", "models/other"], "by age");
@@ -57,14 +57,14 @@ fn file_precedes_older_object() {
 
 #[test]
 fn younger_route_loses_only_shared_matches() {
-    let (routes, told) = settled(
+    let (routes, told) = resolved_verdicts(
         &[],
         vec![
-            ours("a", 1, json!({"models": ["x"], "hosts": ["H.example.com"], "paths": ["/v/"]})),
-            ours("b", 2, json!({"models": ["x", "y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
+            model_route_candidate("a", 1, json!({"models": ["x"], "hosts": ["H.example.com"], "paths": ["/v/"]})),
+            model_route_candidate("b", 2, json!({"models": ["x", "y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
             // Model "x" belongs to "a", so "b" does not own that match; "b" owns the match of "y", which "c"
             // therefore loses.
-            ours("c", 3, json!({"models": ["y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
+            model_route_candidate("c", 3, json!({"models": ["y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
         ],
     );
     assert_eq!(routes, ["models/a", "models/b"]);
@@ -85,13 +85,13 @@ fn name_is_unique_with_model_route_first() {
     let theirs = |name, created, host: &str| {
         candidate(RouteKind::InterceptorRoute, name, created, json!({"hosts": [host]}))
     };
-    let mut broken = ours("broken", 5, json!({}));
+    let mut broken = model_route_candidate("broken", 5, json!({}));
     broken.route = Err("spec.target: no".into());
-    let (routes, told) = settled(
+    let (routes, told) = resolved_verdicts(
         &file,
         vec![
             theirs("twin", 1, "a.example.com"),
-            ours("twin", 9, json!({"models": ["twin"]})),
+            model_route_candidate("twin", 9, json!({"models": ["twin"]})),
             theirs("taken", 2, "b.example.com"),
             // The name belongs to the ModelRoute even while that is invalid: otherwise the key would change owners
             // with every correction.
@@ -123,9 +123,9 @@ fn limits_keep_the_oldest_routes() {
     let models: Vec<_> = (0..2048).map(|number| number.to_string()).collect();
     let large = |number: usize| {
         let hosts = [format!("a{number}.example.com"), format!("b{number}.example.com")];
-        ours(&number.to_string(), i64::try_from(number).unwrap(), json!({"models": models, "hosts": hosts}))
+        model_route_candidate(&number.to_string(), i64::try_from(number).unwrap(), json!({"models": models, "hosts": hosts}))
     };
-    let (routes, told) = settled(&[], (0..60).map(large).collect());
+    let (routes, told) = resolved_verdicts(&[], (0..60).map(large).collect());
     // Each route makes 4,096 claims.
     assert_eq!(routes.len(), MAX_CLAIMS / 4096);
     assert_eq!(told.iter().filter(|(_, reason, _)| *reason == "Limit").count(), 60 - MAX_CLAIMS / 4096);
@@ -162,12 +162,12 @@ proptest! {
     fn resolution_ignores_arrival_order(
         (seen, shuffled) in candidates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
     ) {
-        prop_assert_eq!(settled(&[], seen), settled(&[], shuffled));
+        prop_assert_eq!(resolved_verdicts(&[], seen), resolved_verdicts(&[], shuffled));
     }
 
     #[test]
     fn every_match_belongs_to_first_served_route(all in candidates()) {
-        let Resolution { routes, verdicts } = resolve(&[], all.clone());
+        let Resolution { routes, verdicts } = resolve_conflicts(&[], all.clone());
         let mut owners: HashMap<Claim<'_>, &str> = HashMap::new();
         for route in &routes {
             let mut some = false;
@@ -196,11 +196,11 @@ proptest! {
         let mut names = std::collections::HashSet::new();
         all.retain(|candidate| names.insert(candidate.object.key()));
         prop_assume!(!all.is_empty());
-        let before = resolve(&[], all.clone());
+        let before = resolve_conflicts(&[], all.clone());
         let gone = without.index(all.len());
         let earlier: Vec<_> = all[..gone].iter().map(|candidate| candidate.object.clone()).collect();
         all.remove(gone);
-        let after = resolve(&[], all);
+        let after = resolve_conflicts(&[], all);
         for object in earlier {
             prop_assert_eq!(&before.verdicts[&object], &after.verdicts[&object]);
         }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     domain::Role,
-    kube::stand_in::StandIn,
+    kube::stand_in::FakeApiServer,
     state::{DiscoveredEndpoint, Protocol},
 };
 
@@ -331,8 +331,8 @@ fn roles_follow_pod_labels_not_slices() {
     };
     let found = merged(service_with(json!({})));
     let found: Vec<_> = found.endpoints.iter().map(|pod| (&*pod.address, pod.role)).collect();
-    let decode = Role { helps: false, groups: 0b01 };
-    let prefill = Role { helps: true, groups: 0b10 };
+    let decode = Role { is_helper: false, groups: 0b01 };
+    let prefill = Role { is_helper: true, groups: 0b10 };
     assert_eq!(found, [("10.0.0.1:8000", decode), ("10.0.0.2:8000", prefill)]);
     let problem = merged(service_with(json!({ "selector": null }))).problem.unwrap();
     assert!(problem.text.contains("has no selector"), "{problem}");
@@ -451,7 +451,7 @@ proptest! {
 // === discovery through an API server ===
 
 struct DiscoveryTest {
-    api: StandIn,
+    api: FakeApiServer,
     endpoints: Endpoints,
     found: watch::Receiver<Arc<Discovered>>,
 }
@@ -466,7 +466,7 @@ fn tiny() -> ClusterTarget {
 
 impl DiscoveryTest {
     fn new(target: ClusterTarget) -> Self {
-        let api = StandIn::default();
+        let api = FakeApiServer::default();
         let cluster = api.cluster();
         let endpoints = Endpoints::new(cluster.clone(), PodWatches::new(cluster));
         let found = endpoints.watch(&target);
@@ -474,7 +474,7 @@ impl DiscoveryTest {
     }
 
     /// Waits until discovery reports `expected`.
-    async fn finds(&mut self, expected: Result<&str, &str>) {
+    async fn expect_found(&mut self, expected: Result<&str, &str>) {
         let expected = expected.map(String::from).map_err(String::from);
         let so = self
             .found
@@ -487,38 +487,38 @@ impl DiscoveryTest {
 #[tokio::test]
 async fn unordered_events_converge() {
     let mut discovery = DiscoveryTest::new(tiny());
-    discovery.finds(Err("the Service ml/tiny does not exist")).await;
+    discovery.expect_found(Err("the Service ml/tiny does not exist")).await;
     // The slice appears before its Service, and the pod of the slice last.
     let slice = |ready| slice_of("tiny-a", port(8000), &[("10.0.0.1", Some("one"), conditions(ready))]);
     discovery.api.put_in(SLICES, slice(true));
     discovery.api.put_in(SERVICES, service_with(json!({})));
-    discovery.finds(Ok("10.0.0.1:8000")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000")).await;
     discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", false));
-    discovery.finds(Ok("10.0.0.1:8000!")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000!")).await;
     discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
-    discovery.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
     discovery.api.put_in(PODS_PATH, terminating(pod_at("one", "10.0.0.1", true)));
-    discovery.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
     // The pod is deleted before the slice is updated.
     discovery.api.remove(&format!("{PODS_PATH}/one"));
-    discovery.finds(Ok("10.0.0.2:8000")).await;
+    discovery.expect_found(Ok("10.0.0.2:8000")).await;
     discovery.api.put_in(SLICES, slice(false));
     discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", false));
-    discovery.finds(Ok("10.0.0.2:8000!")).await;
+    discovery.expect_found(Ok("10.0.0.2:8000!")).await;
     discovery.api.remove(&format!("{SLICES}/tiny-a"));
     discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
-    discovery.finds(Ok("10.0.0.2:8000")).await;
+    discovery.expect_found(Ok("10.0.0.2:8000")).await;
     // The Service gets another selector and another port.
     let mut other = pod_at("other", "10.0.0.9", true);
     other["metadata"]["labels"]["app"] = "other".into();
     discovery.api.put_in(PODS_PATH, other);
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 9000 }]);
     discovery.api.put_in(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
-    discovery.finds(Ok("10.0.0.9:9000")).await;
+    discovery.expect_found(Ok("10.0.0.9:9000")).await;
     discovery.api.remove(&format!("{SERVICES}/tiny"));
-    discovery.finds(Err("the Service ml/tiny does not exist")).await;
+    discovery.expect_found(Err("the Service ml/tiny does not exist")).await;
     discovery.api.put_in(SERVICES, service_with(json!({})));
-    discovery.finds(Ok("10.0.0.2:8000")).await;
+    discovery.expect_found(Ok("10.0.0.2:8000")).await;
 }
 
 #[tokio::test]
@@ -526,8 +526,8 @@ async fn irrelevant_change_is_not_published() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
-    discovery.finds(Ok("10.0.0.1:8000")).await;
-    discovery.api.watches(3).await;
+    discovery.expect_found(Ok("10.0.0.1:8000")).await;
+    discovery.api.await_watch_count(3).await;
     discovery.found.mark_unchanged();
     let mut renamed = pod_at("one", "10.0.0.1", true);
     renamed["metadata"]["labels"]["version"] = "2".into();
@@ -544,12 +544,12 @@ async fn api_server_outage_keeps_last_state() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
-    discovery.finds(Ok("10.0.0.1:8000")).await;
-    discovery.api.watches(3).await;
+    discovery.expect_found(Ok("10.0.0.1:8000")).await;
+    discovery.api.await_watch_count(3).await;
     discovery.found.mark_unchanged();
-    discovery.api.go_away().await;
+    discovery.api.refuse_connections().await;
     discovery.api.put_in(PODS_PATH, pod_at("two", "10.0.0.2", true));
-    discovery.api.come_back();
+    discovery.api.accept_connections();
     discovery.found.changed().await.unwrap();
     assert_eq!(shown(&discovery.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
     let lists = [SERVICES, SLICES, PODS_PATH].map(|path| discovery.api.lists(path));
@@ -560,8 +560,8 @@ async fn api_server_outage_keeps_last_state() {
 async fn routes_share_watch_until_last_drop() {
     let mut discovery = DiscoveryTest::new(tiny());
     discovery.api.put_in(SERVICES, service_with(json!({})));
-    discovery.finds(Ok("")).await;
-    discovery.api.watches(3).await;
+    discovery.expect_found(Ok("")).await;
+    discovery.api.await_watch_count(3).await;
     // A target with a gateway shares the watches.
     let gateway = ClusterTarget { gateway: Some("http://envoy:80".into()), ..tiny() };
     let second = discovery.endpoints.watch(&gateway);
@@ -570,20 +570,20 @@ async fn routes_share_watch_until_last_drop() {
     let mut third =
         discovery.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
     third.wait_for(|found| found.is_synced).await.unwrap();
-    discovery.api.watches(3).await;
+    discovery.api.await_watch_count(3).await;
     drop((second, third));
-    discovery.api.watches(3).await;
+    discovery.api.await_watch_count(3).await;
     discovery.found = watch::channel(Arc::default()).1;
-    discovery.api.watches(0).await;
+    discovery.api.await_watch_count(0).await;
     discovery.found = discovery.endpoints.watch(&tiny());
-    discovery.finds(Ok("")).await;
-    discovery.api.watches(3).await;
+    discovery.expect_found(Ok("")).await;
+    discovery.api.await_watch_count(3).await;
 }
 
 #[tokio::test]
 async fn pool_is_discovered_like_service() {
     let mut discovery = DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() }));
-    discovery.finds(Err("the InferencePool ml/tiny does not exist")).await;
+    discovery.expect_found(Err("the InferencePool ml/tiny does not exist")).await;
     discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", false));
     let pool = |spec: Value| {
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
@@ -591,12 +591,12 @@ async fn pool_is_discovered_like_service() {
     };
     discovery.api.put_in(POOLS, pool(json!({ "selector": 7 })));
     let why = "the InferencePool ml/tiny selects no pods: it has no spec.selector.matchLabels";
-    discovery.finds(Err(why)).await;
+    discovery.expect_found(Err(why)).await;
     let selector = json!({ "matchLabels": { "app": "tiny" } });
     discovery.api.put_in(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
-    discovery.finds(Ok("10.0.0.1:8000!")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000!")).await;
     discovery.api.put_in(PODS_PATH, pod_at("one", "10.0.0.1", true));
-    discovery.finds(Ok("10.0.0.1:8000")).await;
+    discovery.expect_found(Ok("10.0.0.1:8000")).await;
 }
 
 #[tokio::test]
@@ -628,7 +628,7 @@ async fn inactive_ports_are_no_endpoints() {
         (json!({ "other": "8000" }), all),
     ] {
         discovery.api.put_in(PODS_PATH, of(annotations));
-        discovery.finds(Ok(expected)).await;
+        discovery.expect_found(Ok(expected)).await;
     }
 }
 

@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::kube::stand_in::StandIn;
+use crate::kube::stand_in::FakeApiServer;
 
 const MODEL_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
 
@@ -14,8 +14,8 @@ fn notice(note: &str) -> EventNotice {
     }
 }
 
-fn server() -> StandIn {
-    let server = StandIn::default();
+fn server() -> FakeApiServer {
+    let server = FakeApiServer::default();
     server.put(
         MODEL_ROUTE_PATH,
         json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-7" } }),
@@ -24,7 +24,7 @@ fn server() -> StandIn {
 }
 
 /// Waits for the events to be written.
-async fn written(server: &StandIn) -> Vec<Value> {
+async fn written(server: &FakeApiServer) -> Vec<Value> {
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.objects("/events/")
 }

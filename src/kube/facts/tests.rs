@@ -3,12 +3,12 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, ServicePort, Workload},
-    kube::{Endpoints, reasons::ProxyView, scaled_objects::PAUSED_ANNOTATION, stand_in::StandIn},
+    kube::{Endpoints, reasons::ProxyView, scaled_objects::PAUSED_ANNOTATION, stand_in::FakeApiServer},
     state::NoDiscovery,
 };
 
-const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
-const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+const FACTS_SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const FACTS_DEPLOYMENT_PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 const POD_PATH: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
 /// Creates a cluster route to a Service for a name with a namespace, else a route of the file.
@@ -49,7 +49,7 @@ fn service() -> Value {
 }
 
 struct FactsTest {
-    server: StandIn,
+    server: FakeApiServer,
     facts: watch::Receiver<Arc<AllFacts>>,
     _routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
     _refusals: watch::Sender<Arc<HashMap<WorkloadRef, Arc<str>>>>,
@@ -58,7 +58,7 @@ struct FactsTest {
 
 impl FactsTest {
     fn new(routes: &[&str]) -> Self {
-        let server = StandIn::default();
+        let server = FakeApiServer::default();
         let cluster = server.cluster();
         let routes =
             watch::Sender::new(Arc::new(routes.iter().map(|name| Arc::new(route(name))).collect::<Vec<_>>()));
@@ -72,7 +72,7 @@ impl FactsTest {
     }
 
     /// Waits until `kind` is the obstacle of the route, and returns its message.
-    async fn says(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
+    async fn await_obstacle(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
         let key = RouteKey::from(route);
         let waiting = self.facts.wait_for(|facts| {
             let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, &ProxyView::default()));
@@ -91,13 +91,13 @@ impl FactsTest {
 async fn facts_follow_scaled_object_to_pods() {
     use ObstacleKind::{AutoscalingPaused, ImagePull, NoScaledObject};
     let mut stage = FactsTest::new(&["team-a/chat"]);
-    stage.says("team-a/chat", Some(NoScaledObject)).await;
-    stage.server.put(DEPLOYMENT, deployment(0));
-    stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
-    stage.says("team-a/chat", Some(AutoscalingPaused)).await;
-    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
-    stage.says("team-a/chat", None).await;
-    stage.server.put(DEPLOYMENT, deployment(1));
+    stage.await_obstacle("team-a/chat", Some(NoScaledObject)).await;
+    stage.server.put(FACTS_DEPLOYMENT_PATH, deployment(0));
+    stage.server.put(FACTS_SCALED_OBJECT_PATH, scaled_object("true", "chat"));
+    stage.await_obstacle("team-a/chat", Some(AutoscalingPaused)).await;
+    stage.server.put(FACTS_SCALED_OBJECT_PATH, scaled_object("false", "chat"));
+    stage.await_obstacle("team-a/chat", None).await;
+    stage.server.put(FACTS_DEPLOYMENT_PATH, deployment(1));
     stage.server.put(
         POD_PATH,
         json!({
@@ -108,29 +108,29 @@ async fn facts_follow_scaled_object_to_pods() {
             }] },
         }),
     );
-    let message = stage.says("team-a/chat", Some(ImagePull)).await;
+    let message = stage.await_obstacle("team-a/chat", Some(ImagePull)).await;
     assert!(message.contains("vllm:none"), "{message}");
     stage.server.remove(POD_PATH);
-    stage.says("team-a/chat", None).await;
-    stage.server.remove(SCALED_OBJECT);
-    stage.server.put(DEPLOYMENT, deployment(0));
-    stage.says("team-a/chat", Some(NoScaledObject)).await;
+    stage.await_obstacle("team-a/chat", None).await;
+    stage.server.remove(FACTS_SCALED_OBJECT_PATH);
+    stage.server.put(FACTS_DEPLOYMENT_PATH, deployment(0));
+    stage.await_obstacle("team-a/chat", Some(NoScaledObject)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn file_route_can_be_named_from_any_namespace() {
     let mut stage = FactsTest::new(&["chat", "team-a/other"]);
-    stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
-    stage.says("chat", Some(ObstacleKind::AutoscalingPaused)).await;
-    stage.says("team-a/other", Some(ObstacleKind::NoScaledObject)).await;
-    stage.server.remove(SCALED_OBJECT);
-    stage.says("chat", None).await;
+    stage.server.put(FACTS_SCALED_OBJECT_PATH, scaled_object("true", "chat"));
+    stage.await_obstacle("chat", Some(ObstacleKind::AutoscalingPaused)).await;
+    stage.await_obstacle("team-a/other", Some(ObstacleKind::NoScaledObject)).await;
+    stage.server.remove(FACTS_SCALED_OBJECT_PATH);
+    stage.await_obstacle("chat", None).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn missing_keda_is_reported() {
-    let server = StandIn::default();
-    server.lack("keda.sh");
+    let server = FakeApiServer::default();
+    server.uninstall_group("keda.sh");
     let cluster = server.cluster();
     let routes = watch::Sender::new(Arc::new(vec![Arc::new(route("team-a/chat"))]));
     let refusals = watch::Sender::default();
@@ -138,11 +138,11 @@ async fn missing_keda_is_reported() {
     let scaled = cluster.scaled_objects();
     let facts = cluster.facts(routes.subscribe(), scaled, refusals.subscribe(), pods, Arc::new(NoDiscovery));
     let mut stage = FactsTest { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
-    let message = stage.says("team-a/chat", Some(ObstacleKind::NoScaledObject)).await;
+    let message = stage.await_obstacle("team-a/chat", Some(ObstacleKind::NoScaledObject)).await;
     assert!(message.contains("KEDA is not installed"), "{message}");
-    stage.server.install_all();
-    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
-    stage.says("team-a/chat", None).await;
+    stage.server.install_all_groups();
+    stage.server.put(FACTS_SCALED_OBJECT_PATH, scaled_object("false", "chat"));
+    stage.await_obstacle("team-a/chat", None).await;
 }
 
 #[test]
@@ -192,18 +192,18 @@ async fn evicted_pod_defers_to_scheduler_reason() {
     };
     let evicted = json!({ "phase": "Failed", "reason": "Evicted" });
     stage.server.put("/api/v1/namespaces/team-a/pods/vllm-0", pod("vllm-0", "2026-11-29T07:00:00Z", evicted));
-    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
-    stage.server.put(DEPLOYMENT, at(0, "2026-11-29T08:00:00Z"));
-    stage.says("team-a/chat", None).await;
-    stage.server.put(DEPLOYMENT, at(1, "2026-11-29T10:00:00Z"));
+    stage.server.put(FACTS_SCALED_OBJECT_PATH, scaled_object("false", "chat"));
+    stage.server.put(FACTS_DEPLOYMENT_PATH, at(0, "2026-11-29T08:00:00Z"));
+    stage.await_obstacle("team-a/chat", None).await;
+    stage.server.put(FACTS_DEPLOYMENT_PATH, at(1, "2026-11-29T10:00:00Z"));
     tokio::time::sleep(Duration::from_secs(61)).await;
-    stage.says("team-a/chat", None).await;
+    stage.await_obstacle("team-a/chat", None).await;
     let no_node = json!({ "phase": "Pending", "conditions": [
         { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes" },
     ] });
     stage.server.put(POD_PATH, pod("vllm-1", "2026-11-29T10:00:00Z", no_node));
-    let message = stage.says("team-a/chat", Some(ObstacleKind::Unschedulable)).await;
+    let message = stage.await_obstacle("team-a/chat", Some(ObstacleKind::Unschedulable)).await;
     assert!(message.contains("vllm-1"), "{message}");
     stage.server.put(POD_PATH, pod("vllm-1", "2026-11-29T10:00:00Z", json!({ "phase": "Pending" })));
-    stage.says("team-a/chat", None).await;
+    stage.await_obstacle("team-a/chat", None).await;
 }

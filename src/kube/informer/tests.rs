@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
-use crate::kube::stand_in::StandIn;
+use crate::kube::stand_in::FakeApiServer;
 
 const PODS: &str = "/api/v1/namespaces/ml/pods";
 /// Upper bound of every wait; far above what the tests need.
-const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+const INFORMER_TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn pod(name: &str, app: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "ml", "labels": { "app": app, "tier": "gpu" } } })
@@ -31,7 +31,7 @@ async fn until(part: &mut Subset<Pod>, wanted: &[&str]) {
             part.changed().await;
         }
     };
-    assert!(timeout(TEST_TIMEOUT, waiting).await.is_ok(), "{:?} instead of {wanted:?}", names(part));
+    assert!(timeout(INFORMER_TEST_TIMEOUT, waiting).await.is_ok(), "{:?} instead of {wanted:?}", names(part));
 }
 
 #[test]
@@ -50,20 +50,20 @@ fn equality_selectors_are_recognised() {
 
 #[tokio::test]
 async fn equal_subsets_share_watch_until_last_drop() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     api.put_in(PODS, pod("one", "a"));
     let informers = Informers::<Pod>::new(api.cluster(), |_| {});
     let (mut first, mut second) = (informers.watch("ml", of_app("a")), informers.watch("ml", of_app("a")));
     until(&mut first, &["one"]).await;
     until(&mut second, &["one"]).await;
-    api.watches(1).await;
+    api.await_watch_count(1).await;
     drop((first, second));
-    api.watches(0).await;
+    api.await_watch_count(0).await;
 }
 
 #[tokio::test]
 async fn subsets_share_the_watch_of_their_namespace() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     api.put_in(PODS, pod("one", "app-20"));
     let informers = Informers::<Pod>::new(api.cluster(), |_| {});
     let mut all: Vec<_> =
@@ -74,7 +74,7 @@ async fn subsets_share_the_watch_of_their_namespace() {
     until(&mut all[21], &[]).await;
     until(&mut selected, &["one"]).await;
     // There is one watch for the namespace, and one for the set-based selector.
-    api.watches(2).await;
+    api.await_watch_count(2).await;
 
     // The index over two labels covers objects that were known before it was built.
     api.put_in(PODS, pod("two", "app-21"));
@@ -90,17 +90,17 @@ async fn subsets_share_the_watch_of_their_namespace() {
     until(&mut all[22], &[]).await;
 
     // The API server is unreachable for a while; changes in between are observed once it is back.
-    api.go_away().await;
+    api.refuse_connections().await;
     let failed = async {
         while all[20].failure().is_none() {
             all[20].changed().await;
         }
     };
-    assert!(timeout(TEST_TIMEOUT, failed).await.is_ok());
+    assert!(timeout(INFORMER_TEST_TIMEOUT, failed).await.is_ok());
     assert_eq!(names(&all[20]), ["one"], "what was known stays");
     api.put_in(PODS, pod("three", "app-20"));
-    api.come_back();
+    api.accept_connections();
     until(&mut all[20], &["one", "three"]).await;
     drop((all, gpu, selected));
-    api.watches(0).await;
+    api.await_watch_count(0).await;
 }

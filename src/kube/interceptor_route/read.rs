@@ -301,12 +301,12 @@ fn without_port(host: &str) -> &str {
 }
 
 /// Upper bound of periods; longer ones are capped.
-const MAX_PERIOD: Period = Period::from_secs(30 * 24 * 60 * 60);
+const MAX_OBJECT_PERIOD: Period = Period::from_secs(30 * 24 * 60 * 60);
 
 fn period(text: &Option<String>, key: &str) -> Result<Option<Period>, String> {
     let Some(text) = text else { return Ok(None) };
     match go_duration::parse(text) {
-        Some(duration) => Ok(Some(Period::from(duration).min(MAX_PERIOD))),
+        Some(duration) => Ok(Some(Period::from(duration).min(MAX_OBJECT_PERIOD))),
         None => Err(format!("{key}: \"{text}\" is not a duration, such as 300ms, 20s or 1h30m")),
     }
 }

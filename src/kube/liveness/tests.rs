@@ -8,34 +8,34 @@ use serde_json::{Value, json};
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::kube::{Cluster, Watched, stand_in::StandIn};
+use crate::kube::{Cluster, Watched, stand_in::FakeApiServer};
 
-const PODS_PATH: &str = "/api/v1/namespaces/ml/pods";
+const LIVENESS_PODS_PATH: &str = "/api/v1/namespaces/ml/pods";
 
 fn pod(name: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "ml" }, "spec": { "containers": [] } })
 }
 
 struct LivenessTest {
-    server: StandIn,
+    server: FakeApiServer,
     cluster: Cluster,
     pods: Watched<Pod>,
 }
 
 impl LivenessTest {
     async fn new() -> Self {
-        let server = StandIn::default();
+        let server = FakeApiServer::default();
         let cluster = server.cluster();
         let pods = cluster.watch_in::<Pod>(vec![cluster.api("ml")], watcher::Config::default(), |_| {});
         let mut stage = Self { server, cluster, pods };
-        stage.put("a").await;
+        stage.create_and_observe("a").await;
         stage
     }
 
     /// Creates a pod, and returns the time until it is observed.
-    async fn put(&mut self, name: &str) -> Duration {
+    async fn create_and_observe(&mut self, name: &str) -> Duration {
         let began = Instant::now();
-        self.server.put(&format!("{PODS_PATH}/{name}"), pod(name));
+        self.server.put(&format!("{LIVENESS_PODS_PATH}/{name}"), pod(name));
         while self.pods.get("ml", name).is_none() {
             self.pods.changed().await;
         }
@@ -51,20 +51,20 @@ impl LivenessTest {
 #[tokio::test(start_paused = true)]
 async fn half_open_watch_is_replaced_within_30_s() {
     let mut stage = LivenessTest::new().await;
-    stage.server.fall_silent();
-    let took = stage.put("b").await;
+    stage.server.make_watches_half_open();
+    let took = stage.create_and_observe("b").await;
     // A watch lasts 20 s, plus up to 4 s at random and 3 s of margin; the retry follows after 0.2 to 0.4 s.
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(28), "{took:?}");
     assert_eq!(stage.counts(), (1, 1, 0));
-    assert!(stage.put("c").await < Duration::from_secs(1));
+    assert!(stage.create_and_observe("c").await < Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn half_open_connection_of_retry_is_abandoned() {
     let mut stage = LivenessTest::new().await;
-    stage.server.fall_silent();
-    stage.server.swallow(1);
-    let took = stage.put("b").await;
+    stage.server.make_watches_half_open();
+    stage.server.leave_unanswered(1);
+    let took = stage.create_and_observe("b").await;
     assert!(took < Duration::from_secs(39), "{took:?}: 27, 10 for a head that does not come, and two pauses");
     assert_eq!(stage.counts(), (1, 1, 0), "it was lost once");
 }
@@ -74,18 +74,18 @@ async fn quiet_watches_are_not_lost() {
     let mut stage = LivenessTest::new().await;
     for _ in 0..60 {
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(stage.cluster.liveness().trouble(Some("ml")), None);
+        assert_eq!(stage.cluster.liveness().describe_loss(Some("ml")), None);
     }
     assert_eq!(stage.counts().1, 0, "an hour without a change");
-    assert!(stage.put("b").await < Duration::from_secs(1));
+    assert!(stage.create_and_observe("b").await < Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_watch_is_reported_where_it_matters() {
+async fn lost_watch_is_reported_for_its_namespace() {
     let mut stage = LivenessTest::new().await;
-    stage.server.fall_silent();
-    stage.server.swallow(usize::MAX);
-    let trouble = |stage: &LivenessTest, namespace| stage.cluster.liveness().trouble(namespace);
+    stage.server.make_watches_half_open();
+    stage.server.leave_unanswered(usize::MAX);
+    let trouble = |stage: &LivenessTest, namespace| stage.cluster.liveness().describe_loss(namespace);
     let began = Instant::now();
     while trouble(&stage, Some("ml")).is_none() {
         sleep(Duration::from_millis(100)).await;
@@ -97,29 +97,29 @@ async fn lost_watch_is_reported_where_it_matters() {
         "{told}"
     );
     assert_eq!((trouble(&stage, Some("other")), stage.counts()), (None, (0, 1, 1)));
-    stage.server.swallow(0);
-    stage.put("b").await;
+    stage.server.leave_unanswered(0);
+    stage.create_and_observe("b").await;
     assert_eq!((trouble(&stage, Some("ml")), stage.counts()), (None, (1, 1, 0)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn unwanted_lost_watch_is_dropped() {
     let stage = LivenessTest::new().await;
-    stage.server.fall_silent();
-    stage.server.swallow(usize::MAX);
+    stage.server.make_watches_half_open();
+    stage.server.leave_unanswered(usize::MAX);
     sleep(Duration::from_secs(35)).await;
     let LivenessTest { cluster, pods, server: _server } = stage;
-    assert!(cluster.liveness().trouble(None).is_some());
+    assert!(cluster.liveness().describe_loss(None).is_some());
     drop(pods);
     sleep(ABANDONED_AFTER).await;
-    assert_eq!((cluster.liveness().trouble(None), cluster.liveness().counts().2), (None, 0));
+    assert_eq!((cluster.liveness().describe_loss(None), cluster.liveness().counts().2), (None, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn stalled_answer_is_abandoned_unless_log() {
     use futures_util::AsyncBufReadExt as _;
     let stage = LivenessTest::new().await;
-    stage.server.swallow(1);
+    stage.server.leave_unanswered(1);
     let began = Instant::now();
     let listed = stage.cluster.api::<Pod>("ml").list(&<_>::default()).await;
     let error = super::super::error_chain::error_chain(&listed.unwrap_err());
@@ -132,11 +132,11 @@ async fn stalled_answer_is_abandoned_unless_log() {
 }
 
 #[test]
-fn watches_last_longer_the_more_there_are() {
+fn watch_timeout_grows_with_watch_count() {
     let liveness = Arc::<Liveness>::default();
     let watch_duration = |open: usize| {
         liveness.open.store(open, Ordering::Relaxed);
-        liveness.watch_secs()
+        liveness.watch_timeout_secs()
     };
     for _ in 0..100 {
         assert!((20..25).contains(&watch_duration(1)) && (20..25).contains(&watch_duration(100)));
@@ -176,7 +176,7 @@ async fn overloaded_api_server_counts_as_loss() {
         assert!(cluster.api::<Pod>("ml").watch(&<_>::default(), "0").await.is_err());
         assert_eq!(began.elapsed(), Duration::ZERO, "it is not waited out where nobody sees it");
         sleep(OBSTACLE_GRACE).await;
-        let told = cluster.liveness().trouble(Some("ml")).unwrap();
+        let told = cluster.liveness().describe_loss(Some("ml")).unwrap();
         assert!(told.contains(status.as_str()), "{told}");
     }
 }

@@ -56,7 +56,7 @@ fn starting() -> Value {
     json!({ "phase": "Pending" })
 }
 
-fn speak(own: &OwnPods, pods: &[Arc<Pod>]) -> Vec<(String, Option<ObstacleKind>)> {
+fn relevant_troubles(own: &OwnPods, pods: &[Arc<Pod>]) -> Vec<(String, Option<ObstacleKind>)> {
     let relevant = own.relevant(pods).into_iter();
     relevant.map(|pod| (pod.name, pod.trouble.map(|trouble| trouble.kind))).collect()
 }
@@ -68,8 +68,8 @@ async fn evicted_pod_of_earlier_start_is_ignored() {
     let own = own_pods("Deployment", Some("vllm-5d4f9c"));
     let old = pod("old", VLLM_OWNER, CREATED_BEFORE, evicted());
     let new = pod("new", VLLM_OWNER, CREATED_AFTER, unschedulable());
-    assert_eq!(speak(&own, std::slice::from_ref(&old)), [], "also before the new one is created");
-    assert_eq!(speak(&own, &[old, new]), [("new".into(), Some(ObstacleKind::Unschedulable))]);
+    assert_eq!(relevant_troubles(&own, std::slice::from_ref(&old)), [], "also before the new one is created");
+    assert_eq!(relevant_troubles(&own, &[old, new]), [("new".into(), Some(ObstacleKind::Unschedulable))]);
 }
 
 #[tokio::test]
@@ -78,11 +78,11 @@ async fn failed_pod_of_this_start_counts_while_alone() {
     let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no GPU" });
     let failed = pod("failed", VLLM_OWNER, CREATED_AFTER, status);
     let expected = [("failed".into(), Some(ObstacleKind::Unschedulable))];
-    assert_eq!(speak(&own, std::slice::from_ref(&failed)), expected);
+    assert_eq!(relevant_troubles(&own, std::slice::from_ref(&failed)), expected);
     let next = pod("next", VLLM_OWNER, CREATED_AFTER, starting());
-    assert_eq!(speak(&own, &[failed.clone(), next]), [("next".into(), None)]);
+    assert_eq!(relevant_troubles(&own, &[failed.clone(), next]), [("next".into(), None)]);
     let unknown = OwnPods { raised: None, ..own };
-    assert_eq!(speak(&unknown, &[failed]), [], "it may be of any start");
+    assert_eq!(relevant_troubles(&unknown, &[failed]), [], "it may be of any start");
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn terminating_and_completed_pods_are_ignored() {
     let mut leaving = (*pod("leaving", VLLM_OWNER, CREATED_AFTER, crash_loop())).clone();
     leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
     let done = pod("done", VLLM_OWNER, CREATED_AFTER, json!({ "phase": "Succeeded" }));
-    assert_eq!(speak(&own, &[leaving.into(), done]), []);
+    assert_eq!(relevant_troubles(&own, &[leaving.into(), done]), []);
 }
 
 #[tokio::test]
@@ -112,9 +112,9 @@ async fn pods_of_other_owners_are_ignored() {
         let own = own_pods(kind, None);
         let mut pods: Vec<_> =
             others.iter().map(|owner| pod("other", *owner, CREATED_AFTER, crash_loop())).collect();
-        assert_eq!(speak(&own, &pods), [], "{kind}");
+        assert_eq!(relevant_troubles(&own, &pods), [], "{kind}");
         pods.push(pod("own", of, CREATED_AFTER, unschedulable()));
-        assert_eq!(speak(&own, &pods), [("own".into(), Some(ObstacleKind::Unschedulable))], "{kind}");
+        assert_eq!(relevant_troubles(&own, &pods), [("own".into(), Some(ObstacleKind::Unschedulable))], "{kind}");
     }
 }
 
@@ -124,20 +124,20 @@ async fn older_revision_counts_while_it_may_start() {
     let older = |status| pod("older", ("ReplicaSet", "vllm-77b8d6"), CREATED_BEFORE, status);
     let new = pod("new", VLLM_OWNER, CREATED_AFTER, unschedulable());
     let expected = ("new".to_owned(), Some(ObstacleKind::Unschedulable));
-    assert_eq!(speak(&own, &[older(crash_loop()), new.clone()]), vec![expected.clone()]);
-    assert_eq!(speak(&own, &[older(starting()), new]), [("older".into(), None), expected]);
-    assert_eq!(speak(&own, &[older(crash_loop())]), [], "the pods of the new one cannot be created");
+    assert_eq!(relevant_troubles(&own, &[older(crash_loop()), new.clone()]), vec![expected.clone()]);
+    assert_eq!(relevant_troubles(&own, &[older(starting()), new]), [("older".into(), None), expected]);
+    assert_eq!(relevant_troubles(&own, &[older(crash_loop())]), [], "the pods of the new one cannot be created");
 }
 
 #[tokio::test]
-async fn crash_loop_counts_however_old_the_pod_is() {
+async fn crash_loop_of_an_old_pod_counts() {
     let expected = [("x".to_owned(), Some(ObstacleKind::CrashLoop))];
     for (kind, owner) in [("Deployment", VLLM_OWNER), ("StatefulSet", ("StatefulSet", "vllm"))] {
         // In a StatefulSet, the newer revision may be waiting for a pod of an older one.
         let own = own_pods(kind, (kind == "Deployment").then_some("vllm-5d4f9c"));
-        assert_eq!(speak(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]), expected, "{kind}");
+        assert_eq!(relevant_troubles(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]), expected, "{kind}");
     }
     let mut alone = (*pod("x", VLLM_OWNER, CREATED_BEFORE, crash_loop())).clone();
     alone.metadata.owner_references = None;
-    assert_eq!(speak(&own_pods("Deployment", None), &[alone.into()]), expected);
+    assert_eq!(relevant_troubles(&own_pods("Deployment", None), &[alone.into()]), expected);
 }

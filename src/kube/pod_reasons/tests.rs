@@ -38,7 +38,7 @@ fn running() -> Value {
     json!({ "running": { "startedAt": "2026-11-24T20:01:00Z" } })
 }
 
-fn says(status: Value, kind: ObstacleKind, words: &[&str]) {
+fn trouble_message(status: Value, kind: ObstacleKind, words: &[&str]) {
     let trouble = trouble(&pod(status.clone())).unwrap_or_else(|| panic!("nothing is wrong with {status}"));
     assert_eq!(trouble.kind, kind, "{}", trouble.message);
     for word in words {
@@ -52,7 +52,7 @@ fn failed_image_pull_names_image() {
                 \"docker.io/vllm/vllm-openai:v0.99\": not found";
     for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"] {
         let status = container(waiting(reason, pull), json!({}), 0);
-        says(
+        trouble_message(
             status,
             ObstacleKind::ImagePull,
             &["chat-6f7d-x2k9p", "`vllm`", "v0.99", reason, "failed to resolve reference"],
@@ -63,17 +63,17 @@ fn failed_image_pull_names_image() {
 #[test]
 fn crash_loop_reports_last_exit() {
     let back_off = waiting("CrashLoopBackOff", "back-off 40s restarting failed container=vllm pod=chat");
-    says(
+    trouble_message(
         container(back_off.clone(), ended(1, "Error"), 3),
         ObstacleKind::CrashLoop,
         &["exit code 1", "after 42 s", "restarted 3 times"],
     );
-    says(container(back_off.clone(), json!({}), 3), ObstacleKind::CrashLoop, &["back-off 40s"]);
+    trouble_message(container(back_off.clone(), json!({}), 3), ObstacleKind::CrashLoop, &["back-off 40s"]);
     let mut last = ended(1, "Error");
     last["terminated"]["message"] = json!("CUDA error:\n no kernel image is available");
-    says(container(back_off, last, 1), ObstacleKind::CrashLoop, &["once", "CUDA error: no kernel image"]);
-    says(container(ended(2, "Error"), json!({}), 0), ObstacleKind::CrashLoop, &["exit code 2 (Error)"]);
-    says(
+    trouble_message(container(back_off, last, 1), ObstacleKind::CrashLoop, &["once", "CUDA error: no kernel image"]);
+    trouble_message(container(ended(2, "Error"), json!({}), 0), ObstacleKind::CrashLoop, &["exit code 2 (Error)"]);
+    trouble_message(
         container(waiting("CreateContainerConfigError", "secret \"hf-token\" not found"), json!({}), 0),
         ObstacleKind::CrashLoop,
         &["cannot be started", "hf-token"],
@@ -83,17 +83,17 @@ fn crash_loop_reports_last_exit() {
 #[test]
 fn startup_probe_kill_hints_at_probe() {
     let words = ["exit code 137", "startup probe", "failureThreshold"];
-    says(container(running(), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
-    says(container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
+    trouble_message(container(running(), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
+    trouble_message(container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
 }
 
 #[test]
 fn oom_kill_is_out_of_memory() {
     let words = ["OOMKilled", "memory limit"];
     let back_off = waiting("CrashLoopBackOff", "back-off 10s");
-    says(container(back_off, ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
-    says(container(ended(137, "OOMKilled"), json!({}), 0), ObstacleKind::OutOfMemory, &words);
-    says(container(running(), ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
+    trouble_message(container(back_off, ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
+    trouble_message(container(ended(137, "OOMKilled"), json!({}), 0), ObstacleKind::OutOfMemory, &words);
+    trouble_message(container(running(), ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
 }
 
 #[test]
@@ -105,18 +105,18 @@ fn unschedulable_pod_reports_scheduler() {
     };
     let message =
         "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available.";
-    says(
+    trouble_message(
         scheduled("Unschedulable", message),
         ObstacleKind::Unschedulable,
         &["chat-6f7d", "Insufficient nvidia"],
     );
-    says(scheduled("SchedulingGated", "Scheduling is blocked"), ObstacleKind::Unschedulable, &["gates"]);
+    trouble_message(scheduled("SchedulingGated", "Scheduling is blocked"), ObstacleKind::Unschedulable, &["gates"]);
     let rejected = json!({
         "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices",
     });
-    says(rejected, ObstacleKind::Unschedulable, &["UnexpectedAdmissionError", "no healthy devices"]);
+    trouble_message(rejected, ObstacleKind::Unschedulable, &["UnexpectedAdmissionError", "no healthy devices"]);
     let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage" });
-    says(evicted, ObstacleKind::CrashLoop, &["Evicted", "ephemeral-storage"]);
+    trouble_message(evicted, ObstacleKind::CrashLoop, &["Evicted", "ephemeral-storage"]);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn init_container_trouble_counts() {
             "state": waiting("PodInitializing", ""),
         }],
     });
-    says(status, ObstacleKind::CrashLoop, &["init container `fetch`", "exit code 3"]);
+    trouble_message(status, ObstacleKind::CrashLoop, &["init container `fetch`", "exit code 3"]);
 }
 
 #[test]

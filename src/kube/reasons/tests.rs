@@ -57,14 +57,14 @@ fn facts(scaled_objects: Vec<ScaledObjectFacts>, workloads: Vec<WorkloadFacts>) 
     }
 }
 
-fn says(facts: &Facts, seen: ProxyView) -> Option<(ObstacleKind, String)> {
+fn obstacle_message(facts: &Facts, seen: ProxyView) -> Option<(ObstacleKind, String)> {
     facts
         .obstacle(&RouteKey::from(CHAT_ROUTE_KEY), &seen)
         .map(|trouble| (trouble.kind, trouble.message.to_string()))
 }
 
 fn kind(facts: &Facts) -> Option<ObstacleKind> {
-    says(facts, ProxyView::default()).map(|(kind, _)| kind)
+    obstacle_message(facts, ProxyView::default()).map(|(kind, _)| kind)
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn pause_at_zero_names_object_and_command() {
         (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out-"),
     ] {
         let (kind, message) =
-            says(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), ProxyView::default()).unwrap();
+            obstacle_message(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), ProxyView::default()).unwrap();
         assert_eq!(kind, ObstacleKind::AutoscalingPaused);
         for words in [
             "`team-a/vllm`",
@@ -109,27 +109,27 @@ fn pause_with_replicas_is_no_obstacle() {
     );
     let unknown = facts(vec![paused()], Vec::new());
     assert_eq!(kind(&unknown), Some(ObstacleKind::AutoscalingPaused), "no workload is known, and no pod");
-    assert_eq!(says(&unknown, ProxyView { pods: true, ..ProxyView::default() }), None, "but a pod is there");
+    assert_eq!(obstacle_message(&unknown, ProxyView { pods: true, ..ProxyView::default() }), None, "but a pod is there");
 }
 
 #[test]
 fn missing_scaled_object_is_an_obstacle() {
     let nobody = facts(Vec::new(), Vec::new());
-    let (kind, message) = says(&nobody, ProxyView::default()).unwrap();
+    let (kind, message) = obstacle_message(&nobody, ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
     for words in ["`team-a/chat`", "namespace `team-a`", "external-push", "`route: chat`"] {
         assert!(message.contains(words), "{words} in: {message}");
     }
     let theirs = Facts { metadata_key: "interceptorRoute", ..nobody.clone() };
-    assert!(says(&theirs, ProxyView::default()).unwrap().1.contains("`interceptorRoute: chat`"));
+    assert!(obstacle_message(&theirs, ProxyView::default()).unwrap().1.contains("`interceptorRoute: chat`"));
     let strays = vec!["ScaledObject `team-a/vllm` names `caht`, which is not a route".to_owned()];
-    let misspelt = says(&Facts { strays, ..nobody.clone() }, ProxyView::default()).unwrap().1;
+    let misspelt = obstacle_message(&Facts { orphaned_objects: strays, ..nobody.clone() }, ProxyView::default()).unwrap().1;
     assert!(
         misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is not a route"),
         "{misspelt}"
     );
     let absent = Facts { keda: KedaState::Absent, ..nobody.clone() };
-    let (kind, message) = says(&absent, ProxyView::default()).unwrap();
+    let (kind, message) = obstacle_message(&absent, ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
     assert!(message.contains("KEDA is not installed"), "{message}");
     for (facts, why) in [
@@ -141,7 +141,7 @@ fn missing_scaled_object_is_an_obstacle() {
         (Facts { scale_by: ScaleBy::Kubernetes, ..nobody.clone() }, "we scale it"),
         (Facts { workloads: vec![Arc::new(workload(1, &[None]))], ..nobody.clone() }, "somebody scaled it"),
     ] {
-        assert_eq!(says(&facts, ProxyView::default()), None, "{why}");
+        assert_eq!(obstacle_message(&facts, ProxyView::default()), None, "{why}");
     }
 }
 
@@ -151,22 +151,22 @@ fn missing_keda_stream_is_an_obstacle() {
     let seconds =
         |seconds| ProxyView { no_stream_for: Some(Duration::from_secs(seconds)), ..ProxyView::default() };
     let unheard = at_zero(scaled(None));
-    assert_eq!(says(&unheard, seconds(9)), None);
-    let (kind, message) = says(&unheard, seconds(10)).unwrap();
+    assert_eq!(obstacle_message(&unheard, seconds(9)), None);
+    let (kind, message) = obstacle_message(&unheard, seconds(10)).unwrap();
     assert_eq!(kind, ObstacleKind::NoKedaStream);
     assert!(message.contains("`team-a/vllm`") && message.contains("`anteroom:9090`"), "{message}");
     let not_ready = Some(("TriggerError".into(), "no such host".into()));
-    let told = says(&at_zero(ScaledObjectFacts { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
+    let told = obstacle_message(&at_zero(ScaledObjectFacts { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
     assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
     let mut theirs = scaled(None);
     theirs.trigger.address = "keda-add-ons-http-external-scaler.keda:9090".into();
-    let told = says(&at_zero(theirs), seconds(60)).unwrap().1;
+    let told = obstacle_message(&at_zero(theirs), seconds(60)).unwrap().1;
     assert!(told.contains("keda:9090` (the HTTP Add-on's own scaler)"), "{told}");
     let mut polled = scaled(None);
     polled.trigger.pushes = false;
-    assert_eq!(says(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");
+    assert_eq!(obstacle_message(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");
     let running = facts(vec![scaled(None)], vec![workload(1, &[None])]);
-    assert_eq!(says(&running, seconds(60)), None, "it has been scaled already");
+    assert_eq!(obstacle_message(&running, seconds(60)), None, "it has been scaled already");
 }
 
 #[test]
@@ -175,8 +175,8 @@ fn pushes_dropped_without_listed_metric() {
         |seconds| ProxyView { dropped_for: Some(Duration::from_secs(seconds)), ..ProxyView::default() };
     let unlisted = || ScaledObjectFacts { is_listed: false, ..scaled(None) };
     let of = |scaled, replicas| facts(scaled, vec![workload(replicas, &[])]);
-    assert_eq!(says(&of(vec![unlisted()], 0), seconds(9)), None, "it may have been made just now");
-    let (kind, message) = says(&of(vec![unlisted()], 0), seconds(10)).unwrap();
+    assert_eq!(obstacle_message(&of(vec![unlisted()], 0), seconds(9)), None, "it may have been made just now");
+    let (kind, message) = obstacle_message(&of(vec![unlisted()], 0), seconds(10)).unwrap();
     assert_eq!(kind, ObstacleKind::PushDropped);
     for words in ["`team-a/vllm`", "externalMetricNames", "trigger 1 (`s1-...`)", "restart KEDA's operator"] {
         assert!(message.contains(words), "{words} in: {message}");
@@ -189,10 +189,10 @@ fn pushes_dropped_without_listed_metric() {
         (of(vec![polled], 0), "nothing is pushed"),
         (of(vec![unlisted()], 1), "it has been scaled already"),
     ] {
-        assert_eq!(says(&facts, seconds(60)), None, "{why}");
+        assert_eq!(obstacle_message(&facts, seconds(60)), None, "{why}");
     }
     let paused = of(vec![ScaledObjectFacts { is_listed: false, ..scaled(Some(Pause::Frozen)) }], 0);
-    assert_eq!(says(&paused, seconds(60)).unwrap().0, ObstacleKind::AutoscalingPaused);
+    assert_eq!(obstacle_message(&paused, seconds(60)).unwrap().0, ObstacleKind::AutoscalingPaused);
 }
 
 #[test]
@@ -216,13 +216,13 @@ fn keda_scaling_error_is_an_obstacle() {
         ..scaled(None)
     };
     let facts = |reason| facts(vec![not_ready(reason)], vec![workload(0, &[])]);
-    let (kind, message) = says(&facts("ErrorScalingTarget"), ProxyView::default()).unwrap();
+    let (kind, message) = obstacle_message(&facts("ErrorScalingTarget"), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
     for part in ["`team-a/vllm`", "forbidden", "for this route it asks `"] {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(
-        says(&facts("TriggerError"), ProxyView::default()),
+        obstacle_message(&facts("TriggerError"), ProxyView::default()),
         None,
         "another trigger may be the broken one"
     );
@@ -246,17 +246,17 @@ fn uncreatable_pods_and_missing_workloads_report() {
     let mut refused = workload(1, &[]);
     refused.failure = Some("pods \"vllm-x\" is forbidden: exceeded quota: gpus".into());
     let (kind, message) =
-        says(&facts(vec![scaled(None)], vec![refused.clone()]), ProxyView::default()).unwrap();
+        obstacle_message(&facts(vec![scaled(None)], vec![refused.clone()]), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::Quota);
     assert!(message.contains("Deployment `team-a/vllm`") && message.contains("exceeded quota"), "{message}");
     refused.pods = workload(1, &[None]).pods;
     assert_eq!(
-        says(&facts(vec![scaled(None)], vec![refused]), ProxyView::default()),
+        obstacle_message(&facts(vec![scaled(None)], vec![refused]), ProxyView::default()),
         None,
         "one was created"
     );
     let missing = WorkloadFacts { replicas: None, is_missing: true, ..workload(0, &[]) };
-    let (kind, message) = says(&facts(vec![scaled(None)], vec![missing]), ProxyView::default()).unwrap();
+    let (kind, message) = obstacle_message(&facts(vec![scaled(None)], vec![missing]), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
     assert!(message.contains("The workload Deployment `team-a/vllm` does not exist"), "{message}");
 }
@@ -266,8 +266,8 @@ fn direct_scaling_reports_refusal() {
     let mut direct = facts(Vec::new(), vec![workload(0, &[])]);
     direct.scale_by = ScaleBy::Kubernetes;
     assert_eq!(kind(&direct), None);
-    direct.refused = Some("no right".into());
-    assert_eq!(says(&direct, ProxyView::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
+    direct.direct_scaling_failure = Some("no right".into());
+    assert_eq!(obstacle_message(&direct, ProxyView::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
 }
 
 fn selection(pods: usize, is_probed: bool) -> Option<Arc<Selection>> {
@@ -287,7 +287,7 @@ fn service_selecting_no_pod_is_reported() {
         target: TargetFacts { selection: selection(selected, true), ..TargetFacts::default() },
         ..facts(vec![scaled(None)], vec![workload(replicas, pods)])
     };
-    let (kind_of, message) = says(&of(1, &[None], 0), ProxyView::default()).unwrap();
+    let (kind_of, message) = obstacle_message(&of(1, &[None], 0), ProxyView::default()).unwrap();
     assert_eq!(kind_of, ObstacleKind::NoPodsSelected);
     for words in [
         "The Service `team-a/vllm` selects none",
@@ -319,13 +319,13 @@ fn refused_port_of_ready_pod_is_reported() {
         ..facts(vec![scaled(None)], vec![workload(1, &[None])])
     };
     let seen = || ProxyView { refusing: vec!["10.0.0.1:8000".into()], ..ProxyView::default() };
-    let (kind_of, message) = says(&of(true, "10.0.0.1:8000"), seen()).unwrap();
+    let (kind_of, message) = obstacle_message(&of(true, "10.0.0.1:8000"), seen()).unwrap();
     assert_eq!(kind_of, ObstacleKind::PortRefused);
     for words in ["10.0.0.1:8000", "leads port 80 to 8000", "expose 8001 (web)"] {
         assert!(message.contains(words), "{words} in: {message}");
     }
-    assert_eq!(says(&of(false, "10.0.0.1:8000"), seen()), None, "without a probe it may still load");
-    assert_eq!(says(&of(true, "10.0.0.2:8000"), seen()), None, "the cluster does not call that one ready");
+    assert_eq!(obstacle_message(&of(false, "10.0.0.1:8000"), seen()), None, "without a probe it may still load");
+    assert_eq!(obstacle_message(&of(true, "10.0.0.2:8000"), seen()), None, "the cluster does not call that one ready");
     assert_eq!(kind(&of(true, "10.0.0.1:8000")), None);
 }
 
@@ -372,5 +372,5 @@ fn api_server_outage_outranks_stale_obstacles() {
     let crash = facts(vec![scaled(None)], vec![workload(1, &[Some(ObstacleKind::CrashLoop)])]);
     let seen =
         ProxyView { api_server: Some("The watch of pods is interrupted".into()), ..ProxyView::default() };
-    assert_eq!(says(&crash, seen).map(|(kind, _)| kind), Some(ObstacleKind::ApiServerUnreachable));
+    assert_eq!(obstacle_message(&crash, seen).map(|(kind, _)| kind), Some(ObstacleKind::ApiServerUnreachable));
 }

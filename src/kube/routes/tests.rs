@@ -4,20 +4,20 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
-use crate::{config::Kubernetes, kube::stand_in::StandIn};
+use crate::{config::Kubernetes, kube::stand_in::FakeApiServer};
 
 const MODEL_ROUTES_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes";
 const INTERCEPTOR_ROUTES_PATH: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes";
 
 struct RoutesTest {
-    api: StandIn,
+    api: FakeApiServer,
     file: watch::Sender<Arc<Vec<Route>>>,
     objects: RouteObjects,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
 }
 
 impl RoutesTest {
-    fn new(api: &StandIn, kubernetes: Kubernetes) -> Self {
+    fn new(api: &FakeApiServer, kubernetes: Kubernetes) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let config = Config { kubernetes: Some(kubernetes.clone()), ..Config::default() };
         let (objects, routes) = api.cluster_with(&kubernetes).routes(config, of_file);
@@ -39,7 +39,7 @@ fn names_of(routes: &ClusterRoutes) -> Vec<&str> {
     routes.routes.iter().map(|route| route.name.as_str()).collect()
 }
 
-fn put(api: &StandIn, collection: &str, name: &str, created: u32, spec: Value) {
+fn put(api: &FakeApiServer, collection: &str, name: &str, created: u32, spec: Value) {
     let object = json!({
         "metadata": {
             "name": name, "namespace": "models", "generation": 1,
@@ -69,7 +69,7 @@ fn verdict(routes: &ClusterRoutes, kind: RouteKind, name: &str) -> (&'static str
 
 #[tokio::test(start_paused = true)]
 async fn routes_of_both_kinds_appear_and_go() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "tiny", 2, model(&["tiny"]));
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 1, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
@@ -86,7 +86,7 @@ async fn routes_of_both_kinds_appear_and_go() {
 
 #[tokio::test(start_paused = true)]
 async fn malformed_object_is_reported_and_skipped() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "odd", 1, json!({"target": 7}));
     put(
         &api,
@@ -129,19 +129,19 @@ async fn malformed_object_is_reported_and_skipped() {
 
 #[tokio::test(start_paused = true)]
 async fn missing_kind_is_watched_for_installation() {
-    let api = StandIn::default();
-    api.lack("http.keda.sh");
+    let api = FakeApiServer::default();
+    api.uninstall_group("http.keda.sh");
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
-    api.install_all();
+    api.install_all_groups();
     watched.until_named(&["models/tiny", "models/app"]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn routes_are_published_once_all_are_listed() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     api.forbid("GET", "interceptorroutes");
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
@@ -156,7 +156,7 @@ async fn routes_are_published_once_all_are_listed() {
 
 #[tokio::test(start_paused = true)]
 async fn only_configured_kinds_and_namespaces_count() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     put(&api, &MODEL_ROUTES_PATH.replace("models/", "other/"), "tiny", 1, model(&["other"]));
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 2, front("app.example.com"));
@@ -172,7 +172,7 @@ async fn only_configured_kinds_and_namespaces_count() {
 
 #[tokio::test(start_paused = true)]
 async fn file_route_takes_match_and_returns_it() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
@@ -188,7 +188,7 @@ async fn file_route_takes_match_and_returns_it() {
 
 #[tokio::test(start_paused = true)]
 async fn burst_of_changes_is_published_once() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "tiny", 1, model(&["tiny"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
@@ -212,7 +212,7 @@ async fn burst_of_changes_is_published_once() {
 
 #[tokio::test(start_paused = true)]
 async fn config_map_bodies_apply_once_available() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     let mut spec = front("app.example.com");
     spec["coldStart"] =
         json!({"placeholder": {"response": {"bodyFromConfigMap": {"name": "pages", "key": "wait"}}}});
@@ -254,7 +254,7 @@ fn unknown_field_hints_at_newer_definition() {
 
 #[tokio::test(start_paused = true)]
 async fn fallback_follows_its_service() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     let mut spec = front("app.example.com");
     spec["coldStart"] = json!({"fallback": {"service": {"name": "spare", "port": 80}}});
     put(&api, INTERCEPTOR_ROUTES_PATH, "app", 1, spec);
@@ -283,7 +283,7 @@ async fn fallback_follows_its_service() {
 
 #[tokio::test(start_paused = true)]
 async fn unchanged_routes_keep_their_allocation() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     for (name, created) in [("one", 1), ("two", 2)] {
         put(&api, MODEL_ROUTES_PATH, name, created, model(&[name]));
     }
@@ -311,7 +311,7 @@ async fn unchanged_routes_keep_their_allocation() {
 
 #[tokio::test(start_paused = true)]
 async fn endless_changes_act_within_half_a_second() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     put(&api, MODEL_ROUTES_PATH, "one", 1, model(&["one"]));
     let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/one"]).await;

@@ -2,7 +2,7 @@ use serde_json::Value;
 use tokio::time::{Duration, sleep};
 
 use super::*;
-use crate::kube::stand_in::StandIn;
+use crate::kube::stand_in::FakeApiServer;
 
 const DEPLOYMENT_PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 const CHAT_SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
@@ -11,8 +11,8 @@ fn workload() -> Workload {
     Workload { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "vllm".into() }
 }
 
-fn server(replicas: u32) -> StandIn {
-    let server = StandIn::default();
+fn server(replicas: u32) -> FakeApiServer {
+    let server = FakeApiServer::default();
     server.put(
         DEPLOYMENT_PATH,
         json!({ "metadata": { "name": "vllm", "namespace": "team-a" }, "spec": { "replicas": replicas } }),
@@ -20,7 +20,7 @@ fn server(replicas: u32) -> StandIn {
     server
 }
 
-async fn direct(server: &StandIn) -> DirectScale {
+async fn direct(server: &FakeApiServer) -> DirectScale {
     let cluster = server.cluster();
     let mut objects = cluster.scaled_objects();
     while !objects.borrow_and_update().is_complete() && !matches!(*objects.borrow(), ScaledObjects::Absent) {
@@ -33,14 +33,14 @@ fn refusal(direct: &DirectScale) -> Option<String> {
     direct.refusals().borrow().values().next().map(ToString::to_string)
 }
 
-fn replicas(server: &StandIn) -> Value {
+fn replicas(server: &FakeApiServer) -> Value {
     server.object(DEPLOYMENT_PATH)["spec"]["replicas"].clone()
 }
 
 #[tokio::test(start_paused = true)]
 async fn replicas_change_unless_version_conflicts() {
     let server = server(0);
-    server.lack("keda.sh");
+    server.uninstall_group("keda.sh");
     let direct = direct(&server).await;
     let seen = direct.replicas("team-a", &workload()).await.unwrap();
     assert_eq!(seen.wanted, 0);
@@ -85,7 +85,7 @@ async fn workload_of_another_scaler_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn denied_scale_names_chart_value() {
     let server = server(0);
-    server.lack("keda.sh");
+    server.uninstall_group("keda.sh");
     let direct = direct(&server).await;
     let seen = direct.replicas("team-a", &workload()).await.unwrap();
     server.forbid("PATCH", "/scale");

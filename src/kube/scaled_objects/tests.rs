@@ -88,7 +88,7 @@ fn listed_metrics_match_by_trigger_index() {
     ] {
         let scaled = scaled(listed.clone());
         let trigger = scaled.triggers().next().unwrap();
-        assert_eq!((trigger.index, scaled.lists(&trigger)), (1, expected), "{listed}");
+        assert_eq!((trigger.index, scaled.lists_metric_of(&trigger)), (1, expected), "{listed}");
     }
 }
 
@@ -101,7 +101,7 @@ fn push_requests_minimum_with_idle_count() {
         (json!({ "idleReplicaCount": 0 }), 1),
         (json!({ "minReplicaCount": -3, "idleReplicaCount": 0 }), 1),
     ] {
-        assert_eq!(object(json!({ "spec": spec })).floor(), floor, "{spec}");
+        assert_eq!(object(json!({ "spec": spec })).push_replicas(), floor, "{spec}");
     }
 }
 
@@ -134,7 +134,7 @@ fn not_ready_returns_reason_and_message() {
 #[test]
 fn name_resolves_to_own_namespace_then_file() {
     let known = ["team-a/chat", "chat", "other"].map(RouteKey::from);
-    let named = |namespace, name| named(namespace, name, |key| known.contains(key));
+    let named = |namespace, name| resolve_route_name(namespace, name, |key| known.contains(key));
     assert_eq!(named("team-a", "chat"), Some("team-a/chat".into()));
     assert_eq!(named("team-b", "chat"), Some("chat".into()));
     assert_eq!(named("team-b", "none"), None);

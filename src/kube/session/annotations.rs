@@ -19,7 +19,7 @@ pub const THEN_ANNOTATION: &str = "anteroom.dev/session-then";
 pub const PREVIOUS_REPLICAS_ANNOTATION: &str = "anteroom.dev/session-paused-replicas";
 
 /// Reason why sessions are disabled, and the remedy.
-pub(super) const SWITCHED_OFF: &str = "sessions are switched off; set `sessions.enabled: true` in the chart's values (without the \
+pub(super) const SESSIONS_DISABLED_MESSAGE: &str = "sessions are switched off; set `sessions.enabled: true` in the chart's values (without the \
      chart: `kubernetes.sessions: true`, and the right to patch scaledobjects.keda.sh)";
 
 /// Action at the end of a session.

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    annotations::{EndAction, SWITCHED_OFF, Session, UNTIL_ANNOTATION, annotate},
+    annotations::{EndAction, SESSIONS_DISABLED_MESSAGE, Session, UNTIL_ANNOTATION, annotate},
     clock::ApiServerClock,
 };
 use crate::kube::{
@@ -64,7 +64,7 @@ pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<Scale
                 continue;
             }
             if let Some(object) = object.0.as_ref().ok()
-                && end(&cluster, object, &session, &mut logged, &events).await
+                && end_overdue_session(&cluster, object, &session, &mut logged, &events).await
             {
                 wait = wait.min(CONFLICT_DELAY);
             }
@@ -109,7 +109,7 @@ fn report(object: &ScaledObject, session: &Session, logged: &mut HashSet<String>
     if !logged.insert(format!("{namespace}/{name} {until}")) {
         return;
     }
-    let note = format!("No replica ends the session until {until}: {SWITCHED_OFF}");
+    let note = format!("No replica ends the session until {until}: {SESSIONS_DISABLED_MESSAGE}");
     tracing::warn!(scaled_object = format!("{namespace}/{name}"), "{note}");
     events.publish(EventNotice {
         about: EventSubject::ScaledObject { namespace: namespace.into(), name: name.into() },
@@ -120,7 +120,7 @@ fn report(object: &ScaledObject, session: &Session, logged: &mut HashSet<String>
 }
 
 /// Ends an overdue session. Returns whether to check again soon.
-async fn end(
+async fn end_overdue_session(
     cluster: &Cluster,
     object: &ScaledObject,
     session: &Session,

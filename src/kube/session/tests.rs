@@ -1,17 +1,17 @@
 use serde_json::json;
 
 use super::*;
-use crate::kube::stand_in::StandIn;
+use crate::kube::stand_in::FakeApiServer;
 
-const SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const SESSION_SCALED_OBJECT_PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
 fn object(annotations: Value) -> Value {
     json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } })
 }
 
-fn server(annotations: Value) -> (StandIn, Sessions) {
-    let server = StandIn::default();
-    server.put(SCALED_OBJECT_PATH, object(annotations));
+fn server(annotations: Value) -> (FakeApiServer, Sessions) {
+    let server = FakeApiServer::default();
+    server.put(SESSION_SCALED_OBJECT_PATH, object(annotations));
     let sessions = Sessions::new(server.client(), "team-a".into());
     (server, sessions)
 }
@@ -24,8 +24,8 @@ fn period(text: &str) -> Period {
     text.parse().unwrap()
 }
 
-fn annotations(server: &StandIn) -> Value {
-    server.object(SCALED_OBJECT_PATH)["metadata"]["annotations"].clone()
+fn annotations(server: &FakeApiServer) -> Value {
+    server.object(SESSION_SCALED_OBJECT_PATH)["metadata"]["annotations"].clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +84,7 @@ async fn invalid_requests_are_rejected_with_a_remedy() {
     }
     assert!(server.changes().is_empty());
     server.put(
-        &SCALED_OBJECT_PATH.replace("chat", "big"),
+        &SESSION_SCALED_OBJECT_PATH.replace("chat", "big"),
         json!({ "metadata": { "name": "big", "namespace": "team-a" } }),
     );
     let error = sessions.start("caht", period("2h"), false, &clock()).await.unwrap_err().to_string();
@@ -100,7 +100,7 @@ async fn invalid_requests_are_rejected_with_a_remedy() {
     ] {
         assert!(error.contains(words), "{words} in: {error}");
     }
-    server.lack("keda.sh");
+    server.uninstall_group("keda.sh");
     let error = sessions.start("chat", period("2h"), false, &clock()).await.unwrap_err();
     assert!(matches!(error, SessionError::NoKeda), "{error}");
 }
@@ -121,7 +121,7 @@ fn hand_written_annotations_parse_leniently() {
 
 #[tokio::test(start_paused = true)]
 async fn clock_reads_time_of_api_server() {
-    let server = StandIn::default();
+    let server = FakeApiServer::default();
     assert!(ApiServerClock::of_server(&server.client()).await.is_none(), "it says none");
     server.set_clock(clock());
     tokio::time::advance(Duration::from_secs(60)).await;

@@ -60,7 +60,7 @@ impl LoadLog {
 
     /// Moves the container start to the first log line if that is earlier: the kubelet may report the start up to a
     /// second late.
-    pub(super) fn cap_start(&self, moments: &mut [(Phase, Observation)]) {
+    pub(super) fn adjust_container_start(&self, moments: &mut [(Phase, Observation)]) {
         let start = moments.iter_mut().find(|(phase, _)| *phase == Phase::Start);
         if let Some(((_, seen), earliest_line)) = start.zip(self.earliest_line) {
             seen.at = seen.at.min(earliest_line);

@@ -59,7 +59,7 @@ const PROBE_GRACE: Duration = Duration::from_secs(120);
 const SANDBOX_GRACE: Duration = Duration::from_secs(20);
 
 /// Returns the serving container: the first that declares one of `ports`, else the first.
-pub(super) fn serving<'a>(pod: &'a Pod, ports: &[u16]) -> Option<&'a str> {
+pub(super) fn serving_container<'a>(pod: &'a Pod, ports: &[u16]) -> Option<&'a str> {
     let has = |container: &&Container| {
         let own = container.ports.as_deref().unwrap_or_default();
         own.iter().any(|port| u16::try_from(port.container_port).is_ok_and(|port| ports.contains(&port)))
@@ -239,7 +239,7 @@ impl KubeletEvents {
                 (ObstacleKind::NotReady, false, SANDBOX_GRACE, message)
             }
             "Unhealthy" => {
-                let after = if is_refusal(&message) { Duration::ZERO } else { PROBE_GRACE };
+                let after = if is_client_error_status(&message) { Duration::ZERO } else { PROBE_GRACE };
                 (
                     ObstacleKind::NotReady,
                     true,
@@ -262,7 +262,7 @@ impl KubeletEvents {
 }
 
 /// Returns whether a probe got a client-error status, which waiting does not resolve.
-fn is_refusal(message: &str) -> bool {
+fn is_client_error_status(message: &str) -> bool {
     let status = message
         .split_once("statuscode: ")
         .map(|(_, rest)| rest.trim_end_matches(|c: char| !c.is_ascii_digit()));

@@ -46,7 +46,7 @@ pub(super) struct StartingPod {
 
 impl StartingPod {
     pub(super) fn new(pod: Arc<Pod>, ports: &[u16]) -> Self {
-        let serving = read::serving(&pod, ports).map(str::to_owned);
+        let serving = read::serving_container(&pod, ports).map(str::to_owned);
         let meta = &pod.metadata;
         let name = [&meta.namespace, &meta.name].map(|part| part.as_deref().unwrap_or_default()).join("/");
         Self {
@@ -164,7 +164,7 @@ impl StartingPod {
     /// Refreshes the published state. Returns whether it changed.
     pub(super) fn publish(&mut self) -> bool {
         let mut phases = self.phases.clone();
-        self.load.cap_start(&mut phases);
+        self.load.adjust_container_start(&mut phases);
         phases.extend(self.kubelet.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),

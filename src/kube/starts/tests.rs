@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
-    kube::{Cluster, Endpoints, PodWatches, stand_in::StandIn},
+    kube::{Cluster, Endpoints, PodWatches, stand_in::FakeApiServer},
     state::{Discovered, Discovery},
 };
 
@@ -21,14 +21,14 @@ const TINY_POD_PATH: &str = "/api/v1/namespaces/ml/pods/tiny-1";
 const NODE: &str = "/api/v1/nodes/gpu-9";
 
 struct StartsTest {
-    server: StandIn,
+    server: FakeApiServer,
     found: tokio::sync::watch::Receiver<Arc<Discovered>>,
     _cluster: Cluster,
 }
 
 impl StartsTest {
-    fn new(before: impl FnOnce(&StandIn)) -> Self {
-        let server = StandIn::default();
+    fn new(before: impl FnOnce(&FakeApiServer)) -> Self {
+        let server = FakeApiServer::default();
         server.put(
             SERVICE_PATH,
             json!({ "metadata": { "name": "tiny", "namespace": "ml" },
@@ -87,7 +87,7 @@ fn unschedulable() -> Value {
     ] })
 }
 
-fn event(server: &StandIn, name: &str, uid: &str, reason: &str, message: &str) {
+fn event(server: &FakeApiServer, name: &str, uid: &str, reason: &str, message: &str) {
     let path = format!("/api/v1/namespaces/ml/events/{name}");
     server.put(
         &path,
@@ -249,8 +249,8 @@ async fn denied_events_hide_only_image_pulls() {
 
 #[tokio::test(start_paused = true)]
 async fn tracked_pods_are_capped() {
-    let server = StandIn::default();
-    let mut starts = Starts::new(StartSources::new(&server.cluster()));
+    let server = FakeApiServer::default();
+    let mut starts = StartingPods::new(StartSources::new(&server.cluster()));
     let pods = |range: std::ops::Range<usize>, ready: bool| {
         let pods = range.map(|index| {
             let mut pod = pod(Some("gpu-1"), status(json!({ "running": {} }), ready));
@@ -295,11 +295,11 @@ async fn pod_log_yields_load_parts_until_ready() {
     stage.server.put(TINY_POD_PATH, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(30_000).await;
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
     assert_eq!(parts(&start, began), [("engine_start", 30)]);
     wait(10_000).await;
-    stage.server.print(
+    stage.server.append_log(
         TINY_POD_PATH,
         "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n2026-11-24T20:00:40Z CUDA error\n",
     );
@@ -308,16 +308,16 @@ async fn pod_log_yields_load_parts_until_ready() {
     wait(1000).await;
     assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
     // The container exits and is restarted.
-    stage.server.restart(TINY_POD_PATH);
+    stage.server.restart_log(TINY_POD_PATH);
     stage.server.put(TINY_POD_PATH, run(1, false));
     stage.start(|start| start.parts.is_empty()).await;
     wait(20_000).await;
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
     assert_eq!(parts(&start, began), [("engine_start", 61)], "30 + 10 + 1 + 20");
     stage.server.put(TINY_POD_PATH, run(1, true));
     stage.start(|start| start.seen(Phase::Load).is_some()).await;
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
     wait(1000).await;
     assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
 }
@@ -327,14 +327,14 @@ async fn early_log_line_moves_container_start() {
     let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
     wait(30_000).await;
     stage.server.put(TINY_POD_PATH, run(0, false));
     let start = stage.start(|start| !start.parts.is_empty()).await;
     let ran = |start: &PodStart| start.seen(Phase::Start).map(|seen| (seen.at - began).as_secs());
     assert_eq!((parts(&start, began), ran(&start)), (vec![("engine_start", 30)], Some(30)));
     wait(10_000).await;
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n");
     let start = stage.start(|start| start.parts.len() == 2).await;
     assert_eq!(parts(&start, began), [("engine_start", 10), ("weights", 40)], "40 - 30 before the weights");
     assert_eq!(ran(&start), Some(10), "it has printed, so it ran");
@@ -344,13 +344,13 @@ async fn early_log_line_moves_container_start() {
 async fn logs_are_read_if_enabled_and_permitted() {
     let mut stage = StartsTest::new(|server| server.forbid("GET", "/log"));
     stage.synced().await;
-    stage.server.print(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.append_log(TINY_POD_PATH, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     stage.server.put(TINY_POD_PATH, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(10_000).await;
     assert!(tail.lines().is_empty(), "no right to it");
 
-    let server = StandIn::default();
+    let server = FakeApiServer::default();
     let source = ContainerRef { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
     assert!(PodLogs::new(server.cluster()).follow(source).is_none(), "not wanted");
 }

@@ -29,7 +29,7 @@ const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum interval between writes that change only numbers.
 const NUMBERS_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for which a status written by another replica is left in place, plus a random time of up to half of it.
-const REPAIR_AFTER: Duration = Duration::from_secs(30);
+const REPAIR_DELAY: Duration = Duration::from_secs(30);
 /// Time for which a livelier state reported by another replica is kept.
 const PEER_STATE_TTL: Duration = Duration::from_secs(120);
 /// Backoff after a failed write.
@@ -95,7 +95,7 @@ impl StatusHistory {
             }
             Some(last_written) if *last_written == status => {
                 let since = *self.differs_since.get_or_insert(now);
-                since + REPAIR_AFTER + self.jitter()
+                since + REPAIR_DELAY + self.jitter()
             }
             Some(last_written) => self.after(
                 if only_numbers(last_written, &status) { NUMBERS_INTERVAL } else { MIN_WRITE_INTERVAL },
@@ -109,7 +109,7 @@ impl StatusHistory {
         }
         let mut status = status;
         let before = observed.status.as_ref().map(|there| there.conditions.as_slice()).unwrap_or_default();
-        Condition::date(&mut status.conditions, before, &now_rfc3339());
+        Condition::set_transition_times(&mut status.conditions, before, &now_rfc3339());
         Plan::Write(Box::new(status))
     }
 
@@ -143,7 +143,7 @@ impl StatusHistory {
     /// Returns up to half of [`REPAIR_AFTER`], random per object and replica, so that two replicas do not correct at
     /// once.
     fn jitter(&mut self) -> Duration {
-        REPAIR_AFTER / 2 * *self.jitter.get_or_insert_with(|| fastrand::u32(..1000)) / 1000
+        REPAIR_DELAY / 2 * *self.jitter.get_or_insert_with(|| fastrand::u32(..1000)) / 1000
     }
 
     fn after(&self, pause: Duration, now: Instant) -> Instant {

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::{Config, Kubernetes},
-    kube::{report::RouteState, stand_in::StandIn},
+    kube::{report::RouteState, stand_in::FakeApiServer},
 };
 
 const TINY_ROUTE_PATH: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes/tiny";
 const INTERCEPTOR_ROUTE_PATH: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes/app";
 
-fn objects(api: &StandIn) {
+fn objects(api: &FakeApiServer) {
     let meta = |name: &str, generation: u32| json!({"name": name, "namespace": "models", "generation": generation, "creationTimestamp": "2026-01-01T00:00:00Z"});
     let spec = json!({"target": {"service": {"name": "vllm", "port": 8000}}});
     api.put(TINY_ROUTE_PATH, json!({"metadata": meta("tiny", 3), "spec": spec}));
@@ -28,7 +28,7 @@ struct StatusReplica {
 }
 
 impl StatusReplica {
-    fn new(api: &StandIn) -> Self {
+    fn new(api: &FakeApiServer) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let kubernetes = Kubernetes::default();
         let cluster = api.cluster_with(&kubernetes);
@@ -58,7 +58,7 @@ fn condition(status: &Value, kind: &str) -> (String, String, i64) {
 
 #[tokio::test(start_paused = true)]
 async fn both_kinds_get_their_status_once() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     objects(&api);
     let replica = StatusReplica::new(&api);
     sleep(Duration::from_secs(5)).await;
@@ -94,7 +94,7 @@ async fn both_kinds_get_their_status_once() {
 
 #[tokio::test(start_paused = true)]
 async fn one_of_two_replicas_writes() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     objects(&api);
     let (one, other) = (StatusReplica::new(&api), StatusReplica::new(&api));
     one.report(RouteReport { state: RouteState::Starting, held: 2, ..RouteReport::default() });
@@ -114,7 +114,7 @@ async fn one_of_two_replicas_writes() {
 
 #[tokio::test(start_paused = true)]
 async fn malformed_object_gets_a_status() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     let meta = json!({"name": "tiny", "namespace": "models", "generation": 1});
     api.put(TINY_ROUTE_PATH, json!({"metadata": meta, "spec": {"target": 7}}));
     let replica = StatusReplica::new(&api);
@@ -126,7 +126,7 @@ async fn malformed_object_gets_a_status() {
 
 #[tokio::test(start_paused = true)]
 async fn denied_write_pauses_all_writes() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     objects(&api);
     api.forbid("PATCH", "/status");
     let replica = StatusReplica::new(&api);
@@ -143,9 +143,9 @@ async fn denied_write_pauses_all_writes() {
 
 #[tokio::test(start_paused = true)]
 async fn conditions_of_the_add_on_are_left_alone() {
-    let api = StandIn::default();
+    let api = FakeApiServer::default();
     objects(&api);
-    api.own("interceptorroutes");
+    api.take_field_ownership("interceptorroutes");
     let replica = StatusReplica::new(&api);
     replica.report(RouteReport::default());
     sleep(Duration::from_secs(500)).await;

@@ -55,7 +55,7 @@ async fn trickling_head_times_out_after_30_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_stops_reading_is_noticed() {
+async fn client_that_stops_reading_times_out() {
     let (client, server) = duplex(4);
     let state = Arc::new(ConnectionState::default());
     let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));
@@ -68,7 +68,7 @@ async fn a_client_that_stops_reading_is_noticed() {
 
 /// 20,000 bytes of a body arrive that hyper does not read: 16 KiB are read ahead, the rest stays in the kernel.
 #[tokio::test]
-async fn hang_up_behind_an_unread_body_is_noticed() {
+async fn disconnect_behind_unread_body_is_detected() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket: SocketOf<TcpStream> = |io| Some(io.as_fd());
     for resets in [true, false] {

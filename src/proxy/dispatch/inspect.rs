@@ -103,7 +103,7 @@ impl Proxy {
         let no_server = no_server(&head, &body, &permit, request).await;
         if let Some(NoServer { may_have_run }) = no_server {
             if may_have_run && let Some(front) = permit.endpoint().front() {
-                front.ask_first();
+                front.require_probe();
             }
             permit.suspect();
             let reason = format!("it answered {}, as a gateway without a server does", head.status.as_u16());
@@ -145,7 +145,7 @@ async fn no_server(
     request: &UpstreamRequest,
 ) -> Option<NoServer> {
     let status = head.status;
-    if status == StatusCode::SERVICE_UNAVAILABLE && openai::says_no_endpoint(&head.headers, body) {
+    if status == StatusCode::SERVICE_UNAVAILABLE && openai::reports_no_endpoint(&head.headers, body) {
         return Some(NoServer { may_have_run: false });
     }
     // Errors of arbitrary applications cannot be classified, and no gateway stands in front of their pods.
@@ -163,7 +163,7 @@ async fn no_server(
     {
         return no_server;
     }
-    if !GATEWAY_ERRORS.contains(&status) || !front.is_to_be_doubted() {
+    if !GATEWAY_ERRORS.contains(&status) || !front.warrants_probe() {
         return None;
     }
     let ask = async {

@@ -7,10 +7,10 @@ fn passes(bytes: &[u8], cut: usize) -> (u32, usize) {
     let mut framing = RequestFraming::default();
     let mut passed = 0;
     for piece in bytes.chunks(cut) {
-        let taken = framing.came(piece);
+        let taken = framing.admit_bytes(piece);
         passed += taken;
         if taken < piece.len() {
-            assert_eq!(framing.came(b"more"), 0);
+            assert_eq!(framing.admit_bytes(b"more"), 0);
             break;
         }
     }
@@ -108,7 +108,7 @@ fn trailers_are_bounded() {
 fn later_request_is_recognized() {
     let mut framing = RequestFraming::default();
     let mut comes = |bytes: &str, begun| {
-        assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
+        assert_eq!(framing.admit_bytes(bytes.as_bytes()), bytes.len());
         framing.is_beyond(begun)
     };
     assert!(!comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n", 1));
@@ -122,7 +122,7 @@ fn later_request_is_recognized() {
 fn head_bytes_count_until_the_head_is_complete() {
     let mut framing = RequestFraming::default();
     let mut comes = |bytes: &str| {
-        assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
+        assert_eq!(framing.admit_bytes(bytes.as_bytes()), bytes.len());
         framing.head_bytes()
     };
     assert_eq!(comes("\r\nGET / HTTP/1.1\r\n"), 18);

@@ -73,7 +73,7 @@ impl Proxy {
             ResponseMode::WhenUnavailable => gate.enter_quietly(),
         };
         let Some(permit) = passed else {
-            gate.counters().answer_statically(StaticKind::Static);
+            gate.counters().record_static_answer(StaticKind::Static);
             return Ok(static_response(&fixed.answer, head, Body::full).into());
         };
         let routed =
@@ -89,7 +89,7 @@ impl Proxy {
             Err(DispatchError::Retryable(_)) => {
                 let ending = |body| {
                     exchange.end(Outcome::Completed);
-                    Body::ending(body, exchange)
+                    Body::for_admitted(body, exchange)
                 };
                 Ok(static_response(&fixed.answer, &request.head, ending).into())
             }

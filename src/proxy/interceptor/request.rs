@@ -40,7 +40,7 @@ impl InterceptedRequest {
         head: &request::Parts,
     ) -> Option<Response<Body>> {
         let gate = &self.interceptor.gate;
-        let placeholder = self.interceptor.config.placeholder_at_once().filter(|_| !gate.target().is_up())?;
+        let placeholder = self.interceptor.config.immediate_placeholder().filter(|_| !gate.target().is_up())?;
         gate.wake();
         Some(self.placeholder(placeholder, head))
     }
@@ -75,7 +75,7 @@ impl InterceptedRequest {
     }
 
     fn placeholder(&self, answer: &StaticAnswer, head: &request::Parts) -> Response<Body> {
-        self.interceptor.gate.counters().answer_statically(StaticKind::Placeholder);
+        self.interceptor.gate.counters().record_static_answer(StaticKind::Placeholder);
         static_response(answer, head, Body::full)
     }
 

@@ -33,7 +33,7 @@ impl Interceptor {
     }
 
     pub(super) fn static_route(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&StaticRoute> {
-        let holds = |rules: &Vec<Rule>| rules.iter().any(|rule| rule.holds(host, path, headers));
+        let holds = |rules: &Vec<Rule>| rules.iter().any(|rule| rule.matches_request(host, path, headers));
         self.statics.iter().position(holds).and_then(|place| self.config.static_routes.get(place))
     }
 }

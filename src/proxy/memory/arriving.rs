@@ -52,7 +52,7 @@ struct EvictionScan {
     at: Instant,
     /// Bytes that the newcomer's source held, or its route for [`SourceShare::fruitless`]. A newcomer whose source or
     /// route holds more may evict fewer bodies, so the result applies to it, too.
-    least: usize,
+    least_bytes: usize,
 }
 
 /// A body whose reader waits for more data.
@@ -61,9 +61,9 @@ pub(super) struct ArrivingBody {
     state: Mutex<ArrivingBodyState>,
     reader: AtomicWaker,
     /// Bytes of all unfinished bodies of its source.
-    of_source: Arc<AtomicUsize>,
+    bytes_of_source: Arc<AtomicUsize>,
     /// Of these, the bytes of its route.
-    of_route: Arc<AtomicUsize>,
+    bytes_of_route: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -71,9 +71,9 @@ struct ArrivingBodyState {
     /// Bytes that have arrived; 0 after eviction.
     bytes: usize,
     /// Time at which the body last had grown by [`PROGRESS_BYTES`], and its size at that time.
-    progressed: (Instant, usize),
+    last_progress: (Instant, usize),
     /// Time at which the body last had grown by one part in [`GROWTH_DIVISOR`], and its size at that time.
-    grown: (Instant, usize),
+    last_growth: (Instant, usize),
     is_evicted: bool,
 }
 
@@ -111,13 +111,13 @@ impl Arriving {
         of_route.fetch_add(bytes, Ordering::Relaxed);
         let of_route = of_route.clone();
         let begun = (Instant::now(), bytes);
-        let state = ArrivingBodyState { bytes, progressed: begun, grown: begun, is_evicted: false };
+        let state = ArrivingBodyState { bytes, last_progress: begun, last_growth: begun, is_evicted: false };
         let of_source = share.bytes.clone();
         let arrival = Arc::new(ArrivingBody {
             state: Mutex::new(state),
             reader: AtomicWaker::new(),
-            of_source,
-            of_route,
+            bytes_of_source: of_source,
+            bytes_of_route: of_route,
         });
         self.all.insert(key(&arrival), arrival.clone());
         arrival
@@ -126,8 +126,8 @@ impl Arriving {
     /// Removes a body, which is not evicted from here on.
     pub(super) fn remove(&mut self, owner: Owner, arrival: &Arc<ArrivingBody>) {
         self.all.remove(&key(arrival));
-        arrival.of_source.fetch_sub(arrival.bytes(), Ordering::Relaxed);
-        arrival.of_route.fetch_sub(arrival.bytes(), Ordering::Relaxed);
+        arrival.bytes_of_source.fetch_sub(arrival.bytes(), Ordering::Relaxed);
+        arrival.bytes_of_route.fetch_sub(arrival.bytes(), Ordering::Relaxed);
         if let Entry::Occupied(mut share) = self.sources.entry(owner.source) {
             share.get_mut().count -= 1;
             if share.get().count == 0 {
@@ -163,7 +163,7 @@ impl Arriving {
             (None, None) => usize::MAX,
         };
         let is_known = |scan: &Option<EvictionScan>, least: usize| {
-            scan.as_ref().is_some_and(|scan| now - scan.at < SCAN_INTERVAL && least >= scan.least)
+            scan.as_ref().is_some_and(|scan| now - scan.at < SCAN_INTERVAL && least >= scan.least_bytes)
         };
         let is_route_known = share.is_none_or(|share| is_known(&share.fruitless, of_own_route()));
         if self.all.is_empty() || (is_known(&self.fruitless, least()) && is_route_known) {
@@ -172,7 +172,7 @@ impl Arriving {
         let newcomer = newcomer.map(key);
         let others = self.all.iter().filter(|(key, _)| Some(**key) != newcomer);
         let mut slowest: Vec<_> =
-            others.map(|(_, arrival)| (arrival.state.lock().grown.0, arrival)).collect();
+            others.map(|(_, arrival)| (arrival.state.lock().last_growth.0, arrival)).collect();
         slowest.sort_unstable_by_key(|(grown, _)| *grown);
         let (mut evicted, mut freed) = (0_usize, 0);
         for (_, arrival) in slowest {
@@ -180,12 +180,12 @@ impl Arriving {
                 break;
             }
             let mut state = arrival.state.lock();
-            let of_source = arrival.of_source.load(Ordering::Relaxed);
+            let of_source = arrival.bytes_of_source.load(Ordering::Relaxed);
             let may_go = state.is_stalled(now)
                 || (state.is_slow(now) && of_source >= least())
                 || of_source.saturating_sub(state.bytes) >= least().saturating_add(bytes)
-                || (own.as_ref().is_some_and(|own| Arc::ptr_eq(own, &arrival.of_source))
-                    && arrival.of_route.load(Ordering::Relaxed).saturating_sub(state.bytes)
+                || (own.as_ref().is_some_and(|own| Arc::ptr_eq(own, &arrival.bytes_of_source))
+                    && arrival.bytes_of_route.load(Ordering::Relaxed).saturating_sub(state.bytes)
                         >= of_own_route().saturating_add(bytes));
             if may_go && state.bytes > 0 {
                 freed += arrival.evict(&mut state);
@@ -197,10 +197,10 @@ impl Arriving {
             self.sources.values_mut().for_each(|share| share.fruitless = None);
             tracing::debug!(evicted, freed, "evicted slow bodies to free memory for others");
         } else if !is_slow {
-            self.fruitless = Some(EvictionScan { at: now, least: least() });
+            self.fruitless = Some(EvictionScan { at: now, least_bytes: least() });
             let of_own_route = of_own_route();
             if let Some(share) = owner.and_then(|owner| self.sources.get_mut(&owner.source)) {
-                share.fruitless = Some(EvictionScan { at: now, least: of_own_route });
+                share.fruitless = Some(EvictionScan { at: now, least_bytes: of_own_route });
             }
         }
         freed
@@ -231,12 +231,12 @@ impl ArrivingBody {
             return false;
         }
         state.bytes += bytes;
-        self.of_source.fetch_add(bytes, Ordering::Relaxed);
-        self.of_route.fetch_add(bytes, Ordering::Relaxed);
-        if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
-            state.progressed = (Instant::now(), state.bytes);
-            if state.bytes - state.grown.1 >= state.grown.1 / GROWTH_DIVISOR {
-                state.grown = state.progressed;
+        self.bytes_of_source.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes_of_route.fetch_add(bytes, Ordering::Relaxed);
+        if state.bytes - state.last_progress.1 >= PROGRESS_BYTES {
+            state.last_progress = (Instant::now(), state.bytes);
+            if state.bytes - state.last_growth.1 >= state.last_growth.1 / GROWTH_DIVISOR {
+                state.last_growth = state.last_progress;
             }
         }
         true
@@ -251,8 +251,8 @@ impl ArrivingBody {
     /// Marks the body as evicted, and returns the bytes it had.
     fn evict(&self, state: &mut ArrivingBodyState) -> usize {
         let bytes = std::mem::take(&mut state.bytes);
-        self.of_source.fetch_sub(bytes, Ordering::Relaxed);
-        self.of_route.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes_of_source.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes_of_route.fetch_sub(bytes, Ordering::Relaxed);
         state.is_evicted = true;
         self.reader.wake();
         bytes
@@ -263,11 +263,11 @@ impl ArrivingBody {
 
 impl ArrivingBodyState {
     fn is_stalled(&self, now: Instant) -> bool {
-        now.duration_since(self.progressed.0) >= STALL_TIMEOUT
+        now.duration_since(self.last_progress.0) >= STALL_TIMEOUT
     }
 
     fn is_slow(&self, now: Instant) -> bool {
-        now.duration_since(self.grown.0) >= STALL_TIMEOUT
+        now.duration_since(self.last_growth.0) >= STALL_TIMEOUT
     }
 }
 

@@ -75,7 +75,7 @@ async fn stalled_body_is_evicted_progressing_one_kept() {
 
 /// 16 KiB every 4 s is no stall, but for bodies of 400 KiB it is slow.
 #[tokio::test(start_paused = true)]
-async fn dripping_bodies_give_way_behind_one_address() {
+async fn dripping_bodies_of_one_source_are_evicted() {
     let memory = Memory::new(4000 * KIB);
     let mut dripping: Vec<_> = (0..6).map(|_| arriving(&memory, 1, 400)).collect();
     for _ in 0..2 {
@@ -145,7 +145,7 @@ async fn routes_of_a_source_have_equal_shares() {
 
 /// A newcomer of a larger source does not evict a slow body unless that body is stalled.
 #[tokio::test(start_paused = true)]
-async fn slow_body_gives_way_to_smaller_sources_only() {
+async fn slow_body_is_evicted_for_smaller_sources_only() {
     let memory = Memory::new(4000 * KIB);
     let mut slow = arriving(&memory, 1, 400);
     advance(Duration::from_secs(4)).await;
@@ -175,7 +175,7 @@ async fn kept_parts_leave_room_for_bodies() {
 }
 
 #[test]
-fn answers_count_until_their_bytes_are_gone() {
+fn responses_count_until_bytes_are_dropped() {
     let memory = Memory::new(8 * 100 * KIB);
     let answer = memory.answer(Bytes::from(vec![0; 10 * KIB]), false).unwrap();
     assert_eq!(kinds(&memory), [0, 0, 14 * KIB]);

@@ -72,7 +72,7 @@ mod tests {
 
     /// Unread data may take 16 MiB, a quarter of 64 MiB.
     #[test]
-    fn unread_time_gets_short_with_the_memory() {
+    fn unread_time_shrinks_as_memory_fills() {
         let memory = Memory::new(64 << 20);
         let relays = memory.count_unread(UnreadKind::Relay, 6 << 20);
         let tunnels = memory.count_unread(UnreadKind::Tunnel, 2 << 20);

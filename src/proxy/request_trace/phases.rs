@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(times, [(0, 1), (1, 3), (3, 13), (4, 7), (13, 13)].map(|(from, to)| seconds(from, to)));
         assert!(spans.iter().all(|span| (span.parent == whole.id) != span.name.ends_with("weights")));
         assert_eq!(spans[3].parent, spans[2].id);
-        assert!(whole.says(names::COLD_START_ID));
+        assert!(whole.has_attribute(names::COLD_START_ID));
 
         // A request that arrived and disconnected while weights were read.
         let mut late = held(at(5), at(6));
@@ -167,9 +167,9 @@ mod tests {
         let spans = of(&tracker, &mut left);
         assert_eq!(spans.len(), 2);
         assert_eq!(spans[1].end - spans[1].start, Duration::from_secs(2), "it has lasted so long");
-        assert!(!spans[1].says(names::ERROR_TYPE));
+        assert!(!spans[1].has_attribute(names::ERROR_TYPE));
         tracker.failed("no GPU".into(), Vec::new());
         let spans = of(&tracker, &mut left);
-        assert!(spans[1].says(names::ERROR_TYPE));
+        assert!(spans[1].has_attribute(names::ERROR_TYPE));
     }
 }

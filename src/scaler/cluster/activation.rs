@@ -21,7 +21,7 @@ use crate::{
 const SYNC_GRACE: Duration = Duration::from_secs(1);
 
 /// `Retry-After` of failed requests.
-const RETRY_AFTER: Duration = Duration::from_secs(10);
+const ACTIVATION_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Interval at which a cold start without requests is abandoned.
 const ABANDON_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ pub(super) async fn run(keeper: &Keeper) {
     let mut activator = Activator::new(keeper.gate.clone());
     let mut counts = keeper.counts.subscribe();
     loop {
-        cold(keeper, &mut activator, &mut counts).await;
+        until_cold_start(keeper, &mut activator, &mut counts).await;
         activate(keeper, &mut activator, &mut counts).await;
     }
 }
@@ -47,13 +47,13 @@ async fn activate(keeper: &Keeper, activator: &mut Activator, counts: &mut watch
             biased; // a ready endpoint outweighs any obstacle
             () = until(counts, PodCounts::is_up) => {}
             obstacle = activator.unrecoverable() => {
-                return activator.failed(obstacle.message.clone(), keeper.last_lines(), obstacle.cause(), RETRY_AFTER);
+                return activator.failed(obstacle.message.clone(), keeper.last_lines(), obstacle.cause(), ACTIVATION_RETRY_AFTER);
             }
             () = sleep(limit) => {
-                return activator.failed(keeper.timeout_reason(), keeper.last_lines(), Cause::Passing, RETRY_AFTER);
+                return activator.failed(keeper.timeout_reason(), keeper.last_lines(), Cause::Passing, ACTIVATION_RETRY_AFTER);
             }
         }
-        if served(&keeper.gate, activator, counts).await {
+        if until_served(&keeper.gate, activator, counts).await {
             return;
         }
         tracing::info!(route = %keeper.gate.key(), "all endpoints went away before one answered; the cold start continues");
@@ -62,7 +62,7 @@ async fn activate(keeper: &Keeper, activator: &mut Activator, counts: &mut watch
 }
 
 /// Waits until requests are held while the target is down.
-async fn cold(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
+async fn until_cold_start(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
     loop {
         let now = *counts.borrow_and_update();
         if now.is_up() {
@@ -89,14 +89,14 @@ async fn cold(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Re
             biased; // any order will do
             () = until(counts, |counts| *counts != now) => {}
             () = activator.next_arrival() => {}
-            () = sleep(RETRY_AFTER), if has_failed => target.set_status(Status::Idle),
+            () = sleep(ACTIVATION_RETRY_AFTER), if has_failed => target.set_status(Status::Idle),
         }
     }
 }
 
 /// Waits until the cold start is answered or abandoned. Returns `false` if the target goes down first and requests are
 /// held.
-async fn served(gate: &Gate, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) -> bool {
+async fn until_served(gate: &Gate, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) -> bool {
     let cold_starts = gate.cold_starts();
     let over = async {
         while cold_starts.phase().is_some() {
@@ -141,7 +141,7 @@ impl Keeper {
     /// Describes an activation that timed out.
     fn timeout_reason(&self) -> Reason {
         let limit = self.gate.policy().readiness.activation_timeout;
-        let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_seen_by_probes());
+        let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_detected_by_probes());
         let why = obstacle.map_or_else(|| self.describe_pods().into(), |obstacle| obstacle.message.clone());
         why.map(|why| format!("the target was not ready within {limit}: {why}"))
     }
@@ -168,7 +168,7 @@ impl Keeper {
         let pods = discovered.endpoints.iter().filter(|endpoint| !endpoint.terminating).count();
         let gated = discovered.endpoints.iter().filter(|endpoint| endpoint.gated).count();
         let counts = *self.counts.borrow();
-        let missing: Vec<_> = self.missing(&counts).map(|name| &**name).collect();
+        let missing: Vec<_> = self.missing_groups(&counts).map(|name| &**name).collect();
         let path = &self.gate.policy().readiness.path;
         match &*self.last_probe.lock() {
             _ if pods == 0 => "there is no pod".into(),

@@ -26,7 +26,7 @@ use crate::{
 const MAX_GATEWAY_BACKOFF: Duration = Duration::from_millis(250);
 
 /// Time in which other answers may clear a gateway that broke off a request.
-const DOUBT_GRACE: Duration = Duration::from_millis(50);
+const GATEWAY_DOUBT_GRACE: Duration = Duration::from_millis(50);
 
 /// Keeps the gateway open while pods take requests. Never returns.
 ///
@@ -38,20 +38,20 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     let activator = Activator::new(keeper.gate.clone());
     let mut counts = keeper.counts.subscribe();
     loop {
-        let mut servers = other_than(0, &mut counts).await;
+        let mut servers = until_open_pods_differ(0, &mut counts).await;
         keeper.gate.target().set_servers(gateway, servers, 0);
         gateway.front().into_iter().for_each(Front::found_ready);
-        keeper.open(&activator, gateway, Some(start(keeper)));
+        keeper.open(&activator, gateway, Some(sum_of_pod_limits(keeper)));
         keeper.update_counts(|counts| counts.open = 1);
         while servers > 0 {
             tokio::select! {
                 biased; // the pods first: without them the gateway cannot serve
-                now = other_than(servers, &mut counts) => {
+                now = until_open_pods_differ(servers, &mut counts) => {
                     servers = now;
                     let start = keeper.gate.policy().concurrency.ramp_start;
                     keeper.gate.target().set_servers(gateway, servers, start);
                 }
-                () = until_suspect(gateway, async || { sleep(DOUBT_GRACE).await; ProbeResult::TimedOut(DOUBT_GRACE.into()) }) => {
+                () = until_suspect(gateway, async || { sleep(GATEWAY_DOUBT_GRACE).await; ProbeResult::TimedOut(GATEWAY_DOUBT_GRACE.into()) }) => {
                     keeper.gate.cold_starts().reopen(Phase::Propagate);
                     keeper.update_counts(|counts| (counts.open, counts.doubtful) = (0, 1));
                     let unresolved;
@@ -60,7 +60,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     if let Some(answer) = unresolved {
                         servers = until_resolved(keeper, gateway, answer, servers, &mut counts).await;
                     }
-                    if servers > 0 && gateway.front().is_some_and(Front::takes_question) {
+                    if servers > 0 && gateway.front().is_some_and(Front::take_probe_required) {
                         servers = until_answered(keeper, gateway, servers, &mut counts).await;
                     }
                     keeper.gate.target().set_servers(gateway, servers, 0);
@@ -70,7 +70,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     }
                     keeper.update_counts(|counts| (counts.open, counts.doubtful) = (servers.min(1), 0));
                 }
-                () = activator.widen(gateway, || keeper.ask_pods()) => {}
+                () = activator.widen_ramp(gateway, || keeper.probe_open_pods()) => {}
             }
         }
         gateway.retire();
@@ -84,7 +84,7 @@ async fn back_off(gateway: &Endpoint, mut servers: u32, counts: &mut watch::Rece
     while servers > 0 {
         tokio::select! {
             biased; // as above
-            now = other_than(servers, counts) => servers = now,
+            now = until_open_pods_differ(servers, counts) => servers = now,
             () = sleep_until(until) => break,
         }
     }
@@ -109,7 +109,7 @@ async fn until_resolved(
         };
         tokio::select! {
             biased; // as above
-            now = other_than(servers, counts) => servers = now,
+            now = until_open_pods_differ(servers, counts) => servers = now,
             again = again => match again {
                 Some(again) => answer = again,
                 None => break,
@@ -129,7 +129,7 @@ async fn until_answered(
 ) -> u32 {
     let within = keeper.gate.policy().gateway.not_yet.within.get();
     let answered = async {
-        while keeper.ask(gateway).await.is_without_server() {
+        while keeper.probe_bounded(gateway).await.is_without_server() {
             sleep(MAX_GATEWAY_BACKOFF).await;
         }
     };
@@ -137,7 +137,7 @@ async fn until_answered(
     while servers > 0 {
         tokio::select! {
             biased; // as above
-            now = other_than(servers, counts) => servers = now,
+            now = until_open_pods_differ(servers, counts) => servers = now,
             _ = &mut answered => break,
         }
     }
@@ -145,7 +145,7 @@ async fn until_answered(
 }
 
 /// Waits until the number of open pods is not `servers`, and returns it. Cancel-safe.
-async fn other_than(servers: u32, counts: &mut watch::Receiver<PodCounts>) -> u32 {
+async fn until_open_pods_differ(servers: u32, counts: &mut watch::Receiver<PodCounts>) -> u32 {
     match counts.wait_for(|counts| counts.pods != servers).await.map(|counts| counts.pods) {
         Ok(servers) => servers,
         // The keeper was dropped.
@@ -154,7 +154,7 @@ async fn other_than(servers: u32, counts: &mut watch::Receiver<PodCounts>) -> u3
 }
 
 /// Returns the sum of the limits of the open pods.
-fn start(keeper: &Keeper) -> u32 {
+fn sum_of_pod_limits(keeper: &Keeper) -> u32 {
     let pods = keeper.pods().endpoints();
     pods.iter().filter(|pod| pod.is_ready()).fold(0, |sum, pod| sum.saturating_add(pod.limit()))
 }

@@ -28,7 +28,7 @@ pub(super) struct Keeper {
     pub(super) gate: Arc<Gate>,
     pub(super) discovered: watch::Receiver<Arc<Discovered>>,
     /// The pods behind a gateway, which are not endpoints of the target.
-    pub(super) behind: Option<TargetState>,
+    pub(super) pods_behind_gateway: Option<TargetState>,
     /// Names of the groups of pods that the target needs.
     pub(super) groups: Vec<Arc<str>>,
     pub(super) counts: watch::Sender<PodCounts>,
@@ -56,7 +56,7 @@ pub(super) struct PodCounts {
     pub(super) is_synced: bool,
 }
 
-pub(super) const fn speaks(protocol: Protocol) -> ProbeProtocol {
+pub(super) const fn probe_protocol_of(protocol: Protocol) -> ProbeProtocol {
     match protocol {
         Protocol::Http1 => ProbeProtocol::Http1,
         Protocol::H2c => ProbeProtocol::Http2,
@@ -68,19 +68,19 @@ pub(super) const fn speaks(protocol: Protocol) -> ProbeProtocol {
 impl Keeper {
     /// Returns the pods' endpoints.
     pub(super) fn pods(&self) -> &TargetState {
-        self.behind.as_ref().unwrap_or_else(|| self.gate.target())
+        self.pods_behind_gateway.as_ref().unwrap_or_else(|| self.gate.target())
     }
 
     /// Returns the groups without a pod that answers. While any group is missing, no pod takes requests.
-    pub(super) fn missing(&self, counts: &PodCounts) -> impl Iterator<Item = &Arc<str>> {
+    pub(super) fn missing_groups(&self, counts: &PodCounts) -> impl Iterator<Item = &Arc<str>> {
         self.groups.iter().zip(counts.groups).filter(|(_, count)| *count == 0).map(|(name, _)| name)
     }
 
     /// Waits until every group has a pod that answers, or with `is_complete` false, until a group has none.
     /// Cancel-safe.
-    pub(super) async fn completeness(&self, is_complete: bool) {
+    pub(super) async fn await_completeness(&self, is_complete: bool) {
         let mut counts = self.counts.subscribe();
-        let so = counts.wait_for(|counts| self.missing(counts).next().is_none() == is_complete);
+        let so = counts.wait_for(|counts| self.missing_groups(counts).next().is_none() == is_complete);
         if so.await.is_err() {
             std::future::pending().await
         }
@@ -91,7 +91,7 @@ impl Keeper {
         let cold_starts = self.gate.cold_starts();
         if !self.gate.target().is_up() {
             // Behind a gateway, the record names the first pod instead.
-            cold_starts.ready(self.behind.is_none().then(|| endpoint.address()));
+            cold_starts.ready(self.pods_behind_gateway.is_none().then(|| endpoint.address()));
         }
         activator.open(endpoint, limit);
         if self.gate.requests() == 0 {
@@ -100,7 +100,7 @@ impl Keeper {
     }
 
     /// Probes an endpoint, at most [`MAX_PROBES`] at once.
-    pub(super) async fn ask(&self, endpoint: &Endpoint) -> ProbeResult {
+    pub(super) async fn probe_bounded(&self, endpoint: &Endpoint) -> ProbeResult {
         // The semaphore is never closed; a failure would only allow more probes.
         let _turn = self.probes.acquire().await;
         let readiness = self.gate.policy().readiness.clone();
@@ -117,15 +117,15 @@ impl Keeper {
     }
 
     /// Probes an open endpoint; without permission to probe, an open endpoint counts as ready.
-    pub(super) async fn ask_if_allowed(&self, endpoint: &Endpoint) -> ProbeResult {
-        if self.gate.policy().readiness.probe { self.ask(endpoint).await } else { ProbeResult::Ready }
+    pub(super) async fn probe_if_permitted(&self, endpoint: &Endpoint) -> ProbeResult {
+        if self.gate.policy().readiness.probe { self.probe_bounded(endpoint).await } else { ProbeResult::Ready }
     }
 
     /// Probes all open pods. Returns the answer of one that is not alive, if any.
-    pub(super) async fn ask_pods(&self) -> ProbeResult {
+    pub(super) async fn probe_open_pods(&self) -> ProbeResult {
         let pods = self.pods().endpoints().clone();
         let open = pods.iter().filter(|pod| pod.is_ready());
-        let answers = join_all(open.map(|pod| self.ask_if_allowed(pod))).await;
+        let answers = join_all(open.map(|pod| self.probe_if_permitted(pod))).await;
         answers.into_iter().find(|answer| !answer.is_alive()).unwrap_or(ProbeResult::Ready)
     }
 

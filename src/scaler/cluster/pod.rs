@@ -40,7 +40,7 @@ const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const KUBELET_NOTICE: Duration = Duration::from_secs(30);
 
 /// Time in which other answers may clear a doubted pod that may not be probed.
-const DOUBT_GRACE: Duration = Duration::from_millis(50);
+const POD_DOUBT_GRACE: Duration = Duration::from_millis(50);
 
 /// Time for which an answer that has begun may continue after its pod is reported dead: a forced deletion leaves the
 /// containers running for a while.
@@ -111,7 +111,7 @@ impl PodSupervisor {
                 (ReportedState::Terminating | ReportedState::Gone | ReportedState::Dead, _) => {
                     self.close();
                     self.is_trusted = true;
-                    if self.has_left(reported).await {
+                    if self.await_vacancy(reported).await {
                         return;
                     }
                 }
@@ -122,19 +122,19 @@ impl PodSupervisor {
                     self.is_trusted &= !self.is_vouched;
                     self.close();
                 }
-                (ReportedState::NotReady, PodState::Closed) => self.answer().await,
+                (ReportedState::NotReady, PodState::Closed) => self.await_probe_answer().await,
                 (ReportedState::Gated, PodState::Closed) => drop(self.reported.changed().await),
                 (ReportedState::Ready, PodState::Closed) => {
                     if let Some(answer) = self.rejected.take() {
                         self.keeper.overruled(&self.endpoint, &answer);
                     }
-                    self.limit = Some(self.start());
+                    self.limit = Some(self.take_start_limit());
                     self.set_state(PodState::Waiting);
                     self.is_vouched = true;
                 }
                 (_, PodState::Waiting) => {
                     self.is_vouched |= reported == ReportedState::Ready;
-                    self.wait().await;
+                    self.await_groups().await;
                 }
                 (_, PodState::Open) => {
                     self.is_vouched |= reported == ReportedState::Ready;
@@ -143,8 +143,8 @@ impl PodSupervisor {
                     tokio::select! {
                         biased; // the report first: it may explain the failure
                         _ = reported.changed() => {}
-                        () = until_suspect(endpoint, || ask_doubted(keeper, endpoint)) => self.set_state(PodState::Suspect),
-                        () = keeper.completeness(false), if !keeper.groups.is_empty() => {
+                        () = until_suspect(endpoint, || probe_doubted(keeper, endpoint)) => self.set_state(PodState::Suspect),
+                        () = keeper.await_completeness(false), if !keeper.groups.is_empty() => {
                             self.endpoint.retire();
                             self.limit = None;
                             self.set_state(PodState::Waiting);
@@ -154,7 +154,7 @@ impl PodSupervisor {
                 }
                 (_, PodState::Suspect) => {
                     self.is_vouched |= reported == ReportedState::Ready;
-                    self.recover().await;
+                    self.await_recovery().await;
                 }
             }
             // The keeper was dropped.
@@ -165,7 +165,7 @@ impl PodSupervisor {
     }
 
     /// Returns the first limit, and forgets that the pod was warm.
-    fn start(&mut self) -> u32 {
+    fn take_start_limit(&mut self) -> u32 {
         match std::mem::take(&mut self.is_warm) {
             true => u32::MAX,
             false => self.keeper.gate.policy().concurrency.ramp_start,
@@ -173,7 +173,7 @@ impl PodSupervisor {
     }
 
     /// Waits until the pod answers, or its report changes. Probes only while the target is wanted.
-    async fn answer(&mut self) {
+    async fn await_probe_answer(&mut self) {
         let Self { keeper, activator, endpoint, reported, is_trusted, rejected, .. } = self;
         let mut reporter = ProbeReporter::new(keeper.gate.clone());
         let answered = async {
@@ -184,7 +184,7 @@ impl PodSupervisor {
                 activator.wanted().await;
                 let asked = Instant::now();
                 if keeper.gate.policy().readiness.probe {
-                    let answer = keeper.ask(endpoint).await;
+                    let answer = keeper.probe_bounded(endpoint).await;
                     reporter.record(endpoint.address(), &answer);
                     match answer {
                         ProbeResult::Ready if *is_trusted => return,
@@ -199,16 +199,16 @@ impl PodSupervisor {
             biased; // the report first: it makes probing needless
             _ = reported.changed() => {}
             () = answered => {
-                self.limit = Some(self.start());
+                self.limit = Some(self.take_start_limit());
                 self.set_state(PodState::Waiting);
             }
         }
     }
 
     /// Opens the pod once every group has a pod that answers. Returns early if the report changes.
-    async fn wait(&mut self) {
+    async fn await_groups(&mut self) {
         let keeper = self.keeper.clone();
-        if self.role.helps {
+        if self.role.is_helper {
             let _ = self.reported.changed().await;
             return;
         }
@@ -216,14 +216,14 @@ impl PodSupervisor {
             tokio::select! {
                 biased; // the report first: the pod may be going
                 _ = self.reported.changed() => return,
-                () = keeper.completeness(true) => {}
+                () = keeper.await_completeness(true) => {}
             }
         }
         self.open();
     }
 
     /// Waits until the pod answers again, or the report overrules our probes, or the report changes.
-    async fn recover(&mut self) {
+    async fn await_recovery(&mut self) {
         let keeper = self.keeper.clone();
         let Self { activator, endpoint, reported, .. } = self;
         let is_reported_ready = *reported.borrow() == ReportedState::Ready;
@@ -233,9 +233,9 @@ impl PodSupervisor {
             let failed = Instant::now();
             while keeper.gate.policy().readiness.probe || !is_reported_ready {
                 let asked = Instant::now();
-                let answer = keeper.ask(endpoint).await;
+                let answer = keeper.probe_bounded(endpoint).await;
                 if answer.is_alive() {
-                    endpoint.vouch();
+                    endpoint.record_recovery();
                 }
                 if answer.is_ready() {
                     return;
@@ -267,7 +267,7 @@ impl PodSupervisor {
 
     /// Waits until nothing is in flight on a pod that was deleted or has left the target, and returns true. Returns
     /// false if the report changes.
-    async fn has_left(&mut self, reported: ReportedState) -> bool {
+    async fn await_vacancy(&mut self, reported: ReportedState) -> bool {
         let Self { endpoint, reported: states, .. } = self;
         let left = async {
             if reported == ReportedState::Dead {
@@ -289,7 +289,7 @@ impl PodSupervisor {
 
     fn open(&mut self) {
         let limit = self.limit;
-        match &self.keeper.behind {
+        match &self.keeper.pods_behind_gateway {
             Some(pods) => {
                 self.keeper.gate.cold_starts().pod_loaded(self.endpoint.address());
                 pods.ready(&self.endpoint, limit);
@@ -311,7 +311,7 @@ impl PodSupervisor {
         let (answered, now_answers) = (answers(self.state), answers(state));
         let groups = self.role.groups;
         self.state = state;
-        let is_endpoint = self.keeper.behind.is_none();
+        let is_endpoint = self.keeper.pods_behind_gateway.is_none();
         self.keeper.update_counts(|counts| {
             counts.pods = counts.pods + is - was;
             for (_, count) in
@@ -328,10 +328,10 @@ impl PodSupervisor {
 
 /// Widens the ramp of a pod. Never returns; cancel-safe. Behind a gateway only the gateway has a ramp.
 async fn widen(keeper: &Keeper, activator: &Activator, pod: &Endpoint) {
-    if keeper.behind.is_some() {
+    if keeper.pods_behind_gateway.is_some() {
         return pending().await;
     }
-    activator.widen(pod, || keeper.ask_if_allowed(pod)).await;
+    activator.widen_ramp(pod, || keeper.probe_if_permitted(pod)).await;
 }
 
 /// Breaks off the requests on a dead pod: those without an answer at once, so that they are retried, the others after the
@@ -344,12 +344,12 @@ async fn sever(endpoint: &Endpoint) {
 }
 
 /// Probes a pod that broke off a request. Without permission to probe, only its other answers can clear the doubt.
-async fn ask_doubted(keeper: &Keeper, endpoint: &Endpoint) -> ProbeResult {
+async fn probe_doubted(keeper: &Keeper, endpoint: &Endpoint) -> ProbeResult {
     if keeper.gate.policy().readiness.probe {
-        return keeper.ask(endpoint).await;
+        return keeper.probe_bounded(endpoint).await;
     }
-    sleep(DOUBT_GRACE).await;
-    ProbeResult::TimedOut(DOUBT_GRACE.into())
+    sleep(POD_DOUBT_GRACE).await;
+    ProbeResult::TimedOut(POD_DOUBT_GRACE.into())
 }
 
 /// Counts a pod as doubtful until dropped: it failed a request, and no probe yet.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, future::pending, time::Duration};
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::sleep};
 
-use super::keeper::{Keeper, speaks};
+use super::keeper::{Keeper, probe_protocol_of};
 use crate::{admission::Gate, probe::fetch, state::Endpoint};
 
 /// Interval of scrapes. KEDA and the HPA poll every 15 to 30 s.
@@ -48,7 +48,7 @@ pub(super) async fn run(keeper: &Keeper) {
                 .map(|pod| async move {
                     let page = fetch(
                         pod.address(),
-                        speaks(pod.protocol()),
+                        probe_protocol_of(pod.protocol()),
                         "/metrics",
                         MAX_PAGE_BYTES,
                         SCRAPE_TIMEOUT,
@@ -57,7 +57,7 @@ pub(super) async fn run(keeper: &Keeper) {
                     page.map(|page| {
                         let page = String::from_utf8_lossy(&page);
                         widen_if_all_run(gate, &pod, &page);
-                        (pod.address().into(), sum(WAITING_METRIC, &page))
+                        (pod.address().into(), sum_of_metric(WAITING_METRIC, &page))
                     })
                 })
                 .buffer_unordered(MAX_SCRAPES);
@@ -90,13 +90,13 @@ async fn changed(changes: &mut watch::Receiver<u64>) {
 /// Widens the ramp of a pod that runs every request it has been sent, while others are held.
 fn widen_if_all_run(gate: &Gate, pod: &Endpoint, page: &str) {
     let sent = u64::from(pod.in_flight());
-    if sent > 0 && gate.held() > 0 && sum(RUNNING_METRIC, page) >= sent {
+    if sent > 0 && gate.held() > 0 && sum_of_metric(RUNNING_METRIC, page) >= sent {
         gate.target().widen(pod);
     }
 }
 
 /// Sums a metric over its series.
-fn sum(metric: &str, page: &str) -> u64 {
+fn sum_of_metric(metric: &str, page: &str) -> u64 {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(metric)?;
         let value = match rest.chars().next()? {
@@ -147,9 +147,9 @@ vllm:num_requests_running{engine=\"0\",model_name=\"tiny\"} 100.0
 vllm:num_requests_waiting{model_name=\"broken\"} NaN
 vllm:num_requests_waiting{model_name=\"cut off
 ";
-        assert_eq!(sum(WAITING_METRIC, page), 7, "3 + 4");
-        assert_eq!(sum(RUNNING_METRIC, page), 100);
-        assert_eq!(sum(WAITING_METRIC, "vllm:num_requests_waiting 5"), 5, "without labels");
-        assert_eq!(sum(WAITING_METRIC, ""), 0);
+        assert_eq!(sum_of_metric(WAITING_METRIC, page), 7, "3 + 4");
+        assert_eq!(sum_of_metric(RUNNING_METRIC, page), 100);
+        assert_eq!(sum_of_metric(WAITING_METRIC, "vllm:num_requests_waiting 5"), 5, "without labels");
+        assert_eq!(sum_of_metric(WAITING_METRIC, ""), 0);
     }
 }

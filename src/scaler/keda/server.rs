@@ -22,10 +22,10 @@ pub const MAX_SCALER_STREAMS: usize = SCALER_STREAMS;
 
 /// Maximum number of calls under way per connection. KEDA has one connection for all of its ScaledObjects, and silently
 /// delays calls above the limit; so there is room for all streams and for polls.
-const MAX_CALLS_PER_CONNECTION: u32 = 10_000;
+const MAX_KEDA_CALLS_PER_CONNECTION: u32 = 10_000;
 
 /// Time for connections to end gracefully.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+const KEDA_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Descriptors of the served protocols, for reflection.
 const PROTOCOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));
@@ -37,10 +37,10 @@ pub fn service(
     routes: Arc<Directory>,
     ending: CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler> {
-    bounded(KedaScaler { routes, streams: Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS), ending })
+    with_message_limits(KedaScaler { routes, streams: Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS), ending })
 }
 
-fn bounded(keda: KedaScaler) -> ScalerService {
+fn with_message_limits(keda: KedaScaler) -> ScalerService {
     ScalerService::new(keda).max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
@@ -59,7 +59,7 @@ pub async fn serve(
     let stage = |is_serving, ending: &CancellationToken| {
         let keda = KedaScaler { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
         let (listener, ending) = (listener.clone(), ending.clone());
-        async move { listener.serve(services(keda, is_serving).await, MAX_CALLS_PER_CONNECTION, ending).await }
+        async move { listener.serve(services(keda, is_serving).await, MAX_KEDA_CALLS_PER_CONNECTION, ending).await }
     };
     let stages = async {
         let last = async {
@@ -70,7 +70,7 @@ pub async fn serve(
     };
     let cut = async {
         stopping.cancelled().await;
-        sleep(SHUTDOWN_GRACE).await;
+        sleep(KEDA_SHUTDOWN_GRACE).await;
     };
     tokio::select! {
         // If connections end gracefully in time, that result takes precedence over the timeout.
@@ -90,7 +90,7 @@ async fn services(keda: KedaScaler, is_serving: bool) -> Routes {
     for service in ["", ScalerService::NAME] {
         health.set_service_status(service, status).await;
     }
-    let services = Routes::new(bounded(keda)).add_service(health_service);
+    let services = Routes::new(with_message_limits(keda)).add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(PROTOCOLS)

@@ -18,12 +18,12 @@ struct FakeScaleState {
     wanted: u32,
     version: u64,
     /// Replica counts set by patches, in order.
-    sets: Vec<u32>,
+    patched_replicas: Vec<u32>,
     reads: usize,
     /// Errors that the next calls return.
     errors: Vec<ScaleError>,
     /// Replica count that another client sets just before the next patch.
-    rival: Option<u32>,
+    concurrent_patch: Option<u32>,
 }
 
 impl Scale for FakeScale {
@@ -46,14 +46,14 @@ impl Scale for FakeScale {
         replicas: u32,
     ) -> ScaleFuture<'a, ()> {
         let mut state = self.state.lock();
-        if let Some(rival) = state.rival.take() {
+        if let Some(rival) = state.concurrent_patch.take() {
             state.wanted = rival;
             state.version += 1;
         }
         let result = if seen.version == Some(state.version.to_string()) {
             state.wanted = replicas;
             state.version += 1;
-            state.sets.push(replicas);
+            state.patched_replicas.push(replicas);
             Ok(())
         } else {
             Err(ScaleError::Conflict)
@@ -89,7 +89,7 @@ impl KubernetesTest {
     }
 
     fn sets(&self) -> Vec<u32> {
-        self.fake.state.lock().sets.clone()
+        self.fake.state.lock().patched_replicas.clone()
     }
 
     /// Adds a ready endpoint.
@@ -149,7 +149,7 @@ async fn request_does_not_change_replicas_above_zero() {
 #[tokio::test(start_paused = true)]
 async fn conflict_is_retried_after_reading_again() {
     let stage = KubernetesTest::new(0, ScaleBy::Kubernetes);
-    stage.fake.state.lock().rival = Some(2);
+    stage.fake.state.lock().concurrent_patch = Some(2);
     let held = stage.gate.hold(1, true).unwrap();
     secs(1).await;
     assert_eq!((stage.sets(), stage.fake.state.lock().wanted), (vec![], 2));

@@ -120,7 +120,7 @@ impl Launcher {
         let output = last_lines.join("\n");
         tracing::warn!(route = %self.gate().key(), %reason, output, "the model server exited or did not wake while asleep");
         self.turn_into_cold_start(reason.full().clone());
-        self.leave(endpoint);
+        self.remove_when_vacant(endpoint);
         self.stop(server, "lost while it slept").await;
     }
 

@@ -70,7 +70,7 @@ impl SpanQueue {
     /// # Errors
     ///
     /// If the endpoint is invalid, or no root certificates are found for TLS.
-    pub fn to(config: &config::Traces) -> Result<(Arc<Self>, Export), TracesError> {
+    pub fn with_exporter(config: &config::Traces) -> Result<(Arc<Self>, Export), TracesError> {
         let (traces, spans) = Self::new(config.sample_ratio.get());
         let mut exporter = exporter(config)?;
         exporter.set_resource(&resource(&config.service_name));

@@ -59,7 +59,7 @@ impl ClockAnchor {
     }
 
     /// Converts a moment, earlier or later, to wall-clock time.
-    pub fn wall(&self, at: Instant) -> SystemTime {
+    pub fn to_wall_clock(&self, at: Instant) -> SystemTime {
         match at.checked_duration_since(self.at) {
             Some(after) => self.wall + after,
             None => self.wall - (self.at - at),
@@ -95,7 +95,7 @@ impl Span {
     }
 
     /// Returns whether an attribute is set.
-    pub fn says(&self, key: &'static str) -> bool {
+    pub fn has_attribute(&self, key: &'static str) -> bool {
         self.attributes.iter().any(|known| known.key.as_str() == key)
     }
 
@@ -120,7 +120,7 @@ impl Span {
         events.events = self
             .events
             .into_iter()
-            .map(|(at, name)| Event::new(name, clock.wall(at), Vec::new(), 0))
+            .map(|(at, name)| Event::new(name, clock.to_wall_clock(at), Vec::new(), 0))
             .collect();
         SpanData {
             span_context: SpanContext::new(
@@ -138,8 +138,8 @@ impl Span {
                 SpanDirection::Internal => SpanKind::Internal,
             },
             name: self.name,
-            start_time: clock.wall(self.start),
-            end_time: clock.wall(self.end.max(self.start)),
+            start_time: clock.to_wall_clock(self.start),
+            end_time: clock.to_wall_clock(self.end.max(self.start)),
             attributes: self.attributes,
             dropped_attributes_count: 0,
             events,

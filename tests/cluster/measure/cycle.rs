@@ -55,7 +55,7 @@ impl MeasurementSetup {
     /// Sends a request and observes it to the end of its response.
     pub(super) async fn cold_start(&self, round: usize) -> CycleTimes {
         let load_average = machine::load();
-        let replica = &self.anteroom.replicas[self.asked()];
+        let replica = &self.anteroom.replicas[self.requested_replica_index()];
         let before = newest(&replica.cold_starts(&self.it, MODEL).await);
         let request = request();
         let mut stream = TcpStream::connect(replica.proxy()).await.unwrap();
@@ -73,10 +73,10 @@ impl MeasurementSetup {
 
         let since = |moment: SystemTime| ms(moment.duration_since(asked).unwrap_or_default());
         let pushed = match &self.tap {
-            Some((_, tap)) => Some(since(tap.pushed(asked).await)),
+            Some((_, tap)) => Some(since(tap.await_push(asked).await)),
             None => None,
         };
-        let birth = self.pods.born(asked).await;
+        let birth = self.pods.await_scheduled_pod(asked).await;
         let history: Vec<_> =
             self.it.history().into_iter().filter(|moment| moment.pod == birth.pod).collect();
         let if_it_did = |what: NodeEventKind| {
@@ -96,7 +96,7 @@ impl MeasurementSetup {
         CycleTimes {
             round,
             pushed,
-            patched: since(self.replicas.since(1, asked)),
+            patched: since(self.replicas.time_of_value(1, asked)),
             // Two watches deliver the pod: uses the time of the first one.
             created: since(birth.created).min(bound),
             scheduled: since(birth.scheduled.unwrap()).min(bound),

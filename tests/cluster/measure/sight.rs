@@ -63,13 +63,13 @@ impl Tap {
     }
 
     /// Waits until the last message has this value.
-    pub(super) async fn says(&self, active: bool) {
+    pub(super) async fn await_message(&self, active: bool) {
         let mut heard = self.heard.clone();
         heard.wait_for(|heard| heard.last().is_some_and(|&(_, last)| last == active)).await.unwrap();
     }
 
     /// Waits for the first `true` at or after `since`, and returns its time.
-    pub(super) async fn pushed(&self, since: SystemTime) -> SystemTime {
+    pub(super) async fn await_push(&self, since: SystemTime) -> SystemTime {
         let mut heard = self.heard.clone();
         let first =
             |heard: &[(SystemTime, bool)]| heard.iter().find(|&&(at, active)| active && at >= since).copied();
@@ -108,7 +108,7 @@ impl ObservedPods {
     }
 
     /// Waits for a pod that was created at or after `since` and has a node.
-    pub(super) async fn born(&self, since: SystemTime) -> PodTimes {
+    pub(super) async fn await_scheduled_pod(&self, since: SystemTime) -> PodTimes {
         let mut births = self.births.clone();
         let first = |births: &[PodTimes]| {
             births.iter().find(|birth| birth.created >= since && birth.scheduled.is_some()).cloned()

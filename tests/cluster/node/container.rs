@@ -80,11 +80,11 @@ impl Task {
         self.agent.logs.waits(self.key(), "ContainerCreating");
         tokio::select! {
             biased;
-            () = told(&mut end) => return,
+            () = wait_for_deadline(&mut end) => return,
             () = self.prepare() => {}
         }
         loop {
-            let status = self.live().await;
+            let status = self.run_process_once().await;
             let policy = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
             let again = match policy {
                 Some("Never") => false,
@@ -96,7 +96,7 @@ impl Task {
             }
             tokio::select! {
                 biased;
-                () = told(&mut end) => return,
+                () = wait_for_deadline(&mut end) => return,
                 () = self.back_off() => {}
             }
             self.status.restart_count += 1;
@@ -113,7 +113,7 @@ impl Task {
     }
 
     /// Returns the failure that the pod's annotations currently request.
-    pub(super) fn fate(&self) -> Option<PodFailure> {
+    pub(super) fn requested_failure(&self) -> Option<PodFailure> {
         self.pods.borrow().as_ref().and_then(PodFailure::of)
     }
 
@@ -124,7 +124,7 @@ impl Task {
     }
 
     /// Runs the process once. Returns `None` if the process could not be started, or its exit was not observed.
-    async fn live(&mut self) -> Option<ExitStatus> {
+    async fn run_process_once(&mut self) -> Option<ExitStatus> {
         let mut child = match self.spawn() {
             Ok(child) => child,
             Err(message) => {
@@ -146,7 +146,7 @@ impl Task {
         let mut end = self.end.clone();
         tokio::select! {
             biased;
-            () = told(&mut end) => {}
+            () = wait_for_deadline(&mut end) => {}
             () = sleep(self.given(fate::REPORT_DELAY_ANNOTATION).unwrap_or_default()) => {}
         }
         self.report();
@@ -174,7 +174,7 @@ impl Task {
     }
 
     fn spawn(&self) -> Result<Child, String> {
-        let mut command = if self.fate() == Some(PodFailure::CrashLoop) {
+        let mut command = if self.requested_failure() == Some(PodFailure::CrashLoop) {
             let mut command = Command::new("sh");
             command.args(["-c", "echo 'it cannot work like this' >&2; exit 1"]).process_group(0);
             command
@@ -217,7 +217,7 @@ impl Task {
         let (sender, mut findings) = mpsc::channel(4);
         let probes = probe::watch(self.container.clone(), self.address, sender);
         let _probes = AbortOnDropHandle::new(tokio::spawn(probes));
-        let fate = self.fate();
+        let fate = self.requested_failure();
         let after = fate::duration(&self.pod, fate::OOM_DELAY_ANNOTATION, Duration::from_millis(200));
         let mut oom = std::pin::pin!(sleep(after));
         let mut end = self.end.clone();
@@ -230,7 +230,7 @@ impl Task {
                     signal(child, Signal::KILL);
                     return Some("OOMKilled");
                 }
-                () = told(&mut end) => {
+                () = wait_for_deadline(&mut end) => {
                     self.terminate(child, self.end.clone()).await;
                     return None;
                 }
@@ -263,7 +263,7 @@ impl Task {
         tokio::select! {
             biased;
             _ = child.wait() => return,
-            () = over(&mut end) => least = Some(Instant::now() + LEAST_GRACE),
+            () = wait_until_deadline(&mut end) => least = Some(Instant::now() + LEAST_GRACE),
             () = pre_stop(&self.container, self.address) => {}
         }
         // A pod that was deleted without grace period gets SIGKILL at once.
@@ -274,7 +274,7 @@ impl Task {
             tokio::select! {
                 biased;
                 _ = child.wait() => return,
-                () = over(&mut end), if least.is_none() => {}
+                () = wait_until_deadline(&mut end), if least.is_none() => {}
                 () = sleep_until(least.unwrap_or_else(Instant::now)), if least.is_some() => {}
             }
         }
@@ -303,12 +303,12 @@ impl Task {
 }
 
 /// Waits until a deadline is set, or the sender is gone.
-async fn told(end: &mut watch::Receiver<Option<Instant>>) {
+async fn wait_for_deadline(end: &mut watch::Receiver<Option<Instant>>) {
     let _ = end.wait_for(Option::is_some).await;
 }
 
 /// Waits until the deadline, which may be moved forward meanwhile.
-async fn over(end: &mut watch::Receiver<Option<Instant>>) {
+async fn wait_until_deadline(end: &mut watch::Receiver<Option<Instant>>) {
     loop {
         let at = end.borrow_and_update().unwrap_or_else(Instant::now);
         tokio::select! {

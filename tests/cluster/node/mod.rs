@@ -150,7 +150,7 @@ impl Node {
         let endpoint = KubeletListener::bind(&spec.name, spec.address).await;
         let (events, written) = mpsc::unbounded_channel();
         let [.., number] = spec.address.octets();
-        let wire = if spec.wired { Some(Arc::new(NodeLink::lay(number).await)) } else { None };
+        let wire = if spec.wired { Some(Arc::new(NodeLink::create_link(number).await)) } else { None };
         let agent = Arc::new(Agent {
             name: spec.name.clone(),
             address: spec.address,

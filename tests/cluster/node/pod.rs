@@ -83,8 +83,8 @@ impl Worker {
         }
         drop(sender);
         // The pod may have been deleted before the node received it.
-        self.look();
-        let mut said = self.say(false).await;
+        self.apply_deletion();
+        let mut said = self.report_status(false).await;
         loop {
             tokio::select! {
                 report = reports.recv() => {
@@ -93,16 +93,16 @@ impl Worker {
                     while let Ok((index, status)) = reports.try_recv() {
                         self.statuses[index] = status;
                     }
-                    said = self.say(false).await;
+                    said = self.report_status(false).await;
                 }
                 Ok(()) = self.pods.changed() => {
-                    self.look();
+                    self.apply_deletion();
                     said &= !self.is_contradicted();
                 }
-                () = sleep(STATUS_RETRY_DELAY), if !said => said = self.say(false).await,
+                () = sleep(STATUS_RETRY_DELAY), if !said => said = self.report_status(false).await,
             }
         }
-        while !self.say(true).await {
+        while !self.report_status(true).await {
             sleep(STATUS_RETRY_DELAY).await;
         }
         self.delete().await;
@@ -111,7 +111,7 @@ impl Worker {
     }
 
     /// Sets the deadline if the pod is being deleted.
-    fn look(&mut self) {
+    fn apply_deletion(&mut self) {
         let pod = self.pods.borrow_and_update();
         let grace = match pod.as_ref() {
             None => Duration::ZERO,
@@ -145,7 +145,7 @@ impl Worker {
     }
 
     /// Reports the pod's status to the apiserver. Returns false if the report must be repeated.
-    async fn say(&mut self, ended: bool) -> bool {
+    async fn report_status(&mut self, ended: bool) -> bool {
         let ready = !ended && self.statuses.iter().all(|status| status.ready);
         if ready != self.ready {
             self.ready = ready;

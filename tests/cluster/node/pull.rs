@@ -39,7 +39,7 @@ impl Task {
     async fn pull(&mut self) {
         let image = self.status.image.clone();
         let mut failures = 0;
-        while self.fate() == Some(PodFailure::ImagePullBackOff) {
+        while self.requested_failure() == Some(PodFailure::ImagePullBackOff) {
             let failed = format!("failed to pull and unpack image \"{image}\": not found");
             self.event("Normal", "Pulling", &format!("Pulling image \"{image}\""));
             self.status.state =

@@ -28,7 +28,7 @@ pub(super) struct NodeLink {
 
 impl NodeLink {
     /// Creates the link to machine `number`, whose pods are at 10.78.`number`.50 and above.
-    pub(super) async fn lay(number: u8) -> Self {
+    pub(super) async fn create_link(number: u8) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sleep", "infinity"]).stdin(Stdio::null()).kill_on_drop(true);
         let wire =

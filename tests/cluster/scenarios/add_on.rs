@@ -66,7 +66,7 @@ pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     for name in ["app-a", "app-b"] {
-        it.up(name).await;
+        it.deploy_app(name).await;
     }
     let path = |value: &str| json!([{ "value": value }]);
     let header = |value: Value| json!([{ "name": "X-Route", "value": value }]);
@@ -98,9 +98,9 @@ pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
     let mut named = to("app-b", json!([{ "hosts": ["named.test"] }]));
     named["target"] = json!({ "service": "app-b", "portName": "http" });
     it.apply(&interceptor_route("named", named)).await;
-    it.their_route_says("named", "Accepted").await;
+    it.await_interceptor_route_ready("named", "Accepted").await;
     for &(host, path, header, app) in REQUEST_CASES {
-        assert_eq!(who(replica, host, path, header).await.as_deref(), app, "{host}{path} {header}");
+        assert_eq!(responding_app(replica, host, path, header).await.as_deref(), app, "{host}{path} {header}");
     }
 }
 
@@ -108,21 +108,21 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     for name in ["app-a", "app-b"] {
-        it.up(name).await;
+        it.deploy_app(name).await;
         it.apply(&interceptor_route(name, to(name, json!([{ "hosts": [format!("{name}.test")] }])))).await;
-        it.their_route_says(name, "Accepted").await;
-        assert_eq!(who(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(), Some(name));
+        it.await_interceptor_route_ready(name, "Accepted").await;
+        assert_eq!(responding_app(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(), Some(name));
     }
     // The route gets another target for the same host.
     let patch = json!({ "spec": { "target": { "service": "app-b" } } });
     it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app-a", &patch).await;
-    becomes(replica, "app-a.test", MODELS_PATH, Some("app-b")).await;
+    await_app(replica, "app-a.test", MODELS_PATH, Some("app-b")).await;
     // Requests for a deleted route are rejected; the other route stays.
     let routes = it.dynamic("http.keda.sh/v1beta1", "InterceptorRoute");
     routes.delete("app-a", &kube::api::DeleteParams::default()).await.unwrap();
-    becomes(replica, "app-a.test", METRICS, None).await;
-    assert_eq!(who(replica, "app-a.test", "/", "").await, None);
-    assert_eq!(who(replica, "app-b.test", MODELS_PATH, "").await.as_deref(), Some("app-b"));
+    await_app(replica, "app-a.test", METRICS, None).await;
+    assert_eq!(responding_app(replica, "app-a.test", "/", "").await, None);
+    assert_eq!(responding_app(replica, "app-b.test", MODELS_PATH, "").await.as_deref(), Some("app-b"));
 }
 
 pub(super) async fn load_scales_only_its_app_and_back_to_zero(it: Scenario) {
@@ -134,7 +134,7 @@ pub(super) async fn load_scales_only_its_app_and_back_to_zero(it: Scenario) {
         ("quiet", json!({ "requestRate": { "targetValue": 5 } })),
     ];
     for (name, metric) in metrics {
-        it.behind(&anteroom, name, metric).await;
+        it.deploy_scaled_app(&anteroom, name, metric).await;
     }
     let (rate, busy) = (it.replicas("rate").await, it.replicas("busy").await);
     let quiet = it.replicas("quiet").await;
@@ -163,26 +163,26 @@ pub(super) async fn load_scales_only_its_app_and_back_to_zero(it: Scenario) {
         }
     }));
     for (name, replicas) in [("busy", &busy), ("rate", &rate)] {
-        wait::until(&format!("two replicas of {name}"), wait::WAIT_LIMIT, async || match replicas.course() {
+        wait::until(&format!("two replicas of {name}"), wait::WAIT_LIMIT, async || match replicas.value_history() {
             course if course.iter().any(|replicas| *replicas >= 2) => Ok(()),
             course => Err(format!("{course:?}")),
         })
         .await;
     }
-    assert_eq!(quiet.course(), [0], "nobody asked for it");
+    assert_eq!(quiet.value_history(), [0], "nobody asked for it");
     drop((streams, load));
     for name in ["busy", "rate"] {
-        it.wanted(name, 0, TO_ZERO).await;
+        it.await_spec_replicas(name, 0, TO_ZERO).await;
     }
 }
 
 pub(super) async fn another_target_value_reaches_the_hpa(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
-    it.behind(&anteroom, "app", json!({ "concurrency": { "targetValue": 5 } })).await;
-    it.hpa_has("app", "5").await;
+    it.deploy_scaled_app(&anteroom, "app", json!({ "concurrency": { "targetValue": 5 } })).await;
+    it.await_hpa_target("app", "5").await;
     let patch = json!({ "spec": { "scalingMetric": { "concurrency": { "targetValue": 10 } } } });
     it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app", &patch).await;
-    it.hpa_has("app", "10").await;
+    it.await_hpa_target("app", "10").await;
 }
 
 /// Objects may be created in any order: KEDA has its HPA and its stream before the route exists, and receives pushes
@@ -196,29 +196,29 @@ pub(super) async fn scaled_object_before_its_route_starts_it(it: Scenario) {
     // Polls are too infrequent to affect this test.
     scaled.polling = 300;
     it.scale(&scaled).await;
-    it.hpa_has("app", "100").await;
+    it.await_hpa_target("app", "100").await;
     let metric = json!({ "concurrency": { "targetValue": 7 } });
     it.apply(&interceptor_route("app", scaled_by("app", metric))).await;
-    it.their_route_says("app", "Accepted").await;
-    it.hpa_has("app", "7").await;
-    assert_eq!(who(replica, "app.test", MODELS_PATH, "").await.as_deref(), Some("app"));
+    it.await_interceptor_route_ready("app", "Accepted").await;
+    it.await_hpa_target("app", "7").await;
+    assert_eq!(responding_app(replica, "app.test", MODELS_PATH, "").await.as_deref(), Some("app"));
 }
 
-pub(super) async fn what_is_in_flight_outlives_a_restart(it: Scenario) {
+pub(super) async fn in_flight_requests_outlive_a_restart(it: Scenario) {
     let mut anteroom = it.anteroom(1, json!({})).await;
     let mut app = ModelDeployment::new("app").sim("--model app --tokens 1000 --inter-token-time 20ms");
     (app.replicas, app.probe_period) = (1, 1);
     it.deploy(&app).await;
     it.endpoints("app", 1).await;
     it.apply(&interceptor_route("app", to("app", json!([{ "hosts": ["app.test"] }])))).await;
-    it.their_route_says("app", "Accepted").await;
+    it.await_interceptor_route_ready("app", "Accepted").await;
     let replica = &mut anteroom.replicas[0];
     let mut answer = client::send(replica.proxy(), client::limited("app.test", "app", 200)).await.unwrap();
     assert!(answer.next().await.unwrap().is_some(), "it streams");
     let (text, ()) = tokio::join!(answer.text(), replica.stop());
     assert!(text.unwrap().ends_with("data: [DONE]\n\n"));
     replica.start().await;
-    becomes(replica, "app.test", MODELS_PATH, Some("app")).await;
+    await_app(replica, "app.test", MODELS_PATH, Some("app")).await;
 }
 
 /// Builds a route to an app, without scaling it.
@@ -238,7 +238,7 @@ fn scaled_by(app: &str, metric: Value) -> Value {
 }
 
 /// Returns the app that responds; `None`: 404, from Anteroom.
-async fn who(replica: &AnteroomReplica, host: &str, path: &str, header: &str) -> Option<String> {
+async fn responding_app(replica: &AnteroomReplica, host: &str, path: &str, header: &str) -> Option<String> {
     let mut request = Request::get(path).header("host", host);
     if let Some((name, value)) = header.split_once(": ") {
         request = request.header(name, value);
@@ -258,9 +258,9 @@ async fn who(replica: &AnteroomReplica, host: &str, path: &str, header: &str) ->
 }
 
 /// Waits until this app responds.
-async fn becomes(replica: &AnteroomReplica, host: &str, path: &str, app: Option<&str>) {
+async fn await_app(replica: &AnteroomReplica, host: &str, path: &str, app: Option<&str>) {
     wait::until(&format!("{host} to be {app:?}'s"), wait::WAIT_LIMIT, async || {
-        let found = who(replica, host, path, "").await;
+        let found = responding_app(replica, host, path, "").await;
         if found.as_deref() == app { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
@@ -270,7 +270,7 @@ async fn becomes(replica: &AnteroomReplica, host: &str, path: &str, app: Option<
 
 impl Scenario {
     /// Starts an app that reports its own name.
-    async fn up(&self, name: &str) {
+    async fn deploy_app(&self, name: &str) {
         let mut app = ModelDeployment::new(name).sim(&format!("--model {name}"));
         (app.replicas, app.probe_period) = (1, 1);
         self.deploy(&app).await;
@@ -278,19 +278,19 @@ impl Scenario {
     }
 
     /// Deploys an app at zero, its route and its ScaledObject.
-    async fn behind(&self, anteroom: &Anteroom, name: &str, metric: Value) {
+    async fn deploy_scaled_app(&self, anteroom: &Anteroom, name: &str, metric: Value) {
         let mut app = ModelDeployment::new(name)
             .sim(&format!("--model {name} --tokens 100000 --inter-token-time 50ms"));
         app.probe_period = 1;
         self.deploy(&app).await;
         self.apply(&interceptor_route(name, scaled_by(name, metric))).await;
-        self.their_route_says(name, "Accepted").await;
+        self.await_interceptor_route_ready(name, "Accepted").await;
         let scaled = ScaledObjectManifest::new(name, &anteroom.scaler(), json!({ "interceptorRoute": name }));
         self.scale(&ScaledObjectManifest { cooldown: 1, ..scaled }).await;
     }
 
     /// Waits until the first metric of a KEDA HPA has this target.
-    async fn hpa_has(&self, scaled: &str, target: &str) {
+    async fn await_hpa_target(&self, scaled: &str, target: &str) {
         let api = self.dynamic("autoscaling/v2", "HorizontalPodAutoscaler");
         let what = format!("a target of {target}");
         wait::object(&api, &format!("keda-hpa-{scaled}"), &what, wait::WAIT_LIMIT, |hpa| {

@@ -21,13 +21,13 @@ pub(super) async fn request_starts_and_idleness_stops_a_model(it: Scenario) {
     let answer = wait::within("the answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
     serving::finish(answer).await.unwrap();
 
-    replicas.reach(0).await;
-    it.happened(NodeEventKind::Gone, 1).await;
-    assert_eq!(replicas.course(), [0, 1, 0]);
+    replicas.await_value(0).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
+    assert_eq!(replicas.value_history(), [0, 1, 0]);
     let [cold_start] = replica.cold_starts(&it, "tiny").await.try_into().unwrap();
     println!("  {cold_start}");
     assert_eq!(cold_start["outcome"], "completed");
-    replica.rests(&it, "tiny").await;
+    replica.await_route_idle(&it, "tiny").await;
 }
 
 pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
@@ -44,7 +44,7 @@ pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
     it.endpoints("tiny", 0).await;
     let history = it.history();
     assert!(history.iter().all(|moment| moment.what != NodeEventKind::Ready), "{history:?}");
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
@@ -61,20 +61,20 @@ pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
 
     let stays = replica.read("stays", 4);
     let leaves = replica.read("leaves", 4);
-    replica.holds(&it, "leaves", 1).await;
+    replica.await_held_count(&it, "leaves", 1).await;
     drop(leaves);
-    replica.holds(&it, "leaves", 0).await;
+    replica.await_held_count(&it, "leaves", 0).await;
     wait::within("the answer", wait::WAIT_LIMIT, stays).await.unwrap().unwrap();
     // No client waits for the model any more, but it still became ready.
-    it.happened(NodeEventKind::Answers, 2).await;
+    it.await_node_events(NodeEventKind::Answers, 2).await;
     for (name, outcome, replicas) in
         [("stays", "completed", &replicas[0]), ("leaves", "abandoned", &replicas[1])]
     {
-        replicas.reach(0).await;
+        replicas.await_value(0).await;
         let [cold_start] = replica.cold_starts(&it, name).await.try_into().unwrap();
         assert_eq!(cold_start["outcome"], outcome, "{cold_start}");
     }
-    assert_eq!(replicas.map(|replicas| replicas.course()), [[0, 1, 0], [0, 1, 0]]);
+    assert_eq!(replicas.map(|replicas| replicas.value_history()), [[0, 1, 0], [0, 1, 0]]);
 }
 
 pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
@@ -91,19 +91,19 @@ pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
         flows.push(replica.flow("tiny").await);
     }
     for flow in &flows {
-        flow.flows().await;
+        flow.await_next_part().await;
     }
     let route = replica.route(&it, "tiny").await;
     assert_eq!(route["in_flight"], 8);
     let address = route["endpoints"][0]["address"].as_str().unwrap();
     assert_eq!(connections(address), 1, "in HTTP/1.1 it takes 8");
     drop(flows);
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 /// Checks that `tests/cluster/run --measure` works and measures actual events.
-pub(super) async fn what_is_measured_is_what_happens(it: Scenario) {
-    for sample in measure::take(&it, measure::WAKE_PATHS[0], 3).await {
+pub(super) async fn measurements_match_the_history(it: Scenario) {
+    for sample in measure::measure_cold_starts(&it, measure::WAKE_PATHS[0], 3).await {
         let record = &sample.record;
         let rounded = 0.001 * record.phases.len() as f64;
         assert!((record.phases.values().sum::<f64>() - record.total).abs() < rounded, "{sample:?}");

@@ -41,18 +41,18 @@ struct ClientObservations {
     pods: Vec<Pod>,
 }
 
-pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
+pub(super) async fn every_phase_matches_the_history(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &model(), json!({})).await;
     let replicas = it.replicas("tiny").await;
     let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
-    is_true(&it, &record, &client, &replicas).await;
+    assert_record_matches_history(&it, &record, &client, &replicas).await;
 
     // The numbers are the same everywhere: in an Event, in the route's status, and in the response.
     println!("  {}\n  {}", record.value, client.server_timing);
-    let note = it.told_of("tiny", "Normal", "ColdStartCompleted").await;
+    let note = it.await_route_event("tiny", "Normal", "ColdStartCompleted").await;
     for span in &record.spans {
         let says = format!("{} {}", span.name, in_words(span.duration));
         assert!(note.contains(&says), "{says:?} is not in {note}");
@@ -95,16 +95,16 @@ fn in_words(ms: f64) -> String {
     if ms < 999.5 { format!("{ms:.0}ms") } else { format!("{:.1}s", ms / 1e3) }
 }
 
-pub(super) async fn it_is_true_without_keda(it: Scenario) {
+pub(super) async fn record_is_accurate_without_keda(it: Scenario) {
     let anteroom = it.anteroom_with(1, json!({}), &["directScaling.enabled=true"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.deploy(&model()).await;
     let spec = json!({ "scaleBy": "kubernetes", "workload": { "kind": "Deployment", "name": "tiny" } });
     it.apply(&model_route("tiny", spec)).await;
-    it.says("tiny", "Scalable", "Direct").await;
+    it.await_route_condition("tiny", "Scalable", "Direct").await;
     let replicas = it.replicas("tiny").await;
     let client = ClientObservations::ask(&it, replica).await;
-    is_true(&it, &record(&it, replica).await, &client, &replicas).await;
+    assert_record_matches_history(&it, &record(&it, replica).await, &client, &replicas).await;
 }
 
 pub(super) async fn fast_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
@@ -129,19 +129,19 @@ async fn waits_for_a_node(it: Scenario, clock: NodeClock) {
     let record = record(&it, replica).await;
     let node = cloud.node().await;
     println!("  {}", record.value);
-    is_true(&it, &record, &client, &replicas).await;
+    assert_record_matches_history(&it, &record, &client, &replicas).await;
     assert_eq!(record.value["node"], node.name);
     let [registers, registered, ready] =
         [NodeEventKind::Registers, NodeEventKind::Registered, NodeEventKind::NodeReady]
             .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
-    record.tells_part("schedule", "node_create", TimeRange(registers, registered), MAX_WATCH_DELAY);
-    record.tells_part("schedule", "node_ready", ready, MAX_WATCH_DELAY);
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
-    it.happened(NodeEventKind::Gone, 1).await;
+    record.assert_part_end("schedule", "node_create", TimeRange(registers, registered), MAX_WATCH_DELAY);
+    record.assert_part_end("schedule", "node_ready", ready, MAX_WATCH_DELAY);
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
+pub(super) async fn gateway_delay_is_a_phase(it: Scenario) {
     let number = 40;
     let config = json!({ "kubernetes": { "allowedHosts": [it.address(number).to_string()] } });
     let anteroom = it.anteroom(1, config).await;
@@ -159,14 +159,14 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
     let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
-    is_true(&it, &record, &client, &replicas).await;
+    assert_record_matches_history(&it, &record, &client, &replicas).await;
     // The gateway uses addresses that the kubelet found ready; Anteroom's probe is faster.
-    let ready = it.happened(NodeEventKind::Ready, 1).await[0].at;
+    let ready = it.await_node_events(NodeEventKind::Ready, 1).await[0].at;
     assert!(record.end("load") < ready, "{} {ready:?}", record.value);
     assert!(record.end("propagate") > ready, "{} {ready:?}", record.value);
 }
 
-pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
+pub(super) async fn failed_start_records_completed_phases(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model =
@@ -184,8 +184,8 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     assert_eq!(record.value["outcome"], "failed");
     let reason = record.value["reason"].as_str().unwrap();
     assert!(reason.contains("container `server` cannot have its image `anteroom`"), "{reason}");
-    assert_eq!(record.over(), ["signal", "scale", "create", "schedule"], "{}", record.value);
-    comes_to_a_node(&it, &record, &replicas, asked, &it.pods().await).await;
+    assert_eq!(record.ended_phase_names(), ["signal", "scale", "create", "schedule"], "{}", record.value);
+    assert_scheduling_phases(&it, &record, &replicas, asked, &it.pods().await).await;
     let last = record.spans.last().unwrap();
     assert_eq!((last.name.as_str(), last.unfinished), ("pull", true), "{}", record.value);
     // The last phase lasts until the failure that the client received.
@@ -210,14 +210,14 @@ pub(super) async fn record_of_two_pods_is_of_the_first_to_respond(it: Scenario) 
     let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
-    assert_eq!(replicas.course()[..2], [0, 2]);
-    is_true(&it, &record, &client, &replicas).await;
-    it.happened(NodeEventKind::Started, 2).await;
+    assert_eq!(replicas.value_history()[..2], [0, 2]);
+    assert_record_matches_history(&it, &record, &client, &replicas).await;
+    it.await_node_events(NodeEventKind::Started, 2).await;
     let started = it.history().into_iter().filter(|moment| moment.what == NodeEventKind::Started);
     assert_eq!(started.count(), 2, "the other one comes later: {:?}", it.history());
 }
 
-pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
+pub(super) async fn readable_logs_split_the_load_phase(it: Scenario) {
     let config = json!({ "kubernetes": { "podLogs": true } });
     let anteroom = it.anteroom_with(1, config, &["report.podLogs=true"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
@@ -227,10 +227,10 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     let client = ClientObservations::ask(&it, replica).await;
     let record = record(&it, replica).await;
     println!("  {}", record.value);
-    is_true(&it, &record, &client, &replicas).await;
+    assert_record_matches_history(&it, &record, &client, &replicas).await;
 
     let pod = it.history()[0].pod.clone();
-    let log = it.shell().kubectl(&format!("logs --timestamps {pod}")).await.well();
+    let log = it.shell().kubectl(&format!("logs --timestamps {pod}")).await.stdout_of_success();
     // Returns the time at which a line was printed, and the number that follows these words.
     let line = |words: &str| {
         let line = log.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {log}"));
@@ -240,7 +240,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     };
     for (part, words) in [("weights", "Loading weights took "), ("compile", "torch.compile took ")] {
         let (at, seconds) = line(words);
-        record.tells_part("load", part, at, MAX_WATCH_DELAY);
+        record.assert_part_end("load", part, at, MAX_WATCH_DELAY);
         let took = record.span("load").part(part).duration / 1e3;
         // The log has two decimal digits and is a few milliseconds late.
         assert!(
@@ -271,13 +271,13 @@ async fn record(it: &Scenario, replica: &AnteroomReplica) -> Record {
 }
 
 /// Asserts that a record of a cold start with all phases matches the actual events.
-async fn is_true(it: &Scenario, record: &Record, client: &ClientObservations, replicas: &ReplicaChanges) {
-    let name = comes_to_a_node(it, record, replicas, client.asked, &client.pods).await;
+async fn assert_record_matches_history(it: &Scenario, record: &Record, client: &ClientObservations, replicas: &ReplicaChanges) {
+    let name = assert_scheduling_phases(it, record, replicas, client.asked, &client.pods).await;
     let value = &record.value;
     assert_eq!(value["outcome"], "completed", "{value}");
     let activation = ["signal", "scale", "create", "schedule", "pull", "start", "load"];
     let answer = ["dispatch", "first_byte", "first_token"];
-    let mut over = record.over();
+    let mut over = record.ended_phase_names();
     over.retain(|phase| *phase != "propagate");
     assert_eq!(over, [activation.as_slice(), &answer].concat(), "{value}");
 
@@ -286,10 +286,10 @@ async fn is_true(it: &Scenario, record: &Record, client: &ClientObservations, re
         let found = history.iter().find(|moment| moment.what == what && moment.pod == name);
         found.unwrap_or_else(|| panic!("no {what:?} of {name} in {history:?}")).at
     };
-    record.tells("pull", moment(NodeEventKind::Pulled), MAX_WATCH_DELAY);
-    record.tells("start", moment(NodeEventKind::Started), RUNNING_REPORT_DELAY + MAX_WATCH_DELAY);
+    record.assert_phase_end("pull", moment(NodeEventKind::Pulled), MAX_WATCH_DELAY);
+    record.assert_phase_end("start", moment(NodeEventKind::Started), RUNNING_REPORT_DELAY + MAX_WATCH_DELAY);
     let answers = moment(NodeEventKind::Answers);
-    record.tells("load", TimeRange(answers - MAX_OUTPUT_DELAY, answers), MAX_WATCH_DELAY);
+    record.assert_phase_end("load", TimeRange(answers - MAX_OUTPUT_DELAY, answers), MAX_WATCH_DELAY);
     // The simulated duration is a lower bound for the recorded one, within the record's uncertainty.
     let sure = |from: &str, to: &str, least: u64| {
         let (from, to) = (record.span(from), record.span(to));
@@ -304,7 +304,7 @@ async fn is_true(it: &Scenario, record: &Record, client: &ClientObservations, re
     assert!(client.first_token <= told + MAX_WATCH_DELAY, "{value}");
 
     let number = |key: &str| value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"));
-    let ready = over_at(record, if record.over().contains(&"propagate") { "propagate" } else { "load" });
+    let ready = over_at(record, if record.ended_phase_names().contains(&"propagate") { "propagate" } else { "load" });
     assert!((number("t_actuation_ms") - ready).abs() < 0.001, "{value}");
     assert!((number("t_e2e_ms") - over_at(record, "first_token")).abs() < 0.001, "{value}");
     assert!(
@@ -318,7 +318,7 @@ fn over_at(record: &Record, phase: &str) -> f64 {
 }
 
 /// Asserts that the phases up to the scheduling match the control plane's. Returns the pod's name.
-async fn comes_to_a_node(
+async fn assert_scheduling_phases(
     it: &Scenario,
     record: &Record,
     replicas: &ReplicaChanges,
@@ -341,14 +341,14 @@ async fn comes_to_a_node(
     let bound = bound.unwrap().at;
 
     // The push was the cause, and the watch of this test shows the result later.
-    let seen = replicas.after_zero(asked).await;
-    record.tells("scale", TimeRange(record.end("signal"), seen), MAX_WATCH_DELAY);
+    let seen = replicas.await_nonzero(asked).await;
+    record.assert_phase_end("scale", TimeRange(record.end("signal"), seen), MAX_WATCH_DELAY);
     let created = SystemTime::from(pod.creation_timestamp().unwrap().0);
-    record.tells("create", TimeRange::written(created, bound), MAX_WATCH_DELAY);
+    record.assert_phase_end("create", TimeRange::written(created, bound), MAX_WATCH_DELAY);
     let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
     let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled").unwrap();
     let stamp = SystemTime::from(scheduled.last_transition_time.as_ref().unwrap().0);
-    record.tells("schedule", TimeRange::written(stamp, bound), MAX_WATCH_DELAY);
+    record.assert_phase_end("schedule", TimeRange::written(stamp, bound), MAX_WATCH_DELAY);
     name.to_owned()
 }
 

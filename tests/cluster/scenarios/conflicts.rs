@@ -14,43 +14,43 @@ use crate::{
 };
 
 pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
-    up(&it).await;
+    deploy_shared_target(&it).await;
     // The names are in reverse order, so that they do not decide.
     let same = json!({ "match": { "models": ["shared"] }, "target": { "service": { "name": "tiny" } } });
     it.apply(&model_route("z-older", same.clone())).await;
-    it.younger_than((ANTEROOM_API_VERSION, "ModelRoute"), "z-older").await;
+    it.await_later_timestamp((ANTEROOM_API_VERSION, "ModelRoute"), "z-older").await;
     it.apply(&model_route("a-younger", same)).await;
     let partly =
         json!({ "match": { "models": ["shared", "own"] }, "target": { "service": { "name": "tiny" } } });
     it.apply(&model_route("partly", partly)).await;
     let anteroom = it.anteroom(2, json!({})).await;
 
-    let lost = it.says("a-younger", "Accepted", "Conflict").await;
+    let lost = it.await_route_condition("a-younger", "Accepted", "Conflict").await;
     let winner =
         format!("ModelRoute {}/z-older matches model \"shared\" as well, and takes precedence", it.namespace);
     assert_eq!(lost["status"], "False");
     assert!(lost["message"].as_str().unwrap().contains(&winner), "{lost}");
-    it.says("a-younger", "Ready", "NotAccepted").await;
-    let partly = it.says("partly", "Accepted", "PartlyConflicting").await;
+    it.await_route_condition("a-younger", "Ready", "NotAccepted").await;
+    let partly = it.await_route_condition("partly", "Accepted", "PartlyConflicting").await;
     assert_eq!(partly["status"], "True");
     assert!(
         partly["message"].as_str().unwrap().contains("1 of its 2 matches belong to other routes"),
         "{partly}"
     );
     for replica in &anteroom.replicas {
-        it.serves(replica, "shared", "z-older").await;
-        it.serves(replica, "own", "partly").await;
+        it.await_served_by(replica, "shared", "z-older").await;
+        it.await_served_by(replica, "own", "partly").await;
     }
 
     it.dynamic(ANTEROOM_API_VERSION, "ModelRoute").delete("z-older", &DeleteParams::default()).await.unwrap();
-    it.says("a-younger", "Accepted", "Accepted").await;
+    it.await_route_condition("a-younger", "Accepted", "Accepted").await;
     for replica in &anteroom.replicas {
-        it.serves(replica, "shared", "a-younger").await;
+        it.await_served_by(replica, "shared", "a-younger").await;
     }
 }
 
 pub(super) async fn file_takes_precedence_and_names_are_unique(it: Scenario) {
-    let address = up(&it).await;
+    let address = deploy_shared_target(&it).await;
     it.apply(&model_route("mine", json!({ "match": { "models": ["from-file"] } }))).await;
     it.apply(&model_route("twin", json!({ "target": { "service": { "name": "tiny" } } }))).await;
     let rule = json!({
@@ -63,28 +63,28 @@ pub(super) async fn file_takes_precedence_and_names_are_unique(it: Scenario) {
     let file = json!([{ "name": "file", "match": { "models": ["from-file"] }, "target": { "url": url } }]);
     let anteroom = it.anteroom(1, json!({ "routes": file })).await;
 
-    let lost = it.says("mine", "Accepted", "Conflict").await;
+    let lost = it.await_route_condition("mine", "Accepted", "Conflict").await;
     assert!(
         lost["message"].as_str().unwrap().contains("the route \"file\" of the proxy's configuration"),
         "{lost}"
     );
-    let lost = it.their_route_says("twin", "Conflict").await;
+    let lost = it.await_interceptor_route_ready("twin", "Conflict").await;
     assert!(lost["message"].as_str().unwrap().contains("has this name already"), "{lost}");
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     assert_eq!(replica.ask("from-file", false).await.unwrap().status, 200);
     assert_eq!(replica.metric("anteroom_requests_total{route=\"file\"").await, Some(1.0));
-    it.serves(replica, "twin", "twin").await;
-    let status = it.shell().anteroom("status").await.well();
+    it.await_served_by(replica, "twin", "twin").await;
+    let status = it.shell().anteroom("status").await.stdout_of_success();
     assert!(status.contains(&format!("InterceptorRoute {}/twin: ", it.namespace)), "{status}");
 }
 
-pub(super) async fn routes_that_are_none_are_skipped_and_say_why(it: Scenario) {
-    up(&it).await;
+pub(super) async fn invalid_objects_are_skipped_with_reason(it: Scenario) {
+    deploy_shared_target(&it).await;
     let allowed = json!({ "kubernetes": { "allowedHosts": ["gateway.test", "*.models.test:8000"] } });
     let anteroom = it.anteroom(1, allowed).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.apply(&model_route("good", json!({ "target": { "service": { "name": "tiny" } } }))).await;
-    it.serves(replica, "good", "good").await;
+    it.await_served_by(replica, "good", "good").await;
 
     // The apiserver cannot detect any of these errors.
     let hosts: [(&str, Value); 4] = [
@@ -124,26 +124,26 @@ pub(super) async fn routes_that_are_none_are_skipped_and_say_why(it: Scenario) {
         it.apply(&interceptor_route(name, theirs(spec.clone()))).await;
     }
     for (name, _) in &hosts {
-        let refused = it.says(name, "Accepted", "Invalid").await;
+        let refused = it.await_route_condition(name, "Accepted", "Invalid").await;
         let why = refused["message"].as_str().unwrap();
         assert!(why.contains("kubernetes.allowedHosts"), "{name}: {why}");
     }
-    it.says("allowed", "Accepted", "Accepted").await;
+    it.await_route_condition("allowed", "Accepted", "Accepted").await;
     for (name, _, expected) in &malformed {
-        let refused = it.their_route_says(name, "Invalid").await;
+        let refused = it.await_interceptor_route_ready(name, "Invalid").await;
         let why = refused["message"].as_str().unwrap();
         assert!(why.contains(expected), "{name}: {why}");
     }
 
     // Existing routes are still served, and a corrected one is served from then on.
-    it.serves(replica, "good", "good").await;
+    it.await_served_by(replica, "good", "good").await;
     it.apply(&interceptor_route("soon", theirs(json!({ "timeouts": { "readiness": "10s" } })))).await;
-    it.their_route_says("soon", "Accepted").await;
+    it.await_interceptor_route_ready("soon", "Accepted").await;
     assert_eq!(client::get(replica.admin(), "/readyz").await.unwrap().status, 200);
 }
 
-pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) {
-    up(&it).await;
+pub(super) async fn object_of_newer_crd_blocks_no_other(it: Scenario) {
+    deploy_shared_target(&it).await;
     let definition = crate::chart::definitions().remove(0);
     let mut newer = definition.clone();
     let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
@@ -159,20 +159,20 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
 
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    it.serves(replica, "good", "good").await;
-    let refused = it.says("novel", "Accepted", "Invalid").await;
-    let status = it.shell().anteroom("status").await.well();
+    it.await_served_by(replica, "good", "good").await;
+    let refused = it.await_route_condition("novel", "Accepted", "Invalid").await;
+    let status = it.shell().anteroom("status").await.stdout_of_success();
     it.dynamic(ANTEROOM_API_VERSION, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
     // Restore the definition before any assertion: other scenarios need it.
     it.apply(&definition).await;
     let why = refused["message"].as_str().unwrap();
     assert!(why.contains("novelty") && why.contains("upgrade the proxy"), "{why}");
     assert!(status.contains("invalid object"), "{status}");
-    it.serves(replica, "good", "good").await;
+    it.await_served_by(replica, "good", "good").await;
 }
 
 /// Deploys the running model that all routes target, and returns its address.
-async fn up(it: &Scenario) -> String {
+async fn deploy_shared_target(it: &Scenario) -> String {
     let mut model = ModelDeployment::new("tiny");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
@@ -183,7 +183,7 @@ async fn up(it: &Scenario) -> String {
 
 impl Scenario {
     /// Waits until a replica serves a model by the route of this name in the namespace.
-    async fn serves(&self, replica: &AnteroomReplica, model: &str, route: &str) {
+    async fn await_served_by(&self, replica: &AnteroomReplica, model: &str, route: &str) {
         let series = format!("anteroom_requests_total{{route=\"{}/{route}\"", self.namespace);
         wait::until(&format!("{model} to be served by {route}"), wait::WAIT_LIMIT, async || {
             let before = replica.metric(&series).await.unwrap_or(0.0);
@@ -199,7 +199,7 @@ impl Scenario {
     }
 
     /// Waits until new objects are younger than an object: ages are in whole seconds.
-    async fn younger_than(&self, (api_version, kind): (&str, &str), name: &str) {
+    async fn await_later_timestamp(&self, (api_version, kind): (&str, &str), name: &str) {
         let api = self.dynamic(api_version, kind);
         let older = api.get(name).await.unwrap();
         let next: DynamicObject = serde_json::from_value(json!({

@@ -11,7 +11,7 @@ use crate::{model::ModelDeployment, node::history::NodeEventKind, scenario::Scen
 /// increasing delays.
 const APISERVER_OUTAGE: Duration = Duration::from_secs(60);
 
-pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
+pub(super) async fn requests_survive_a_keda_restart(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let pool = it.pool();
@@ -21,20 +21,20 @@ pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
     it.serve(&anteroom, &ModelDeployment::new("resting"), json!({})).await;
 
     let starting = replica.read("starting", 4);
-    it.wanted("starting", 1, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("starting", 1, wait::WAIT_LIMIT).await;
     it.world.keda.kill_operator().await;
     // Scaling that KEDA has begun continues without it.
     let node = it.world.add_node(pool).await;
     wait::within("who asked before", wait::WAIT_LIMIT, starting).await.unwrap().unwrap();
     let resting = replica.read("resting", 4);
-    replica.holds(&it, "resting", 1).await;
+    replica.await_held_count(&it, "resting", 1).await;
     it.world.keda.restart_operator().await;
     // After its restart KEDA queries the demand, which includes the held request.
     wait::within("who asked meanwhile", wait::WAIT_LIMIT, resting).await.unwrap().unwrap();
     for model in ["starting", "resting"] {
-        it.wanted(model, 0, wait::WAIT_LIMIT).await;
+        it.await_spec_replicas(model, 0, wait::WAIT_LIMIT).await;
     }
-    it.happened(NodeEventKind::Gone, 2).await;
+    it.await_node_events(NodeEventKind::Gone, 2).await;
     node.leave(&it.kube).await;
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn apiserver_outage_does_not_affect_traffic(it: Scenario) {
 
     it.world.plane.kill_apiserver().await;
     let held = replica.read("cold", 4);
-    replica.holds(&it, "cold", 1).await;
+    replica.await_held_count(&it, "cold", 1).await;
     let end = Instant::now() + APISERVER_OUTAGE;
     let mut asked = 0;
     while Instant::now() < end {
@@ -57,16 +57,16 @@ pub(super) async fn apiserver_outage_does_not_affect_traffic(it: Scenario) {
             wait::within("a stream", wait::WAIT_LIMIT, replica.read("warm", 4)).await.unwrap().unwrap();
             asked += 1;
         }
-        stream.flows().await;
+        stream.await_next_part().await;
     }
     println!("  {asked} requests while the apiserver was away");
-    replica.holds(&it, "cold", 1).await;
+    replica.await_held_count(&it, "cold", 1).await;
     it.world.plane.restart_apiserver().await;
     // The controllers of Kubernetes take longer to recover the longer the outage was.
     wait::within("who waited for it", 3 * wait::WAIT_LIMIT, held).await.unwrap().unwrap();
     wait::within("a stream", wait::WAIT_LIMIT, other.read("warm", 4)).await.unwrap().unwrap();
-    stream.flows().await;
-    assert_eq!(replicas.course(), [1]);
-    it.wanted("cold", 0, wait::WAIT_LIMIT).await;
+    stream.await_next_part().await;
+    assert_eq!(replicas.value_history(), [1]);
+    it.await_spec_replicas("cold", 0, wait::WAIT_LIMIT).await;
     drop(stream);
 }

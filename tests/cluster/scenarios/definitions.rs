@@ -49,8 +49,8 @@ const INVALID_SPECS: &[(&str, &str)] = &[
     (r#"{"target": {"namespace": "other"}}"#, "field not declared in schema"),
 ];
 
-pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) {
-    let printed = it.shell().anteroom("crds").await.well();
+pub(super) async fn printed_crd_is_stored_unchanged(it: Scenario) {
+    let printed = it.shell().anteroom("crds").await.stdout_of_success();
     let file = Path::new(CHART).join("crds/modelroutes.yaml");
     assert_eq!(printed, std::fs::read_to_string(file).unwrap());
 
@@ -66,9 +66,9 @@ pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) 
     let kept = serde_json::to_value(kept).unwrap();
     assert_eq!(kept["spec"]["versions"], ours["spec"]["versions"]);
 
-    let said = it.shell().kubectl_with("apply --dry-run=server -f -", &printed).await.well();
+    let said = it.shell().kubectl_with("apply --dry-run=server -f -", &printed).await.stdout_of_success();
     assert!(said.contains("modelroutes.anteroom.dev"), "{said}");
-    let explained = it.shell().kubectl("explain modelroute.spec.hold.timeout").await.well();
+    let explained = it.shell().kubectl("explain modelroute.spec.hold.timeout").await.stdout_of_success();
     assert!(explained.contains("Default: 15m"), "{explained}");
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn invalid_routes_are_rejected_with_remedy(it: Scenario) {
     }
     // Written by hand, as users do; a typo is reported rather than dropped.
     let typo = model_route("typo", json!({ "readiness": { "intervall": "1s" } })).to_string();
-    let said = it.shell().kubectl_with("create -f -", &typo).await.ill();
+    let said = it.shell().kubectl_with("create -f -", &typo).await.stderr_of_failure();
     assert!(said.contains("unknown field \"spec.readiness.intervall\""), "{said}");
 
     // Every example is accepted.
@@ -93,7 +93,7 @@ pub(super) async fn invalid_routes_are_rejected_with_remedy(it: Scenario) {
     }
 }
 
-pub(super) async fn users_see_how_routes_are(it: Scenario) {
+pub(super) async fn kubectl_shows_route_state(it: Scenario) {
     let mut model = ModelDeployment::new("tiny");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
@@ -111,17 +111,17 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
     it.apply(&interceptor_route("app", their)).await;
 
     let shell = it.shell();
-    let before = shell.anteroom("status").await.well();
+    let before = shell.anteroom("status").await.stdout_of_success();
     assert!(before.contains("not reported by a proxy yet"), "{before}");
     let _anteroom = it.anteroom(1, json!({})).await;
 
-    it.says("tiny", "Ready", "EndpointsReady").await;
-    it.says("tiny", "Accepted", "Accepted").await;
-    let refused = it.says("astray", "Accepted", "Invalid").await;
+    it.await_route_condition("tiny", "Ready", "EndpointsReady").await;
+    it.await_route_condition("tiny", "Accepted", "Accepted").await;
+    let refused = it.await_route_condition("astray", "Accepted", "Invalid").await;
     assert_eq!(refused["status"], "False");
     let why = refused["message"].as_str().unwrap();
     assert!(why.contains("kubernetes.allowedHosts"), "{why}");
-    it.their_route_says("app", "Accepted").await;
+    it.await_interceptor_route_ready("app", "Accepted").await;
 
     let table = shell.kubectl("get mr").await;
     let table = table.table();
@@ -130,7 +130,7 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
     assert_eq!(table[2][..7], ["tiny", "[\"tiny\",\"tiny-sql\"]", "service", "tiny:80", "ready", "1", "0"]);
     let wide = shell.kubectl("get mr tiny -o wide").await;
     assert_eq!(wide.table()[0][6..], ["ACCEPTED", "SCALED-BY", "COLD-START", "AGE"]);
-    let by_category = shell.kubectl("get anteroom -o name").await.well();
+    let by_category = shell.kubectl("get anteroom -o name").await.stdout_of_success();
     assert_eq!(by_category.lines().count(), 2, "{by_category}");
 
     let status = shell.anteroom("status").await;
@@ -140,10 +140,10 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
     assert_eq!(lines[2][..4], ["astray", "astray", "-", "refused"]);
     assert_eq!(lines[3][..6], ["tiny", "tiny,tiny-sql", "service", "tiny:80", "ready", "1/1"]);
     assert!(status.out.contains(why), "{}", status.out);
-    let everywhere = shell.anteroom("status -A").await.well();
+    let everywhere = shell.anteroom("status -A").await.stdout_of_success();
     assert!(everywhere.lines().any(|line| line.starts_with(&it.namespace)), "{everywhere}");
 
     // The error for a user without rights names the missing ones.
-    let said = it.shell_of("default").await.anteroom("status").await.ill();
+    let said = it.shell_of("default").await.anteroom("status").await.stderr_of_failure();
     assert!(said.contains("request the permission to `list` modelroutes.anteroom.dev"), "{said}");
 }

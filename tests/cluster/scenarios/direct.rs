@@ -22,7 +22,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     model.probe_period = 1;
     it.deploy(&model).await;
     it.apply(&route(json!({ "idleTimeout": "3s", "linger": "1s" }))).await;
-    let said = it.says("tiny", "Scalable", "Direct").await;
+    let said = it.await_route_condition("tiny", "Scalable", "Direct").await;
     assert_eq!(said["status"], "True");
     let replicas = it.replicas("tiny").await;
 
@@ -31,20 +31,20 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     for answer in [a, b] {
         assert_eq!(answer.unwrap().status, 200);
     }
-    it.says("tiny", "Ready", "EndpointsReady").await;
+    it.await_route_condition("tiny", "Ready", "EndpointsReady").await;
     // A response through one replica that takes longer than the idle timeout, while the other replica is idle.
     let long = one.read("tiny", 60);
     wait::within("a long answer", wait::WAIT_LIMIT, long).await.unwrap().unwrap();
-    assert_eq!(replicas.course(), [0, 1]);
-    course(&replicas, &[0, 1, 0]).await;
-    it.says("tiny", "Ready", "Idle").await;
+    assert_eq!(replicas.value_history(), [0, 1]);
+    await_replica_changes(&replicas, &[0, 1, 0]).await;
+    it.await_route_condition("tiny", "Ready", "Idle").await;
     // The other replica has noticed the scale-down, and starts the model again.
-    other.rests(&it, "tiny").await;
-    assert_eq!(asks(other).await.status, 200);
-    course(&replicas, &[0, 1, 0, 1, 0]).await;
+    other.await_route_idle(&it, "tiny").await;
+    assert_eq!(request_tiny(other).await.status, 200);
+    await_replica_changes(&replicas, &[0, 1, 0, 1, 0]).await;
 }
 
-pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
+pub(super) async fn externally_scaled_workload_is_left_alone(it: Scenario) {
     let anteroom = it.anteroom_with(1, json!({}), ENABLED).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.deploy(&ModelDeployment::new("tiny")).await;
@@ -59,8 +59,8 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     // Once the ScaledObject is deleted, the proxy scales the model itself; waiting requests are served.
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     objects.delete("tiny", &Default::default()).await.unwrap();
-    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
-    course(&replicas, &[0, 1]).await;
+    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest()).await.ends_with("data: [DONE]\n\n"));
+    await_replica_changes(&replicas, &[0, 1]).await;
 
     // An autoscaler created by hand also prevents the proxy from scaling.
     it.apply(&json!({
@@ -76,12 +76,12 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
     it.endpoints("tiny", 0).await;
     // Until the replica has noticed the change, the terminating pod may still respond.
-    replica.rests(&it, "tiny").await;
+    replica.await_route_idle(&it, "tiny").await;
     it.refused(replica, "HorizontalPodAutoscaler `by-hand`").await;
-    course(&replicas, &[0, 1, 0]).await;
+    await_replica_changes(&replicas, &[0, 1, 0]).await;
 }
 
-pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
+pub(super) async fn direct_scaling_requires_chart_switch(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.deploy(&ModelDeployment::new("tiny")).await;
@@ -91,7 +91,7 @@ pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
     for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
         it.apply(&object).await;
     }
-    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.rest()).await.ends_with("data: [DONE]\n\n"));
+    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest()).await.ends_with("data: [DONE]\n\n"));
 }
 
 fn route(scaling: Value) -> Value {
@@ -107,16 +107,16 @@ fn route(scaling: Value) -> Value {
 }
 
 /// Waits until the numbers of replicas were exactly these.
-async fn course(replicas: &ReplicaChanges, expected: &[i32]) {
+async fn await_replica_changes(replicas: &ReplicaChanges, expected: &[i32]) {
     wait::until(&format!("the numbers {expected:?}"), wait::WAIT_LIMIT, async || {
-        let course = replicas.course();
+        let course = replicas.value_history();
         assert!(expected.starts_with(&course), "{course:?} is no beginning of {expected:?}");
         if course == expected { Ok(()) } else { Err(format!("{course:?}")) }
     })
     .await;
 }
 
-async fn asks(replica: &AnteroomReplica) -> StreamingResponse {
+async fn request_tiny(replica: &AnteroomReplica) -> StreamingResponse {
     wait::within("an answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap()
 }
 
@@ -126,8 +126,8 @@ impl Scenario {
     /// Requests the model, and waits until heartbeats and status report that the proxy may not scale it, and the
     /// reason.
     async fn refused(&self, replica: &AnteroomReplica, why: &str) -> StreamingResponse {
-        self.says("tiny", "Accepted", "Accepted").await;
-        let mut answer = asks(replica).await;
+        self.await_route_condition("tiny", "Accepted", "Accepted").await;
+        let mut answer = request_tiny(replica).await;
         let reading = async {
             let mut text = String::new();
             while !text.contains(why) {
@@ -137,9 +137,9 @@ impl Scenario {
         wait::within(why, wait::WAIT_LIMIT, reading).await;
         let obstacle = self.obstacle(replica, "tiny", Some("scale_refused")).await;
         assert!(obstacle["message"].as_str().unwrap().contains(why), "{obstacle}");
-        let said = self.says("tiny", "Scalable", "ScaleRefused").await;
+        let said = self.await_route_condition("tiny", "Scalable", "ScaleRefused").await;
         assert!(said["status"] == "False" && said["message"].as_str().unwrap().contains(why), "{said}");
-        self.told_of("tiny", "Warning", "ScaleRefused").await;
+        self.await_route_event("tiny", "Warning", "ScaleRefused").await;
         answer
     }
 }
@@ -148,7 +148,7 @@ impl Scenario {
 
 impl StreamingResponse {
     /// Reads the rest of the body.
-    async fn rest(&mut self) -> String {
+    async fn read_body_rest(&mut self) -> String {
         let mut text = String::new();
         while let Ok(Some(part)) = self.next().await {
             text += &String::from_utf8_lossy(&part);

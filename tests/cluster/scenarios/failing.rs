@@ -80,7 +80,7 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
     join_all(cases.iter().map(|case| fails(&it, replica, &anteroom, case))).await;
     let shell = it.shell();
     wait::until("the reasons in the table", wait::WAIT_LIMIT, async || {
-        let table = shell.anteroom("status").await.well();
+        let table = shell.anteroom("status").await.stdout_of_success();
         match cases.iter().find(|case| !table.contains(case.says)) {
             None => Ok(()),
             Some(missing) => Err(format!("{} is not in {table}", missing.says)),
@@ -152,7 +152,7 @@ pub(super) async fn failed_starts_report_the_reason(it: Scenario) {
     it.change_template("unmounted", &mounts).await;
     // One after the other, so that each has its own cold start and none is queued.
     for case in [absent, strangers, elsewhere, unmounted, unready] {
-        tells(&it, replica, case).await;
+        assert_reason_everywhere(&it, replica, case).await;
     }
 }
 
@@ -168,14 +168,14 @@ fn with_graces() -> Value {
 
 async fn fails(it: &Scenario, replica: &AnteroomReplica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
     it.serve(anteroom, &case.model, with_graces()).await;
-    tells(it, replica, case).await;
+    assert_reason_everywhere(it, replica, case).await;
 }
 
 /// Requests a model that does not start: every output has the reason.
-async fn tells(it: &Scenario, replica: &AnteroomReplica, case: &Case) {
+async fn assert_reason_everywhere(it: &Scenario, replica: &AnteroomReplica, case: &Case) {
     let Case { model, kind, word, says } = case;
     let (plain, stream) =
-        tokio::join!(replica.ask(&model.name, false), hears(it, replica, &model.name, says));
+        tokio::join!(replica.ask(&model.name, false), read_with_heartbeat(it, replica, &model.name, says));
     assert!(stream.contains("cold_start_failed"), "{stream}");
 
     let plain = plain.unwrap();
@@ -187,13 +187,13 @@ async fn tells(it: &Scenario, replica: &AnteroomReplica, case: &Case) {
     assert!(obstacle["message"].as_str().unwrap().contains(says), "{obstacle}");
     let series = format!("anteroom_obstacle{{route=\"{}/{}\",kind=\"{kind}\"", it.namespace, model.name);
     assert_eq!(replica.metric(&series).await, Some(1.0));
-    let note = it.told_of(&model.name, "Warning", word).await;
+    let note = it.await_route_event(&model.name, "Warning", word).await;
     assert!(note.contains(says), "{note}");
-    it.told_of(&model.name, "Warning", "ColdStartFailed").await;
+    it.await_route_event(&model.name, "Warning", "ColdStartFailed").await;
     // Exactly one Event, even for a ready pod whose port refuses connections and whose endpoint opens and closes again.
-    let failures = it.notes_of(&model.name, "Warning", "ColdStartFailed").await;
+    let failures = it.route_event_notes(&model.name, "Warning", "ColdStartFailed").await;
     assert!(matches!(failures.as_slice(), [note] if note.contains(says)), "{failures:?}");
-    let said = it.says(&model.name, "Ready", "Failed").await;
+    let said = it.await_route_condition(&model.name, "Ready", "Failed").await;
     assert!(said["message"].as_str().unwrap().contains(says), "{said}");
     let all = replica.cold_starts(it, &model.name).await;
     let [last] = all.as_slice() else { panic!("not one cold start: {all:?}") };
@@ -209,7 +209,7 @@ pub(super) async fn held_requests_are_served_after_the_fix(it: Scenario) {
         .play(fate::BACKOFF_ANNOTATION, "200ms");
     it.serve(&anteroom, &model, json!({ "keepalive": heartbeats() })).await;
     let mut waits = replica.ask("tiny", true).await.unwrap();
-    heard(&mut waits, "cannot have its image `anteroom`").await;
+    read_until_words(&mut waits, "cannot have its image `anteroom`").await;
 
     let pod = it.pods().await.remove(0).metadata.name.unwrap();
     it.patch(
@@ -219,29 +219,29 @@ pub(super) async fn held_requests_are_served_after_the_fix(it: Scenario) {
         &json!({ "metadata": { "annotations": { fate::FAILURE_ANNOTATION: null } } }),
     )
     .await;
-    heard(&mut waits, "data: [DONE]").await;
+    read_until_words(&mut waits, "data: [DONE]").await;
     it.obstacle(replica, "tiny", None).await;
-    it.says("tiny", "Ready", "EndpointsReady").await;
+    it.await_route_condition("tiny", "Ready", "EndpointsReady").await;
 }
 
-pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
+pub(super) async fn missing_scaled_object_is_reported(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = ModelDeployment::new("tiny");
     it.deploy(&model).await;
     it.apply(&model_route("tiny", json!({ "keepalive": heartbeats() }))).await;
     let why = format!("No ScaledObject names `{}/tiny`", it.namespace);
-    let said = it.says("tiny", "Scalable", "NoScaledObject").await;
+    let said = it.await_route_condition("tiny", "Scalable", "NoScaledObject").await;
     assert!(said["message"].as_str().unwrap().contains(&why), "{said}");
     it.obstacle(replica, "tiny", Some("no_scaled_object")).await;
-    it.told_of("tiny", "Warning", "NoScaledObject").await;
+    it.await_route_event("tiny", "Warning", "NoScaledObject").await;
     let mut waits = replica.ask("tiny", true).await.unwrap();
-    heard(&mut waits, &why).await;
+    read_until_words(&mut waits, &why).await;
 
     // Once created as instructed, the ScaledObject wakes the model for requests already waiting.
     it.apply(&ScaledObjectManifest::of(&model, &anteroom).object()).await;
-    heard(&mut waits, "data: [DONE]").await;
-    let said = it.says("tiny", "Scalable", "ScaledObject").await;
+    read_until_words(&mut waits, "data: [DONE]").await;
+    let said = it.await_route_condition("tiny", "Scalable", "ScaledObject").await;
     assert_eq!(said["status"], "True");
 }
 
@@ -257,17 +257,17 @@ pub(super) async fn scaled_object_of_another_scaler_is_recognised(it: Scenario) 
     let mut scaled = ScaledObjectManifest::of(&model, &anteroom);
     scaled.scaler.clone_from(&nobody);
     it.apply(&scaled.object()).await;
-    it.says("tiny", "Accepted", "Accepted").await;
+    it.await_route_condition("tiny", "Accepted", "Accepted").await;
     let mut waits = replica.ask("tiny", true).await.unwrap();
     let why = format!("for this route it asks `{nobody}`");
-    heard(&mut waits, &why).await;
-    let said = it.says("tiny", "Scalable", "ScaleRefused").await;
+    read_until_words(&mut waits, &why).await;
+    let said = it.await_route_condition("tiny", "Scalable", "ScaleRefused").await;
     let said = said["message"].as_str().unwrap();
     assert!(said.contains(&why) && said.contains("no metric specs returned from scalers"), "{said}");
-    it.told_of("tiny", "Warning", "ScaleRefused").await;
+    it.await_route_event("tiny", "Warning", "ScaleRefused").await;
 
     it.apply(&ScaledObjectManifest::of(&model, &anteroom).object()).await;
-    heard(&mut waits, "data: [DONE]").await;
+    read_until_words(&mut waits, "data: [DONE]").await;
     it.obstacle(replica, "tiny", None).await;
 }
 
@@ -276,13 +276,13 @@ pub(super) async fn absent_keda_operator_is_an_obstacle(it: Scenario) {
     it.serve(&anteroom, &ModelDeployment::new("tiny"), json!({ "keepalive": heartbeats() })).await;
     it.world.keda.kill_operator().await;
     let mut waits = anteroom.replicas[1].ask("tiny", true).await.unwrap();
-    heard(&mut waits, "KEDA has no stream to this proxy").await;
-    it.says("tiny", "Scalable", "NoKedaStream").await;
+    read_until_words(&mut waits, "KEDA has no stream to this proxy").await;
+    it.await_route_condition("tiny", "Scalable", "NoKedaStream").await;
     for replica in &anteroom.replicas {
         it.obstacle(replica, "tiny", Some("no_keda_stream")).await;
     }
     it.world.keda.restart_operator().await;
-    heard(&mut waits, "data: [DONE]").await;
+    read_until_words(&mut waits, "data: [DONE]").await;
     it.obstacle(&anteroom.replicas[0], "tiny", None).await;
 }
 
@@ -291,7 +291,7 @@ fn heartbeats() -> Value {
 }
 
 /// Reads a stream to its end; one of its heartbeats must contain `says`.
-async fn hears(it: &Scenario, replica: &AnteroomReplica, model: &str, says: &str) -> String {
+async fn read_with_heartbeat(it: &Scenario, replica: &AnteroomReplica, model: &str, says: &str) -> String {
     let answer = wait::within("a heartbeat", wait::WAIT_LIMIT, replica.ask(model, true)).await.unwrap();
     let text = wait::within("its end", wait::WAIT_LIMIT, answer.text()).await.unwrap();
     let told = text.lines().any(|line| line.starts_with(": ") && line.contains(&says.replace('"', "'")));
@@ -300,7 +300,7 @@ async fn hears(it: &Scenario, replica: &AnteroomReplica, model: &str, says: &str
 }
 
 /// Reads a stream until it contains `words`.
-async fn heard(answer: &mut StreamingResponse, words: &str) {
+async fn read_until_words(answer: &mut StreamingResponse, words: &str) {
     let mut text = String::new();
     let reading = async {
         while !text.contains(words) {

@@ -28,14 +28,14 @@ pub(super) async fn held_requests_wait_for_an_unaware_envoy(it: Scenario) {
         // Anteroom's probe is far faster than Envoy's health check and DNS: Envoy returned 503, but no client received
         // it.
         assert!(envoy.without_host().await > before, "round {round}");
-        it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
-        it.happened(NodeEventKind::Gone, round).await;
+        it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
+        it.await_node_events(NodeEventKind::Gone, round).await;
     }
     let completed = format!("anteroom_requests_total{{route=\"{}/tiny\",outcome=\"completed\"", it.namespace);
     assert_eq!(replica.metric(&completed).await, Some(16.0));
 }
 
-pub(super) async fn the_pods_of_an_inference_pool_are_a_target(it: Scenario) {
+pub(super) async fn inference_pool_is_a_valid_target(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let pool = json!({
@@ -56,7 +56,7 @@ pub(super) async fn the_pods_of_an_inference_pool_are_a_target(it: Scenario) {
     for stream in streams {
         wait::within("a stream", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
 }
 
 // === impl Envoy ===

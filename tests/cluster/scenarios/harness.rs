@@ -33,8 +33,8 @@ pub(super) async fn push_scales_from_zero_and_silence_to_zero(it: Scenario) {
     let pushed = SystemTime::now();
     scaler.push(12);
     // A demand of 12 at 5 per replica needs 3 replicas.
-    replicas.reach(3).await;
-    assert_eq!(replicas.course(), [0, 1, 3]);
+    replicas.await_value(3).await;
+    assert_eq!(replicas.value_history(), [0, 1, 3]);
     let addresses = it.endpoints("tiny", 3).await;
     for address in addresses {
         let answer = client::get(format!("{address}:8000").parse().unwrap(), "/v1/models").await.unwrap();
@@ -46,8 +46,8 @@ pub(super) async fn push_scales_from_zero_and_silence_to_zero(it: Scenario) {
     }
 
     scaler.push(0);
-    it.wanted("tiny", 0, Duration::from_secs(90)).await;
-    it.happened(NodeEventKind::Gone, 3).await;
+    it.await_spec_replicas("tiny", 0, Duration::from_secs(90)).await;
+    it.await_node_events(NodeEventKind::Gone, 3).await;
     it.wait_for_pods("no pods", |pods| pods.is_empty().then_some(())).await;
     assert!(
         it.history().iter().all(|moment| moment.what != NodeEventKind::Killed),

@@ -38,13 +38,13 @@ pub(super) async fn each_profile_installs_paused_and_uninstalls(it: Scenario) {
     it.deploy(&ModelDeployment::new("tiny")).await;
     // The strictest pod security standard; it does not affect the model, which has no pods.
     let label = format!("label namespace {} pod-security.kubernetes.io/enforce=restricted", it.namespace);
-    it.shell().kubectl(&label).await.well();
+    it.shell().kubectl(&label).await.stdout_of_success();
     let mut release = Release::new(&it, &["nodeSelector.pool=nowhere"]);
     release.set_json("models", &json!([{ "name": "tiny", "service": { "name": "tiny", "port": 80 } }]));
     for (profile, floor) in [("cost", 0), ("dev", 1), ("ha", 2)] {
         let profile = format!("profile={profile}");
         release.helm("install", &[&profile]).await;
-        release.is_there().await;
+        release.assert_objects_exist().await;
         it.wait_for_pods("two pods", |pods| (pods.len() == 2).then_some(())).await;
         let scaled =
             it.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "True").await;
@@ -52,24 +52,24 @@ pub(super) async fn each_profile_installs_paused_and_uninstalls(it: Scenario) {
         let scaled = it.dynamic(SCALED_OBJECT_API_VERSION, "ScaledObject").get("tiny").await.unwrap();
         assert_eq!(scaled.data["spec"]["minReplicaCount"], floor);
         assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true");
-        it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+        it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
         let config = it.api::<ConfigMap>().get("anteroom").await.unwrap();
-        release.checks(&it, &config).await;
+        release.assert_config_accepted(&it, &config).await;
 
         // Nothing may be left, so that the next profile can be installed.
         release.helm("uninstall", &[]).await;
         for kind in
             ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"]
         {
-            let left = release.shell.kubectl(&format!("get {kind} --ignore-not-found -o name")).await.well();
+            let left = release.shell.kubectl(&format!("get {kind} --ignore-not-found -o name")).await.stdout_of_success();
             assert_eq!(left, "", "{profile}");
         }
     }
     // Users' routes outlive a release.
-    release.shell.kubectl("get crd modelroutes.anteroom.dev").await.well();
+    release.shell.kubectl("get crd modelroutes.anteroom.dev").await.stdout_of_success();
 }
 
-pub(super) async fn all_that_the_chart_can_say_is_taken(it: Scenario) {
+pub(super) async fn every_chart_object_is_accepted(it: Scenario) {
     let [mut values, models] = ["everything", "models"].map(|name| {
         let file = Path::new(CHART).join(format!("ci/{name}-values.yaml"));
         api::objects_in(&file).remove(0)
@@ -91,30 +91,30 @@ pub(super) async fn all_that_the_chart_can_say_is_taken(it: Scenario) {
     let mut release = Release::new(&it, &[]);
     release.values = vec![format!("file:{}", file.display())];
     release.helm("install", &[]).await;
-    release.is_there().await;
+    release.assert_objects_exist().await;
     let made =
-        release.shell.kubectl("get modelroutes,scaledobjects,triggerauthentications -o name").await.well();
+        release.shell.kubectl("get modelroutes,scaledobjects,triggerauthentications -o name").await.stdout_of_success();
     assert_eq!(made.lines().count(), 5 + 3 + 3, "{made}");
     let config = it.api::<ConfigMap>().get("waiting-room").await.unwrap();
-    release.checks(&it, &config).await;
+    release.assert_config_accepted(&it, &config).await;
     release.helm("uninstall", &[]).await;
 }
 
-pub(super) async fn a_release_for_one_namespace_serves_it(it: Scenario) {
+pub(super) async fn namespaced_release_serves_its_namespace(it: Scenario) {
     let mut release = Release::new(&it, &[]);
     release.values.push(format!("kubernetes.namespaces={{{}}}", it.namespace));
     release.serves(&it).await;
-    let left = release.shell.kubectl("get clusterrole -o name").await.well();
+    let left = release.shell.kubectl("get clusterrole -o name").await.stdout_of_success();
     assert!(!left.contains(&it.namespace), "a Role is enough: {left}");
 }
 
 pub(super) async fn cluster_release_serves_other_namespaces(it: Scenario) {
-    let models = it.beside("models").await;
+    let models = it.second_namespace("models").await;
     Release::new(&it, &[]).serves(&models).await;
     let _ = it.shell().kubectl(&format!("delete namespace {} --wait=false", models.namespace)).await;
 }
 
-pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
+pub(super) async fn rights_are_sufficient_and_minimal(it: Scenario) {
     let read = "get list watch";
     let mut expected = BTreeMap::from([
         ("modelroutes.anteroom.dev", read),
@@ -135,7 +135,7 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
     for object in chart::rights(&it.world, &it.namespace, &[]).await {
         it.apply(&object).await;
     }
-    it.may("anteroom", &expected).await;
+    it.await_exact_rights("anteroom", &expected).await;
     for (verb, what) in [
         ("get", "secrets"),
         ("create", "pods"),
@@ -160,7 +160,7 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
         it.apply(&object).await;
     }
     expected.insert("configmaps", "list watch");
-    it.may("anteroom", &expected).await;
+    it.await_exact_rights("anteroom", &expected).await;
 
     let values =
         ["directScaling.enabled=true", "kubernetes.interceptorRoutes=false", "sessions.enabled=false"];
@@ -174,7 +174,7 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
         ("statefulsets/scale.apps", "get patch"),
         ("horizontalpodautoscalers.autoscaling", "list"),
     ]);
-    it.may("anteroom", &expected).await;
+    it.await_exact_rights("anteroom", &expected).await;
 }
 
 // === impl Release ===
@@ -220,7 +220,7 @@ impl Release {
         }
         let said = self.shell.helm(arguments).await;
         let told = said.err.clone();
-        said.well() + &told
+        said.stdout_of_success() + &told
     }
 
     /// Installs, upgrades and uninstalls a release with a model in the namespace of `models`.
@@ -238,15 +238,15 @@ impl Release {
         let said = self.helm("install", &["profile=cost"]).await;
         assert!(said.contains("ScaledObjects come paused"), "{said}");
         self.rolled_out().await;
-        models.says("tiny", "Accepted", "Accepted").await;
+        models.await_route_condition("tiny", "Accepted", "Accepted").await;
         models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "True").await;
 
         let resume = "annotate scaledobject tiny autoscaling.keda.sh/paused-";
-        self.shell.kubectl(&format!("{resume} -n {}", models.namespace)).await.well();
+        self.shell.kubectl(&format!("{resume} -n {}", models.namespace)).await.stdout_of_success();
         models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Ready", "True").await;
         models.wait_for_condition(SCALED_OBJECT_API_VERSION, "ScaledObject", "tiny", "Paused", "False").await;
-        self.asks().await;
-        models.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+        self.request_through_service().await;
+        models.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
 
         // Another version: a setting that is only read at the start makes every replica restart.
         let said = self.helm("upgrade", &["profile=dev", "peers.timeout=5s"]).await;
@@ -255,7 +255,7 @@ impl Release {
         let scaled = models.dynamic(SCALED_OBJECT_API_VERSION, "ScaledObject").get("tiny").await.unwrap();
         assert_eq!(scaled.data["spec"]["minReplicaCount"], 1);
         assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true", "as the page on KEDA says");
-        self.asks().await;
+        self.request_through_service().await;
 
         self.helm("uninstall", &[]).await;
         for kind in [(ANTEROOM_API_VERSION, "ModelRoute"), (SCALED_OBJECT_API_VERSION, "ScaledObject")] {
@@ -266,7 +266,7 @@ impl Release {
         }
         wait::until("no pods of the release", wait::WAIT_LIMIT, async || {
             let selector = "get pods -l app.kubernetes.io/name=anteroom -o name";
-            let pods = self.shell.kubectl(selector).await.well();
+            let pods = self.shell.kubectl(selector).await.stdout_of_success();
             if pods.is_empty() { Ok(()) } else { Err(pods) }
         })
         .await;
@@ -275,29 +275,29 @@ impl Release {
     }
 
     /// Asserts that all objects of the release exist.
-    async fn is_there(&self) {
-        let manifest = self.shell.helm(["get", "manifest", "anteroom"]).await.well();
-        self.shell.kubectl_with("get -f -", &manifest).await.well();
+    async fn assert_objects_exist(&self) {
+        let manifest = self.shell.helm(["get", "manifest", "anteroom"]).await.stdout_of_success();
+        self.shell.kubectl_with("get -f -", &manifest).await.stdout_of_success();
     }
 
     /// Asserts that Anteroom accepts the generated configuration.
-    async fn checks(&self, it: &Scenario, config: &ConfigMap) {
+    async fn assert_config_accepted(&self, it: &Scenario, config: &ConfigMap) {
         let file = it.world.plane.folders.run.join(format!("{}.checked.yaml", it.namespace));
         std::fs::write(&file, &config.data.as_ref().unwrap()["config.yaml"]).unwrap();
-        self.shell.anteroom(&format!("check --config {}", file.display())).await.well();
+        self.shell.anteroom(&format!("check --config {}", file.display())).await.stdout_of_success();
     }
 
     async fn rolled_out(&self) {
-        self.shell.kubectl("rollout status deployment/anteroom --timeout=50s").await.well();
+        self.shell.kubectl("rollout status deployment/anteroom --timeout=50s").await.stdout_of_success();
     }
 
     /// Requests the model through the Service of the release.
-    async fn asks(&self) {
+    async fn request_through_service(&self) {
         let proxies = format!(
             "get endpointslices -n {} -l kubernetes.io/service-name=anteroom -o jsonpath={{..addresses[0]}}",
             self.namespace
         );
-        let addresses = self.shell.kubectl(&proxies).await.well();
+        let addresses = self.shell.kubectl(&proxies).await.stdout_of_success();
         assert!(!addresses.is_empty());
         for address in addresses.split_whitespace() {
             let proxy = format!("{address}:8080").parse().unwrap();
@@ -313,12 +313,12 @@ impl Release {
 
 impl Scenario {
     /// Creates a second namespace for the scenario. The caller must delete it.
-    async fn beside(&self, suffix: &str) -> Self {
+    async fn second_namespace(&self, suffix: &str) -> Self {
         Self::new(self.world.clone(), suffix).await
     }
 
     /// Waits until a service account has exactly these rights in the namespace, besides those of every account.
-    async fn may(&self, account: &str, expected: &BTreeMap<&str, &str>) {
+    async fn await_exact_rights(&self, account: &str, expected: &BTreeMap<&str, &str>) {
         wait::until("the rights of the chart", wait::WAIT_LIMIT, async || {
             let everybodys = self.rights_of("default").await?;
             let mut found = self.rights_of(account).await?;

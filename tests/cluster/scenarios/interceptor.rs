@@ -68,7 +68,7 @@ pub(super) async fn first_request_starts_the_app_through_keda(it: Scenario) {
         }],
     });
     it.apply(&interceptor_route("my-app", route)).await;
-    it.their_route_says("my-app", "Accepted").await;
+    it.await_interceptor_route_ready("my-app", "Accepted").await;
     it.scale(&ScaledObjectManifest::new(
         "my-app",
         &anteroom.scaler(),
@@ -105,7 +105,7 @@ pub(super) async fn first_request_starts_the_app_through_keda(it: Scenario) {
     assert!(answer.unwrap().text().await.unwrap().ends_with("data: [DONE]\n\n"));
 }
 
-pub(super) async fn the_most_specific_rule_has_the_request(it: Scenario) {
+pub(super) async fn most_specific_rule_gets_the_request(it: Scenario) {
     for (name, rule) in RULES {
         let rule: Value = serde_json::from_str(rule).unwrap();
         it.apply(&interceptor_route(name, json!({

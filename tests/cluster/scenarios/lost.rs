@@ -26,7 +26,7 @@ pub(super) async fn node_that_loses_power_gives_back_its_requests(it: Scenario) 
     scaled.max = 1;
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let flow = replica.flow("tiny").await;
-    flow.flows().await;
+    flow.await_next_part().await;
     let waiting = (0..3).map(|_| replica.ask("tiny", false));
     let power = async {
         let in_flight = async |number: u64| {

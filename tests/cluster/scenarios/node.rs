@@ -16,7 +16,7 @@ use crate::{
     scenario::Scenario,
 };
 
-pub(super) async fn a_missing_image_backs_off_until_it_is_there(it: Scenario) {
+pub(super) async fn missing_image_is_pulled_with_backoff(it: Scenario) {
     let mut model = ModelDeployment::new("tiny")
         .play(fate::FAILURE_ANNOTATION, "image-pull-back-off")
         .play(fate::BACKOFF_ANNOTATION, "300ms");
@@ -55,7 +55,7 @@ pub(super) async fn exited_container_restarts_with_backoff(it: Scenario) {
     );
 }
 
-pub(super) async fn a_container_that_is_out_of_memory_says_so(it: Scenario) {
+pub(super) async fn oom_killed_container_reports_its_reason(it: Scenario) {
     let mut model = ModelDeployment::new("tiny")
         .play(fate::FAILURE_ANNOTATION, "oom")
         .play(fate::BACKOFF_ANNOTATION, "60s");
@@ -70,7 +70,7 @@ pub(super) async fn a_container_that_is_out_of_memory_says_so(it: Scenario) {
     assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("OOMKilled")));
 }
 
-pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
+pub(super) async fn unschedulable_pod_waits_for_a_node(it: Scenario) {
     let pool = BTreeMap::from([("pool".to_owned(), it.namespace.clone())]);
     let mut model = ModelDeployment::new("tiny").play(fate::PULL_DELAY_ANNOTATION, "200ms");
     (model.replicas, model.probe_period, model.node_selector) = (1, 1, pool.clone());
@@ -96,11 +96,11 @@ pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
         .delete_collection(&DeleteParams::default(), &ListParams::default())
         .await
         .unwrap();
-    it.happened(NodeEventKind::Gone, 1).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
-pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
+pub(super) async fn pod_ends_after_hook_and_grace_period(it: Scenario) {
     // One model that exits on SIGTERM after its hook, and one that must be killed.
     let mut polite = ModelDeployment::new("polite");
     (polite.replicas, polite.probe_period) = (1, 1);
@@ -119,11 +119,11 @@ pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
     for model in ["polite", "stubborn"] {
         it.patch("apps/v1", "Deployment", model, &json!({ "spec": { "replicas": 0 } })).await;
     }
-    it.happened(NodeEventKind::Terminating, 2).await;
+    it.await_node_events(NodeEventKind::Terminating, 2).await;
     // The server runs while the hook does; new connections should go elsewhere.
     it.endpoints("polite", 0).await;
     assert_eq!(client::get((address + ":8000").parse().unwrap(), "/health").await.unwrap().status, 200);
-    it.happened(NodeEventKind::Gone, 2).await;
+    it.await_node_events(NodeEventKind::Gone, 2).await;
     let course = |model: &str| -> Vec<NodeEventKind> {
         let moments = it.history().into_iter().filter(|moment| moment.pod.starts_with(model));
         let moments = moments.skip_while(|moment| moment.what != NodeEventKind::Terminating);

@@ -23,7 +23,7 @@ use crate::{
     wait,
 };
 
-pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) {
+pub(super) async fn pull_and_start_are_timed_and_reported(it: Scenario) {
     let plays = [
         (fate::PULL_DELAY_ANNOTATION, "1200ms"),
         (fate::START_DELAY_ANNOTATION, "400ms"),
@@ -34,15 +34,15 @@ pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) 
         (model.replicas, model.probe_period) = (1, 1);
         it.deploy(&model).await;
     }
-    it.happened(NodeEventKind::Pulling, 1).await;
+    it.await_node_events(NodeEventKind::Pulling, 1).await;
     let pods = it.pods().await;
     let status = container(pods.iter().find(|pod| pod.name_any().starts_with("slow")).unwrap());
     if let Some(ContainerStatus { state: Some(state), .. }) = status {
         assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
     }
-    it.happened(NodeEventKind::Ready, 2).await;
+    it.await_node_events(NodeEventKind::Ready, 2).await;
     let [pulling, pulled, started] = [NodeEventKind::Pulling, NodeEventKind::Pulled, NodeEventKind::Started]
-        .map(|what| moment(&it, "slow", what));
+        .map(|what| first_event_of(&it, "slow", what));
     assert!(between(&pulling, &pulled) >= Duration::from_millis(1200));
     assert!(between(&pulled, &started) >= Duration::from_millis(400));
     assert!(it.history().iter().all(|one| one.what != NodeEventKind::Pulling || one.pod.starts_with("slow")));
@@ -87,17 +87,17 @@ pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
     let began = SystemTime::now();
     let cloud = it.cloud(Duration::from_millis(500), machine);
     it.deploy(&model).await;
-    it.happened(NodeEventKind::Ready, 1).await;
+    it.await_node_events(NodeEventKind::Ready, 1).await;
     let node = cloud.node().await;
 
     let [registers, registered, ready] =
         [NodeEventKind::Registers, NodeEventKind::Registered, NodeEventKind::NodeReady]
-            .map(|what| moment(&it, &node.name, what));
+            .map(|what| first_event_of(&it, &node.name, what));
     assert!(registers.at.duration_since(began).unwrap() >= Duration::from_millis(500));
     assert!(between(&registered, &ready) >= Duration::from_millis(600));
     // Like a real node, it is tainted until it is ready.
     let [bound, started] =
-        [NodeEventKind::Bound, NodeEventKind::Started].map(|what| moment(&it, "tiny", what));
+        [NodeEventKind::Bound, NodeEventKind::Started].map(|what| first_event_of(&it, "tiny", what));
     assert!(bound.at > ready.at, "{:?}", it.history());
     let object = it.kube.all::<Node>().get(&node.name).await.unwrap();
     let created = SystemTime::from(object.creation_timestamp().unwrap().0);
@@ -114,7 +114,7 @@ pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
         .delete_collection(&DeleteParams::default(), &ListParams::default())
         .await
         .unwrap();
-    it.happened(NodeEventKind::Gone, 1).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
@@ -123,22 +123,22 @@ pub(super) async fn logs_are_read_by_authorized_clients(it: Scenario) {
         ModelDeployment::new("tiny").sim("--load-time 500ms").play(fate::PULL_DELAY_ANNOTATION, "10s");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
-    it.happened(NodeEventKind::Pulling, 1).await;
+    it.await_node_events(NodeEventKind::Pulling, 1).await;
     let name = it.pods().await[0].name_any();
     let shell = it.shell();
-    let waits = shell.kubectl(&format!("logs {name}")).await.ill();
+    let waits = shell.kubectl(&format!("logs {name}")).await.stderr_of_failure();
     let kubelets = format!("container \"server\" in pod \"{name}\" is waiting to start: ContainerCreating");
     assert!(waits.contains(&kubelets), "{waits}");
-    it.happened(NodeEventKind::Ready, 1).await;
-    let all = shell.kubectl(&format!("logs {name}")).await.well();
+    it.await_node_events(NodeEventKind::Ready, 1).await;
+    let all = shell.kubectl(&format!("logs {name}")).await.stdout_of_success();
     assert!(all.contains("Loading weights took 0.1"), "{all}");
-    let tail = shell.kubectl(&format!("logs --tail=1 --timestamps {name}")).await.well();
+    let tail = shell.kubectl(&format!("logs --tail=1 --timestamps {name}")).await.stdout_of_success();
     let (time, line) = tail.trim_end().split_once(' ').unwrap();
     assert_eq!(Some(line), all.lines().last());
-    let answers = moment(&it, "tiny", NodeEventKind::Answers).at;
+    let answers = first_event_of(&it, "tiny", NodeEventKind::Answers).at;
     let stamped = humantime::parse_rfc3339(time).unwrap();
     assert!(
-        moment(&it, "tiny", NodeEventKind::Started).at < stamped && stamped <= answers,
+        first_event_of(&it, "tiny", NodeEventKind::Started).at < stamped && stamped <= answers,
         "{time} {answers:?}"
     );
 
@@ -152,8 +152,8 @@ pub(super) async fn logs_are_read_by_authorized_clients(it: Scenario) {
     it.deploy(&talks).await;
     it.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "reader" } }))
         .await;
-    it.happened(NodeEventKind::Ready, 2).await;
-    let name = moment(&it, "talks", NodeEventKind::Started).pod;
+    it.await_node_events(NodeEventKind::Ready, 2).await;
+    let name = first_event_of(&it, "talks", NodeEventKind::Started).pod;
     let pods = it.as_service_account("reader").await.namespaced::<Pod>(&it.namespace);
     let params = LogParams { follow: true, ..LogParams::default() };
     let Err(kube::Error::Api(refused)) = pods.log_stream(&name, &params).await.map(drop) else {
@@ -193,7 +193,7 @@ fn rights() -> [serde_json::Value; 2] {
 }
 
 /// Returns the first event of this kind of a pod or node whose name begins with `name`.
-fn moment(it: &Scenario, name: &str, what: NodeEventKind) -> NodeEvent {
+fn first_event_of(it: &Scenario, name: &str, what: NodeEventKind) -> NodeEvent {
     let history = it.history();
     let found = history.iter().find(|moment| moment.what == what && moment.pod.starts_with(name));
     found.unwrap_or_else(|| panic!("{what:?} of {name} is not in {history:?}")).clone()

@@ -23,7 +23,7 @@ pub(super) async fn pods_outlive_the_apiserver(it: Scenario) {
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 2 } })).await;
     it.endpoints("tiny", 2).await;
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
-    it.happened(NodeEventKind::Gone, 2).await;
+    it.await_node_events(NodeEventKind::Gone, 2).await;
 }
 
 pub(super) async fn keda_receives_next_push_after_restart(it: Scenario) {
@@ -45,6 +45,6 @@ pub(super) async fn keda_receives_next_push_after_restart(it: Scenario) {
     it.world.keda.restart_operator().await;
     streams(1).await;
     scaler.push(1);
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
     it.endpoints("tiny", 1).await;
 }

@@ -28,24 +28,24 @@ pub(super) async fn request_at_zero_gets_the_resume_command(it: Scenario) {
         }
         assert_eq!(replica.gauge("anteroom_scaler_active", &it, "tiny").await, 0.0);
     }
-    let said = it.says("tiny", "Scalable", "AutoscalingPaused").await;
+    let said = it.await_route_condition("tiny", "Scalable", "AutoscalingPaused").await;
     assert!(said["message"].as_str().unwrap().contains(&command(&it, "2h")), "{said}");
-    it.told_of("tiny", "Normal", "AutoscalingPaused").await;
+    it.await_route_event("tiny", "Normal", "AutoscalingPaused").await;
     let shell = it.shell();
-    let status = shell.anteroom("status").await.well();
+    let status = shell.anteroom("status").await.stdout_of_success();
     assert!(status.contains("(paused)") && status.contains(&command(&it, "2h")), "{status}");
-    assert_eq!(replicas.course(), [0]);
+    assert_eq!(replicas.value_history(), [0]);
 
     // The command as given in the message, except for the time.
     let command = command(&it, "1h");
-    shell.anteroom(command.strip_prefix("anteroom ").unwrap()).await.well();
+    shell.anteroom(command.strip_prefix("anteroom ").unwrap()).await.stdout_of_success();
     it.wait_for_condition(KEDA_API_VERSION, "ScaledObject", "tiny", "Paused", "False").await;
     for replica in &anteroom.replicas {
         it.obstacle(replica, "tiny", None).await;
     }
     it.stream_of_keda(&anteroom, "tiny").await;
     assert_eq!(asks(&anteroom.replicas[1]).await.status, 200);
-    it.says("tiny", "Scalable", "ScaledObject").await;
+    it.await_route_condition("tiny", "Scalable", "ScaledObject").await;
     wait::until("the cold start in the table", wait::WAIT_LIMIT, async || {
         let table = shell.kubectl("get mr tiny -o wide").await;
         let row = table.table().remove(1);
@@ -59,14 +59,14 @@ pub(super) async fn request_at_zero_gets_the_resume_command(it: Scenario) {
     .await;
 }
 
-pub(super) async fn a_route_may_wait_for_the_end_of_a_pause(it: Scenario) {
+pub(super) async fn route_can_hold_until_pause_ends(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &model(), json!({ "whenPaused": "hold" })).await;
     it.pause("tiny", PAUSED, json!("true")).await;
     it.obstacle(replica, "tiny", Some("autoscaling_paused")).await;
     let waits = replica.read("tiny", 4);
-    replica.holds(&it, "tiny", 1).await;
+    replica.await_held_count(&it, "tiny", 1).await;
     let api = it.dynamic(KEDA_API_VERSION, "ScaledObject");
     assert!(api.get("tiny").await.unwrap().metadata.annotations.unwrap().contains_key(PAUSED));
 
@@ -82,9 +82,9 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     // The model never becomes ready by itself.
     it.serve(&anteroom, &model().sim("--hang-load"), keepalive).await;
     let waits = replica.read("tiny", 4);
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
     it.pause("tiny", PAUSED_REPLICAS, json!("0")).await;
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
     let told = wait::within("an end of the wait", wait::WAIT_LIMIT, waits).await.unwrap().unwrap_err();
     for part in ["cold_start_failed", "is paused at zero", PAUSED_REPLICAS, "anteroom session start"] {
         assert!(told.contains(part), "{told}");
@@ -94,9 +94,9 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     let healthy = json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/args",
         "value": ["sim", "--port", "8000", "--load-time", "300ms"] }]);
     let patch = format!("patch deployment tiny --type=json -p {}", healthy.to_string().replace(' ', ""));
-    it.shell().kubectl(&patch).await.well();
+    it.shell().kubectl(&patch).await.stdout_of_success();
     it.pause("tiny", PAUSED_REPLICAS, json!("1")).await;
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
     it.obstacle(replica, "tiny", None).await;
     assert_eq!(asks(replica).await.status, 200);
     // Running pods keep serving under both pause annotations.
@@ -104,7 +104,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;
     it.endpoints("tiny", 1).await;
     assert_eq!(asks(replica).await.status, 200);
-    let said = it.says("tiny", "Ready", "EndpointsReady").await;
+    let said = it.await_route_condition("tiny", "Ready", "EndpointsReady").await;
     assert_eq!(said["status"], "True");
 }
 
@@ -141,19 +141,19 @@ impl Scenario {
     }
 
     /// Waits for an Event of a ModelRoute with this type and reason, and returns its note.
-    pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
+    pub(super) async fn await_route_event(&self, route: &str, kind: &str, reason: &str) -> String {
         wait::until(&format!("an Event {reason}"), wait::WAIT_LIMIT, async || {
-            self.notes_of(route, kind, reason).await.into_iter().next().ok_or("none".into())
+            self.route_event_notes(route, kind, reason).await.into_iter().next().ok_or("none".into())
         })
         .await
     }
 
     /// Returns the notes of all current Events of a ModelRoute with this type and reason.
-    pub(super) async fn notes_of(&self, route: &str, kind: &str, reason: &str) -> Vec<String> {
+    pub(super) async fn route_event_notes(&self, route: &str, kind: &str, reason: &str) -> Vec<String> {
         let selector =
             format!("involvedObject.name={route},involvedObject.kind=ModelRoute,type={kind},reason={reason}");
         let found = self.shell().kubectl(&format!("get events --field-selector {selector} -o json")).await;
-        let list: Value = serde_json::from_str(&found.well()).unwrap();
+        let list: Value = serde_json::from_str(&found.stdout_of_success()).unwrap();
         let notes = list["items"].as_array().unwrap().iter().filter_map(|event| event["message"].as_str());
         notes.map(str::to_owned).collect()
     }

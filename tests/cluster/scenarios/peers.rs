@@ -34,16 +34,16 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
     // A model without demand on any replica goes to zero, after polls of any replica; twice, so that all were polled.
     for _ in 0..2 {
         wait::within("an answer", wait::WAIT_LIMIT, third.read("short", 1)).await.unwrap().unwrap();
-        it.wanted("short", 0, wait::WAIT_LIMIT).await;
+        it.await_spec_replicas("short", 0, wait::WAIT_LIMIT).await;
         // Until the replica has noticed, requests go to the terminating pod.
-        third.rests(&it, "short").await;
+        third.await_route_idle(&it, "short").await;
     }
-    assert_eq!(replicas.course(), [0, 1]);
-    stream.flows().await;
+    assert_eq!(replicas.value_history(), [0, 1]);
+    stream.await_next_part().await;
 
     drop(stream);
-    replicas.reach(0).await;
-    assert_eq!(replicas.course(), [0, 1, 0]);
+    replicas.await_value(0).await;
+    assert_eq!(replicas.value_history(), [0, 1, 0]);
 }
 
 pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
@@ -58,10 +58,10 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
 
     let kept = other.read("tiny", 4);
     let lost: Vec<_> = (0..3).map(|_| victim.read("tiny", 4)).collect();
-    victim.holds(&it, "tiny", 3).await;
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    victim.await_held_count(&it, "tiny", 3).await;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
     for replica in &anteroom.replicas {
-        replica.reports(&it, "tiny", 4.0).await;
+        replica.await_reported_demand(&it, "tiny", 4.0).await;
     }
     anteroom.kill(killed).await;
     for stream in lost {
@@ -71,14 +71,14 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
         assert_eq!(replica.depth(&it, "tiny").await, 4.0, "for a while its last word counts");
     }
     for replica in &anteroom.replicas {
-        replica.reports(&it, "tiny", 1.0).await;
+        replica.await_reported_demand(&it, "tiny", 1.0).await;
     }
     it.stream_of_keda(&anteroom, "tiny").await;
 
     let node = it.world.add_node(pool).await;
     wait::within("who waits at another replica", wait::WAIT_LIMIT, kept).await.unwrap().unwrap();
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
-    it.happened(NodeEventKind::Gone, 1).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
@@ -98,9 +98,9 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
 
     let [told, served] = [&*old, &*other].map(|replica| replica.read("tiny", 4));
     for replica in [&*old, &*other] {
-        replica.holds(&it, "tiny", 1).await;
+        replica.await_held_count(&it, "tiny", 1).await;
     }
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
     // Nothing starts in time: held requests get an error and must be retried elsewhere.
     tokio::join!(old.stop(), has_stream(other, &it));
     let error = told.await.unwrap().unwrap_err();
@@ -110,18 +110,18 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
     let (node, (), ()) = tokio::join!(it.world.add_node(pool), other.stop(), has_stream(old, &it));
     served.await.unwrap().unwrap();
     other.start().await;
-    assert!(replicas.course().starts_with(&[0, 1]), "{:?}", replicas.course());
+    assert!(replicas.value_history().starts_with(&[0, 1]), "{:?}", replicas.value_history());
     // Both serve. The linger was lost with the replicas, so the model may have gone to zero during the restarts.
     for replica in [&*old, &*other] {
         let answer = wait::within("an answer", wait::WAIT_LIMIT, replica.ask("tiny", true)).await.unwrap();
         serving::finish(answer).await.unwrap();
     }
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
     // KEDA backs off from a stream that ends with an error.
     let log = std::fs::read_to_string(it.world.plane.folders.logs.join("keda-operator.log")).unwrap();
     let errors = log.lines().filter(|line| line.contains(&it.namespace) && line.contains("StreamIsActive"));
     assert_eq!(errors.collect::<Vec<_>>(), Vec::<&str>::new());
-    it.happened(NodeEventKind::Gone, 1).await;
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 

@@ -12,7 +12,7 @@ use crate::{
     wait,
 };
 
-pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
+pub(super) async fn replicas_grow_after_first_response(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     // No node has room for the pod. The autoscaler queries the metric before a new node appears.
@@ -25,7 +25,7 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let replicas = it.replicas("tiny").await;
 
     let streams: Vec<_> = (0..6).map(|_| replica.read("tiny", 240)).collect();
-    replica.holds(&it, "tiny", 6).await;
+    replica.await_held_count(&it, "tiny", 6).await;
     let hpa = ("autoscaling/v2", "HorizontalPodAutoscaler", "keda-hpa-tiny");
     it.wait_for_condition(hpa.0, hpa.1, hpa.2, "ScalingActive", "True").await;
     assert_eq!(replica.depth(&it, "tiny").await, 2.0, "the target, not 6");
@@ -33,16 +33,16 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let node = it.world.add_node(pool).await;
     // 4 held requests, and 2 in flight weighted by target ÷ max: 4 + 2 × 2 ÷ 2 = 6, which is 3 replicas at a target of
     // 2.
-    replicas.reach(3).await;
+    replicas.await_value(3).await;
     let answered = it.world.ground.history.first(&it.namespace, NodeEventKind::Answers).unwrap();
-    assert_eq!(replicas.until(answered), [0, 1]);
+    assert_eq!(replicas.values_until(answered), [0, 1]);
     for stream in streams {
         wait::within("a stream", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
 
-    replicas.reach(0).await;
-    it.happened(NodeEventKind::Gone, 3).await;
-    let course = replicas.course();
+    replicas.await_value(0).await;
+    it.await_node_events(NodeEventKind::Gone, 3).await;
+    let course = replicas.value_history();
     assert_eq!(course.iter().max(), Some(&3), "{course:?}");
     assert!(!course[1..course.len() - 1].contains(&0), "{course:?}");
     node.leave(&it.kube).await;
@@ -61,7 +61,7 @@ pub(super) async fn requests_held_by_the_ramp_add_no_replica(it: Scenario) {
     // Less than the default of 64 per replica, and more than nine times the 5 for which another replica is added.
     let answers = join_all((0..48).map(|_| replica.ask("tiny", false)));
     let starting = async {
-        replica.holds(&it, "tiny", 48).await;
+        replica.await_held_count(&it, "tiny", 48).await;
         it.world.add_node(pool).await
     };
     let both = async { tokio::join!(answers, starting) };
@@ -69,9 +69,9 @@ pub(super) async fn requests_held_by_the_ramp_add_no_replica(it: Scenario) {
     for answer in answers {
         assert_eq!(answer.unwrap().status, 200);
     }
-    replicas.reach(0).await;
-    assert_eq!(replicas.course(), [0, 1, 0]);
-    it.happened(NodeEventKind::Gone, 1).await;
+    replicas.await_value(0).await;
+    assert_eq!(replicas.value_history(), [0, 1, 0]);
+    it.await_node_events(NodeEventKind::Gone, 1).await;
     node.leave(&it.kube).await;
 }
 
@@ -91,10 +91,10 @@ pub(super) async fn requests_between_polls_keep_the_model(it: Scenario) {
             assert_eq!(answer.status, 200);
             answer.json().await;
         }
-        it.wanted("blinking", 0, wait::WAIT_LIMIT).await;
-        replica.rests(&it, "blinking").await;
+        it.await_spec_replicas("blinking", 0, wait::WAIT_LIMIT).await;
+        replica.await_route_idle(&it, "blinking").await;
     }
-    assert_eq!(replicas.course(), [0, 1]);
+    assert_eq!(replicas.value_history(), [0, 1]);
     assert_eq!(replica.cold_starts(&it, "blinking").await.len(), 2);
     assert_eq!(replica.cold_starts(&it, "steady").await.len(), 1);
 }
@@ -127,8 +127,8 @@ pub(super) async fn terminating_pod_finishes_its_requests(it: Scenario) {
     .await;
     // The two remaining requests need only one replica: 2 × 2 ÷ 2 = 2.
     short.clear();
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
-    let leaving = it.happened(NodeEventKind::Terminating, 1).await.remove(0).pod;
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
+    let leaving = it.await_node_events(NodeEventKind::Terminating, 1).await.remove(0).pod;
     let pods = it.pods().await;
     let address = |leaves: bool| {
         let pod = pods.iter().find(|pod| (pod.metadata.name.as_ref() == Some(&leaving)) == leaves).unwrap();
@@ -154,8 +154,8 @@ pub(super) async fn terminating_pod_finishes_its_requests(it: Scenario) {
         wait::within("a long one", wait::WAIT_LIMIT, stream).await.unwrap().unwrap();
     }
 
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
-    it.happened(NodeEventKind::Gone, 2).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_node_events(NodeEventKind::Gone, 2).await;
     let course: Vec<_> = it.history().into_iter().filter(|moment| moment.pod == leaving).collect();
     assert!(course.iter().any(|moment| moment.what == NodeEventKind::Exited(0)), "{course:?}");
 }
@@ -176,7 +176,7 @@ async fn served(address: &str) -> f64 {
 /// Each push of `true` writes the ScaledObject's status and delays scaling to zero, so none is sent while there are
 /// replicas. Polls would hide this: the only one is when the ScaledObject is created, and the next is long after the
 /// end.
-pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
+pub(super) async fn no_push_while_replicas_exist(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let mut model = ModelDeployment::new("tiny").sim("--tokens 1000 --inter-token-time 50ms");
@@ -186,7 +186,7 @@ pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
     let stream = replica.flow("tiny").await;
     let first = it.last_active("tiny").await;
     // 300 tokens × 50 ms = 15 s, in which a push would be repeated three times.
-    stream.flows_for(300).await;
+    stream.await_parts(300).await;
     assert_eq!(it.last_active("tiny").await, first);
     assert_eq!(replica.gauge("anteroom_scaler_pushes_total", &it, "tiny").await, 1.0);
 }

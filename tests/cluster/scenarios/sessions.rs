@@ -22,10 +22,10 @@ pub(super) async fn session_serves_and_ends_unattended(it: Scenario) {
     it.serve(&anteroom, &model, json!({})).await;
     it.pause("tiny", PAUSED, json!("true")).await;
     let user = it.user().await;
-    let told = user.anteroom("session status").await.well();
+    let told = user.anteroom("session status").await.stdout_of_success();
     assert!(told.contains("No session in namespace") && told.contains("1 of them paused"), "{told}");
 
-    let told = user.anteroom("session start tiny --for 1h").await.well();
+    let told = user.anteroom("session start tiny --for 1h").await.stdout_of_success();
     for part in ["scales until", "Removed the pause (autoscaling.keda.sh/paused: \"true\")", "paused again"] {
         assert!(told.contains(part), "{told}");
     }
@@ -39,22 +39,22 @@ pub(super) async fn session_serves_and_ends_unattended(it: Scenario) {
     // Demand keeps the model up while this stream lasts.
     let flow = one.flow("tiny").await;
 
-    user.anteroom("session start tiny --for 2s").await.well();
+    user.anteroom("session start tiny --for 2s").await.stdout_of_success();
     it.ended("tiny").await;
     let annotations = it.annotations("tiny").await;
     assert_eq!((annotations[PAUSED].as_str(), &annotations[PAUSED_REPLICAS]), (Some("true"), &Value::Null));
-    let told = user.anteroom("session status tiny").await.well();
+    let told = user.anteroom("session status tiny").await.stdout_of_success();
     assert!(told.contains("has no session and is paused"), "{told}");
-    it.session_was_told("tiny").await;
+    it.assert_one_session_event("tiny").await;
     // Running pods stay unless the user asks for zero.
-    flow.flows().await;
+    flow.await_next_part().await;
     drop(flow);
     one.read("tiny", 4).await.unwrap().unwrap();
-    it.wanted("tiny", 1, wait::WAIT_LIMIT).await;
-    user.anteroom("session start tiny --for 2s --to-zero").await.well();
+    it.await_spec_replicas("tiny", 1, wait::WAIT_LIMIT).await;
+    user.anteroom("session start tiny --for 2s --to-zero").await.stdout_of_success();
     it.ended("tiny").await;
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], "0");
-    it.wanted("tiny", 0, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 0, wait::WAIT_LIMIT).await;
     it.obstacle(one, "tiny", Some("autoscaling_paused")).await;
     let refused = one.ask("tiny", false).await.unwrap();
     assert_eq!(refused.json().await["error"]["code"], "autoscaling_paused");
@@ -65,14 +65,14 @@ pub(super) async fn later_replica_ends_the_session(it: Scenario) {
     let mut scaled = ScaledObjectManifest::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
     scaled.annotations.insert(PAUSED_REPLICAS.into(), "2".into());
     it.apply(&scaled.object()).await;
-    it.wanted("tiny", 2, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 2, wait::WAIT_LIMIT).await;
     let user = it.user().await;
-    let told = user.anteroom("session start tiny --for 1s").await.well();
+    let told = user.anteroom("session start tiny --for 1s").await.stdout_of_success();
     assert!(told.contains("with 2 replicas as before"), "{told}");
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], Value::Null);
     // No replica runs to end the session.
     wait::until("the end that nobody sees to", wait::WAIT_LIMIT, async || {
-        let told = user.anteroom("session status tiny").await.well();
+        let told = user.anteroom("session status tiny").await.stdout_of_success();
         if told.contains(" ago)") { Ok(()) } else { Err(told) }
     })
     .await;
@@ -85,7 +85,7 @@ pub(super) async fn later_replica_ends_the_session(it: Scenario) {
         (annotations[PAUSED].as_str(), annotations[PAUSED_REPLICAS].as_str()),
         (Some("true"), Some("2"))
     );
-    it.wanted("tiny", 2, wait::WAIT_LIMIT).await;
+    it.await_spec_replicas("tiny", 2, wait::WAIT_LIMIT).await;
 }
 
 pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
@@ -95,12 +95,12 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
     it.apply(&scaled.object()).await;
     let _anteroom = it.anteroom(1, json!({})).await;
     let user = it.user().await;
-    user.anteroom("session start tiny --for 1h").await.well();
+    user.anteroom("session start tiny --for 1h").await.stdout_of_success();
     let first = it.annotations("tiny").await[UNTIL].clone();
-    let told = user.anteroom("session start tiny --for 3h").await.well();
+    let told = user.anteroom("session start tiny --for 3h").await.stdout_of_success();
     assert!(told.contains("Replaces the previous end"), "{told}");
     assert!(it.annotations("tiny").await[UNTIL].as_str() > first.as_str());
-    let told = user.anteroom("session stop tiny --to-zero").await.well();
+    let told = user.anteroom("session stop tiny --to-zero").await.stdout_of_success();
     assert!(told.contains("scaled to zero and paused"), "{told}");
     let annotations = it.annotations("tiny").await;
     assert_eq!(
@@ -108,17 +108,17 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
         (Some("true"), Some("0"))
     );
     assert_eq!(annotations[UNTIL], Value::Null);
-    let told = user.anteroom("session stop tiny").await.well();
+    let told = user.anteroom("session stop tiny").await.stdout_of_success();
     assert!(told.contains("has no session and is paused"), "{told}");
 
-    let told = user.anteroom("session start nothing --for 1h").await.ill();
+    let told = user.anteroom("session start nothing --for 1h").await.stderr_of_failure();
     assert!(told.contains("there is no ScaledObject `nothing`") && told.contains("tiny"), "{told}");
-    let told = user.anteroom("session start tiny --for 31d").await.ill();
+    let told = user.anteroom("session start tiny --for 31d").await.stderr_of_failure();
     assert!(told.contains("at most 30d"), "{told}");
     // A user without rights gets an error that names the missing one.
-    let told = it.shell_of("default").await.anteroom("session start tiny --for 1h").await.ill();
+    let told = it.shell_of("default").await.anteroom("session start tiny --for 1h").await.stderr_of_failure();
     assert!(told.contains("you may not get ScaledObjects"), "{told}");
-    let told = user.anteroom("session status -n default").await.ill();
+    let told = user.anteroom("session status -n default").await.stderr_of_failure();
     assert!(told.contains("Ask for the verb `list` on scaledobjects.keda.sh"), "{told}");
 }
 
@@ -173,12 +173,12 @@ impl Scenario {
     }
 
     /// Waits for the Event of the end of a session, and asserts that only one replica wrote it.
-    async fn session_was_told(&self, scaled: &str) {
+    async fn assert_one_session_event(&self, scaled: &str) {
         let selector = format!("involvedObject.name={scaled},reason=SessionEnded");
         let arguments = format!("get events --field-selector {selector} -o name");
         let shell = self.shell();
         let events = wait::until("an Event", wait::WAIT_LIMIT, async || {
-            let events = shell.kubectl(&arguments).await.well();
+            let events = shell.kubectl(&arguments).await.stdout_of_success();
             if events.is_empty() { Err("none".into()) } else { Ok(events) }
         })
         .await;

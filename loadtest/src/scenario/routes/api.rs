@@ -114,7 +114,7 @@ impl ApiServer {
     }
 
     /// Sends pending changes to the watches.
-    pub(super) fn tell(&mut self) {
+    pub(super) fn send_changes(&mut self) {
         for (kind, number) in self.objects.changes() {
             let mut text = std::mem::take(&mut self.text);
             text.clear();
@@ -161,7 +161,7 @@ impl ApiServer {
     fn answer(&mut self, key: usize) -> bool {
         loop {
             let inbox = std::mem::take(&mut self.connections[key].inbox);
-            let used = match question(&inbox) {
+            let used = match parse_api_request(&inbox) {
                 Ok(Some((question, used))) => {
                     self.answer_one(key, &question);
                     used
@@ -179,7 +179,7 @@ impl ApiServer {
     }
 
     fn answer_one(&mut self, key: usize, question: &ApiRequest<'_>) {
-        let Some((watched, name, part)) = self.meant(question) else {
+        let Some((watched, name, part)) = self.requested_objects(question) else {
             *self.counts.not_found.entry(question.path.to_owned()).or_default() += 1;
             return self.connections[key].respond(404, r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource","reason":"NotFound","code":404}"#);
         };
@@ -245,7 +245,7 @@ impl ApiServer {
 
     /// Returns the objects a request addresses, the number of the object named in its path, and the subresource. No
     /// kind means an Event.
-    fn meant(&self, question: &ApiRequest<'_>) -> Option<(Option<WatchScope>, Option<usize>, &'static str)> {
+    fn requested_objects(&self, question: &ApiRequest<'_>) -> Option<(Option<WatchScope>, Option<usize>, &'static str)> {
         let path = question.path.trim_start_matches("/apis/").trim_start_matches("/api/");
         let mut steps: Vec<_> = path.split('/').collect();
         let mut inside = None;
@@ -267,7 +267,7 @@ impl ApiServer {
         };
         let rest = if kind == ObjectKind::Service { &steps[2..] } else { &steps[3..] };
         let named = |name: &str| self.objects.find(inside.as_deref().unwrap_or_default(), name);
-        let selected = selected(question.query);
+        let selected = selector_name(question.query);
         // A selector that matches nothing gets a number that no object has.
         let number = selected.map(|name| named(name).unwrap_or(usize::MAX));
         let watched = WatchScope { kind, namespace: inside.clone(), number };
@@ -281,14 +281,14 @@ impl ApiServer {
 }
 
 /// Returns the object name in a selector by name or by Service.
-fn selected(query: &str) -> Option<&str> {
+fn selector_name(query: &str) -> Option<&str> {
     let by_name = "fieldSelector=metadata.name%3D";
     let by_service = "labelSelector=kubernetes.io%2Fservice-name%3D";
     query.split('&').find_map(|pair| pair.strip_prefix(by_name).or_else(|| pair.strip_prefix(by_service)))
 }
 
 /// Parses the request at the start of `buf` and returns it with its length.
-fn question(buf: &[u8]) -> Result<Option<(ApiRequest<'_>, usize)>, http::MalformedHttp> {
+fn parse_api_request(buf: &[u8]) -> Result<Option<(ApiRequest<'_>, usize)>, http::MalformedHttp> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {
         Framing::None => 0,
@@ -387,7 +387,7 @@ mod tests {
             for event in &events {
                 api.on_event(poll.registry(), event.token()).unwrap();
             }
-            api.tell();
+            api.send_changes();
             let mut buffer = [0; 4096];
             if let Ok(read) = client.read(&mut buffer) {
                 said.extend_from_slice(&buffer[..read]);

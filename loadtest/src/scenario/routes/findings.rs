@@ -13,7 +13,7 @@ pub(super) struct RoutesResults {
     pub(super) how: String,
     pub(super) loaded: InitialListResults,
     pub(super) measured: Vec<IntervalResults>,
-    pub(super) lateness: Lateness,
+    pub(super) lateness: PropagationDelays,
     /// Census at the end.
     pub(super) census: ProcessStats,
     pub(super) counts: ApiCounts,
@@ -52,7 +52,7 @@ pub(super) struct IntervalResults {
 
 /// Time from a change until it acts, in milliseconds.
 #[derive(Debug, Serialize)]
-pub(super) struct Lateness {
+pub(super) struct PropagationDelays {
     /// Changes of a route's matches.
     pub(super) matches: Vec<f64>,
     /// Changes of endpoints.
@@ -73,7 +73,7 @@ impl RoutesResults {
         let mut results = serde_json::json!({
             "loaded": loaded, "measured": measured, "lateness_ms": lateness, "at_the_end": census, "api": counts,
         });
-        results["chance"] = self.chance().into();
+        results["chance"] = self.rank_sum_p_value().into();
         Findings {
             scenario: "routes",
             how: how.clone(),
@@ -97,7 +97,7 @@ impl RoutesResults {
     }
 
     /// Returns the probability of p99s this much larger with changes, if changes have no effect.
-    fn chance(&self) -> f64 {
+    fn rank_sum_p_value(&self) -> f64 {
         rank_sum(&self.of(true), &self.of(false))
     }
 
@@ -164,7 +164,7 @@ impl RoutesResults {
             ]
             .into()
         };
-        let chance = self.chance();
+        let chance = self.rank_sum_p_value();
         Table {
             title: format!(
                 "requests by schedule to others; p99s so much larger by chance alone: {chance:.3}"
@@ -281,7 +281,7 @@ mod tests {
             census,
             counts: counts.clone(),
         };
-        let lateness = Lateness { matches: vec![500.0], endpoints: vec![2.0] };
+        let lateness = PropagationDelays { matches: vec![500.0], endpoints: vec![2.0] };
         RoutesResults { how: "2 rounds".into(), loaded, measured: all.collect(), lateness, census, counts }
     }
 
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_are_shared_count_half() {
+    fn shared_ranks_count_half() {
         assert_eq!(rank_sum(&[1.0], &[1.0]), 1.0);
         assert_eq!(rank_sum(&[2.0], &[1.0]), 0.5);
         assert_eq!(rank_sum(&[1.0, 2.0], &[3.0, 4.0]), 1.0);

@@ -119,7 +119,7 @@ impl Objects {
     }
 
     /// Adds a pod to a route, at the backend's address.
-    pub(super) fn lead_here(&mut self, number: usize) {
+    pub(super) fn point_to_backend(&mut self, number: usize) {
         let version = self.change(ObjectKind::Slice, number);
         self.slices[number] = Slice { version, pod: Some(version), here: true };
     }

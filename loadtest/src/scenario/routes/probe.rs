@@ -26,7 +26,7 @@ impl Probe {
     }
 
     /// Returns the status once the response head has arrived.
-    pub(super) fn look(&mut self) -> io::Result<Option<u16>> {
+    pub(super) fn poll_status(&mut self) -> io::Result<Option<u16>> {
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

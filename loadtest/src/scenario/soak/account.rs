@@ -62,7 +62,7 @@ impl RouteTotals {
 
     /// Returns the number of discrepancies at rest: among requests sent, admitted, answered, rejected, and abandoned
     /// by their client.
-    pub(super) fn missing(&self, sent: u64, answered: u64, full: u64, left: u64) -> u64 {
+    pub(super) fn count_discrepancies(&self, sent: u64, answered: u64, full: u64, left: u64) -> u64 {
         let of = |outcome: &str| self.ended.get(outcome).copied().unwrap_or_default();
         let (completed, gone) = (of("completed"), of("client_gone"));
         self.admitted.abs_diff(self.all_ended())
@@ -98,12 +98,12 @@ anteroom_buffered_bytes 0
         let account = RouteTotals::read(METRICS);
         assert!(account.is_quiet());
         assert_eq!((account.admitted, account.all_ended(), account.refused), (10, 10, 3));
-        assert_eq!(account.missing(13, 9, 3, 1), 0);
-        assert_eq!(account.missing(13, 8, 3, 2), 0, "one left when the answer had been sent");
-        assert_eq!(account.missing(14, 9, 3, 1), 1, "one that was sent was never seen");
-        assert_eq!(account.missing(13, 10, 3, 0), 2, "one got an answer and is said to have left");
+        assert_eq!(account.count_discrepancies(13, 9, 3, 1), 0);
+        assert_eq!(account.count_discrepancies(13, 8, 3, 2), 0, "one left when the answer had been sent");
+        assert_eq!(account.count_discrepancies(14, 9, 3, 1), 1, "one that was sent was never seen");
+        assert_eq!(account.count_discrepancies(13, 10, 3, 0), 2, "one got an answer and is said to have left");
         let lost = RouteTotals { admitted: 11, ..account };
-        assert_eq!(lost.missing(14, 9, 3, 1), 1, "one that was admitted never ended");
+        assert_eq!(lost.count_discrepancies(14, 9, 3, 1), 1, "one that was admitted never ended");
         assert!(!RouteTotals { held: 1, ..lost }.is_quiet());
     }
 }

@@ -61,7 +61,7 @@ async fn exchange(proxy: SocketAddr, kind: ClientKind) -> std::io::Result<Client
     let mut answer = Vec::new();
     loop {
         if stream.read_buf(&mut answer).await? == 0 {
-            return Ok(judge(kind, &answer));
+            return Ok(classify_response(kind, &answer));
         }
         if kind == ClientKind::LeavesAnswer && contains(&answer, "data:") {
             return Ok(ClientOutcome::Left);
@@ -84,7 +84,7 @@ fn request(kind: ClientKind) -> Vec<u8> {
 }
 
 /// Classifies a complete response.
-fn judge(kind: ClientKind, answer: &[u8]) -> ClientOutcome {
+fn classify_response(kind: ClientKind, answer: &[u8]) -> ClientOutcome {
     if is_full(answer) {
         return ClientOutcome::Full;
     }
@@ -116,19 +116,19 @@ mod tests {
     #[test]
     fn truncated_response_is_an_error() {
         let plain = br#"HTTP/1.1 200 OK..{"choices":[]}"#;
-        assert_eq!(judge(ClientKind::Plain, plain), ClientOutcome::Answered);
-        assert!(matches!(judge(ClientKind::Plain, &plain[..20]), ClientOutcome::Wrong(_)));
+        assert_eq!(classify_response(ClientKind::Plain, plain), ClientOutcome::Answered);
+        assert!(matches!(classify_response(ClientKind::Plain, &plain[..20]), ClientOutcome::Wrong(_)));
         assert!(
-            matches!(judge(ClientKind::Streamed, plain), ClientOutcome::Wrong(_)),
+            matches!(classify_response(ClientKind::Streamed, plain), ClientOutcome::Wrong(_)),
             "the end of the stream is missing"
         );
-        assert_eq!(judge(ClientKind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"), ClientOutcome::Answered);
-        assert_eq!(judge(ClientKind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"), ClientOutcome::Full);
+        assert_eq!(classify_response(ClientKind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"), ClientOutcome::Answered);
+        assert_eq!(classify_response(ClientKind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"), ClientOutcome::Full);
         assert!(matches!(
-            judge(ClientKind::Plain, b"HTTP/1.1 503 Service.. cold_start_failed"),
+            classify_response(ClientKind::Plain, b"HTTP/1.1 503 Service.. cold_start_failed"),
             ClientOutcome::Wrong(_)
         ));
-        assert!(matches!(judge(ClientKind::Big, b""), ClientOutcome::Wrong(_)));
+        assert!(matches!(classify_response(ClientKind::Big, b""), ClientOutcome::Wrong(_)));
     }
 
     #[test]

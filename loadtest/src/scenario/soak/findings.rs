@@ -66,7 +66,7 @@ impl SoakResults {
         let Self { elapsed, cycles, tally, account, others } = &self;
         let trend = self.trend();
         let (first, last) = (self.settled().first().copied(), cycles.last());
-        let more = first.zip(last).map(|(first, last)| more(&first.census, &last.census));
+        let more = first.zip(last).map(|(first, last)| resource_increase(&first.census, &last.census));
         let missing = cycles.iter().map(|cycle| cycle.missing).max().unwrap_or_default();
         let served = cycles.iter().filter(|cycle| cycle.first_served).count();
         let who = "anteroom";
@@ -191,7 +191,7 @@ impl SoakResults {
 }
 
 /// Returns the increase of files, threads and processes.
-fn more(before: &ProcessStats, after: &ProcessStats) -> u64 {
+fn resource_increase(before: &ProcessStats, after: &ProcessStats) -> u64 {
     after.files.saturating_sub(before.files)
         + after.threads.saturating_sub(before.threads)
         + after.descendants.saturating_sub(before.descendants)

@@ -8,7 +8,7 @@ fn tracker() -> Tracker {
     Tracker::new("tiny".into(), ColdStarts::new(|_| {}))
 }
 
-async fn pass(ms: u64) -> Instant {
+async fn advance_ms(ms: u64) -> Instant {
     advance(Duration::from_millis(ms)).await;
     Instant::now()
 }
@@ -24,16 +24,16 @@ async fn late_request_shares_the_remaining_phases() {
     let tracker = tracker();
     let first = Instant::now();
     tracker.begin(first, 1);
-    pass(1).await;
+    advance_ms(1).await;
     tracker.mark(Phase::Signal);
-    pass(20).await;
+    advance_ms(20).await;
     tracker.mark(Phase::Start);
-    let second = pass(2000).await;
-    let ready = pass(1000).await;
+    let second = advance_ms(2000).await;
+    let ready = advance_ms(1000).await;
     tracker.ready(None);
-    let sent = pass(2).await;
+    let sent = advance_ms(2).await;
     tracker.dispatched();
-    let last = pass(40).await;
+    let last = advance_ms(40).await;
     let whole = "signal 1, start 20, load 3000, dispatch 2";
     assert_eq!(shares(&tracker, &[(first, sent)]), whole, "while it runs");
     let id = tracker.first_byte(FirstAnswer::streamed).unwrap();
@@ -42,7 +42,7 @@ async fn late_request_shares_the_remaining_phases() {
         (tracker.latest_id(), whole.into()),
         "while a token is missing"
     );
-    pass(10).await;
+    advance_ms(10).await;
     tracker.first_token(id);
     assert_eq!(
         (tracker.latest_id(), shares(&tracker, &[(first, sent)])),
@@ -58,11 +58,11 @@ async fn late_request_shares_the_remaining_phases() {
     assert_eq!(shares(&tracker, &[(sent, last)]), "");
 
     // Two cold starts in a row.
-    let again = pass(100).await;
+    let again = advance_ms(100).await;
     tracker.begin(again, 1);
-    pass(5).await;
+    advance_ms(5).await;
     tracker.mark(Phase::Signal);
-    let end = pass(95).await;
+    let end = advance_ms(95).await;
     tracker.ready(None);
     assert_eq!(shares(&tracker, &[(second, sent), (again, end)]), "signal 5, load 1095, dispatch 2");
 }
@@ -74,10 +74,10 @@ async fn phase_of_no_duration_has_a_share_of_zero() {
     let first = Instant::now();
     tracker.begin(first, 1);
     tracker.mark(Phase::Signal);
-    pass(20).await;
+    advance_ms(20).await;
     tracker.mark(Phase::Scale);
     tracker.mark(Phase::Create);
-    let late = pass(10).await;
+    let late = advance_ms(10).await;
     tracker.ready(None);
     let sent = Instant::now();
     tracker.dispatched();
@@ -118,7 +118,7 @@ proptest! {
             let began = Instant::now();
             tracker.begin(began, 1);
             for (phase, ms) in Phase::ALL.into_iter().zip(phases) {
-                pass(ms).await;
+                advance_ms(ms).await;
                 tracker.mark(phase);
             }
             let (since, until) = (since.min(until), since.max(until));

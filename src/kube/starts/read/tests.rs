@@ -37,7 +37,7 @@ fn running(second: u32) -> Value {
 }
 
 /// Returns each phase with the clock, second and resolution of its stamp.
-fn told(pod: &Pod) -> Vec<(&'static str, String)> {
+fn phases_with_stamps(pod: &Pod) -> Vec<(&'static str, String)> {
     let phases = phases(pod, Some("vllm"), Instant::now());
     let told = phases.iter().map(|(phase, seen)| {
         assert_eq!(seen.at, Instant::now());
@@ -58,9 +58,9 @@ fn list(told: &[(&'static str, String)]) -> Vec<String> {
 async fn pod_phases_carry_the_reporting_clock() {
     let mut new = pod(json!({ "phase": "Pending" }));
     new.spec.as_mut().unwrap().node_name = None;
-    assert_eq!(list(&told(&new)), ["create control-plane 0 +1"]);
+    assert_eq!(list(&phases_with_stamps(&new)), ["create control-plane 0 +1"]);
     let bound = pod(json!({ "conditions": [condition("PodScheduled", "True", 1)] }));
-    assert_eq!(list(&told(&bound)), ["create control-plane 0 +1", "schedule control-plane 1 +1"]);
+    assert_eq!(list(&phases_with_stamps(&bound)), ["create control-plane 0 +1", "schedule control-plane 1 +1"]);
     let loading = pod(json!({
         "conditions": [condition("PodScheduled", "True", 1), condition("Ready", "False", 2),
             condition("ContainersReady", "False", 2)],
@@ -69,18 +69,18 @@ async fn pod_phases_carry_the_reporting_clock() {
             container("vllm", false, running(7), json!({})),
         ],
     }));
-    assert_eq!(list(&told(&loading))[2..], ["start gpu-1 7 +1"]);
+    assert_eq!(list(&phases_with_stamps(&loading))[2..], ["start gpu-1 7 +1"]);
     // Another container of the pod is not ready yet.
     let serves = pod(json!({
         "conditions": [condition("Ready", "False", 2), condition("ContainersReady", "False", 2)],
         "containerStatuses": [container("vllm", true, running(7), json!({}))],
     }));
-    assert_eq!(list(&told(&serves))[2..], ["start gpu-1 7 +1", "load -"]);
+    assert_eq!(list(&phases_with_stamps(&serves))[2..], ["start gpu-1 7 +1", "load -"]);
     let ready = pod(json!({
         "conditions": [condition("Ready", "True", 40), condition("ContainersReady", "True", 39)],
         "containerStatuses": [container("vllm", true, running(7), json!({}))],
     }));
-    let known = list(&told(&ready));
+    let known = list(&phases_with_stamps(&ready));
     assert_eq!(known[1..], ["schedule -", "start gpu-1 7 +1", "load gpu-1 39 +1"]);
 }
 
@@ -95,18 +95,18 @@ async fn first_container_start_counts_after_restarts() {
         (waiting, json!({}), None),
     ] {
         let pod = pod(json!({ "containerStatuses": [container("vllm", false, state.clone(), last)] }));
-        assert_eq!(list(&told(&pod)).get(2).map(|told| &**told), start, "{state}");
+        assert_eq!(list(&phases_with_stamps(&pod)).get(2).map(|told| &**told), start, "{state}");
     }
 }
 
 #[test]
 fn serving_container_has_port_or_is_first() {
     let mut pod = pod(json!({}));
-    assert_eq!(serving(&pod, &[8000]), Some("vllm"));
-    assert_eq!(serving(&pod, &[1, 9000]), Some("metrics"));
-    assert_eq!(serving(&pod, &[1]), Some("metrics"), "ports need not be declared");
+    assert_eq!(serving_container(&pod, &[8000]), Some("vllm"));
+    assert_eq!(serving_container(&pod, &[1, 9000]), Some("metrics"));
+    assert_eq!(serving_container(&pod, &[1]), Some("metrics"), "ports need not be declared");
     pod.spec = None;
-    assert_eq!(serving(&pod, &[8000]), None);
+    assert_eq!(serving_container(&pod, &[8000]), None);
 }
 
 #[test]
@@ -144,7 +144,7 @@ const PULLED: &str =
 const PRESENT: &str = "Container image \"vllm:1\" already present on machine and can be accessed by the pod";
 
 /// Applies the Events. Returns the second at which the last image was pulled, and whether a pull is in progress.
-fn after(events: &[Event]) -> (Option<i64>, bool) {
+fn pull_state_after(events: &[Event]) -> (Option<i64>, bool) {
     let pod = pod(json!({}));
     let mut told = KubeletEvents::default();
     events.iter().for_each(|event| told.event(event, &pod, Some("vllm"), Instant::now()));
@@ -160,37 +160,37 @@ fn after(events: &[Event]) -> (Option<i64>, bool) {
 async fn only_real_image_pulls_are_recorded() {
     let main = "spec.containers{vllm}";
     let running = event("Pulling", main, "Pulling image \"vllm:1\"", 2);
-    assert_eq!(after(std::slice::from_ref(&running)), (None, true));
-    assert_eq!(after(&[running.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
-    assert_eq!(after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
+    assert_eq!(pull_state_after(std::slice::from_ref(&running)), (None, true));
+    assert_eq!(pull_state_after(&[running.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
+    assert_eq!(pull_state_after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
     let failed = event("Failed", main, "Failed to pull image \"vllm:1\": not found", 3);
-    assert_eq!(after(&[running.clone(), failed]), (None, true), "it is tried again");
+    assert_eq!(pull_state_after(&[running.clone(), failed]), (None, true), "it is tried again");
     let others =
         [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
-    assert_eq!(after(&others), (None, false));
+    assert_eq!(pull_state_after(&others), (None, false));
     // A pull after the container start does not count.
     let again = [event("Pulled", main, PULLED, 43), running, event("Pulled", main, PULLED, 59)];
-    assert_eq!(after(&again), (Some(43), false), "what comes after the first start is no more its way there");
+    assert_eq!(pull_state_after(&again), (Some(43), false), "what comes after the first start is no more its way there");
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_image_up_to_serving_container_counts() {
     let pulled = |path: &str, second: u32| event("Pulled", path, PULLED, second);
     let main = pulled("spec.containers{vllm}", 30);
-    assert_eq!(after(&[pulled("spec.initContainers{fetch}", 5), main.clone()]), (Some(30), false));
+    assert_eq!(pull_state_after(&[pulled("spec.initContainers{fetch}", 5), main.clone()]), (Some(30), false));
     assert_eq!(
-        after(&[
+        pull_state_after(&[
             pulled("spec.initContainers{fetch}", 5),
             event("Pulled", "spec.containers{vllm}", PRESENT, 6)
         ])
         .0,
         Some(5)
     );
-    assert_eq!(after(&[pulled("spec.containers{metrics}", 7)]).0, Some(7));
-    assert_eq!(after(&[main, pulled("spec.containers{logs}", 50)]).0, Some(30));
+    assert_eq!(pull_state_after(&[pulled("spec.containers{metrics}", 7)]).0, Some(7));
+    assert_eq!(pull_state_after(&[main, pulled("spec.containers{logs}", 50)]).0, Some(30));
     let unknown = event("Pulling", "spec.containers{logs}", "Pulling image", 8);
-    assert_eq!(after(&[unknown]), (None, false));
-    assert_eq!(after(&[pulled("", 9)]).0, Some(9), "an agent that does not say for which");
+    assert_eq!(pull_state_after(&[unknown]), (None, false));
+    assert_eq!(pull_state_after(&[pulled("", 9)]).0, Some(9), "an agent that does not say for which");
 }
 
 #[tokio::test(start_paused = true)]

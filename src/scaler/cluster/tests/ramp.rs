@@ -7,7 +7,7 @@ use crate::domain::Period;
 
 /// A server that resets requests beyond its capacity, and answers the others after `takes`.
 struct LimitedServer {
-    bears: u32,
+    capacity_limit: u32,
     takes: Duration,
     now: AtomicU32,
     most: AtomicU32,
@@ -19,7 +19,7 @@ struct LimitedServer {
 impl LimitedServer {
     fn new(bears: u32, ms: u64) -> Arc<Self> {
         Arc::new(Self {
-            bears,
+            capacity_limit: bears,
             takes: Duration::from_millis(ms),
             now: AtomicU32::new(0),
             most: AtomicU32::new(0),
@@ -38,7 +38,7 @@ impl LimitedServer {
             if self.swallows.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
                 std::future::pending::<()>().await;
             }
-            if self.now.load(SeqCst) == self.bears {
+            if self.now.load(SeqCst) == self.capacity_limit {
                 self.resets.fetch_add(1, SeqCst);
                 permit.suspect();
                 drop(permit);
@@ -84,7 +84,7 @@ async fn stage(policy: Policy, gateway: Option<&str>) -> Arc<KeeperTest> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn long_answers_wait_for_no_round_of_heads() {
+async fn ramp_widens_without_waiting_for_answers() {
     for gateway in [None, Some("http://envoy:8080")] {
         let stage = stage(Policy::default(), gateway).await;
         let model = LimitedServer::new(64, 2_000);
@@ -143,7 +143,7 @@ async fn swallowed_requests_delay_others_for_bounded_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dead_server_gets_no_more_for_its_silence() {
+async fn ramp_of_a_silent_server_does_not_widen() {
     let stage = stage(Policy::default(), None).await;
     let model = LimitedServer::new(64, 10);
     model.swallows.store(4, SeqCst);
@@ -155,7 +155,7 @@ async fn dead_server_gets_no_more_for_its_silence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn server_that_bears_8_is_not_trampled() {
+async fn ramp_stops_at_the_servers_capacity() {
     let stage = stage(Policy::default(), None).await;
     let model = LimitedServer::new(8, 2_000);
     let served = held(&stage, 64, &model).await;
@@ -173,7 +173,7 @@ async fn server_that_bears_8_is_not_trampled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn suspect_with_streams_left_serves_beside_them() {
+async fn suspect_pod_serves_beside_its_open_streams() {
     let stage = KeeperTest::new(Policy::default(), None, &[(A, Ready)]).await;
     stage.servers.answer(A, ProbeResult::Ready);
     let mut streams: Vec<_> = (0..41).map(|_| stage.enter().unwrap()).collect();

@@ -135,7 +135,7 @@ async fn record_names_the_pod_that_answered_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn delay_of_the_gateway_is_propagation() {
+async fn gateway_delay_counts_as_propagate_phase() {
     let stage = KeeperTest::new(with(8, 2), Some(GATEWAY_URL), &[]).await;
     let mut held = stage.hold();
     stage.at(1_000).await;

@@ -2,8 +2,8 @@
 
 use super::*;
 
-const PREFILL: Role = Role { helps: true, groups: 0b10 };
-const DECODE: Role = Role { helps: false, groups: 0b01 };
+const PREFILL: Role = Role { is_helper: true, groups: 0b10 };
+const DECODE: Role = Role { is_helper: false, groups: 0b01 };
 const GATEWAY_ADDRESS: &str = "10.9.9.9:80";
 
 /// Pods of the decode role serve, and need one of the prefill role.
@@ -43,7 +43,7 @@ async fn pod_of_one_role_waits_for_the_other() {
 async fn roles_that_all_serve_open_together() {
     let both = Roles { serve: <_>::default(), ..roles() };
     let stage = KeeperTest::with_roles(Policy::default(), None, both);
-    let serves = |groups| Role { helps: false, groups };
+    let serves = |groups| Role { is_helper: false, groups };
     stage.report_with_roles(&[(A, Ready, serves(0b01))]).await;
     assert!(!stage.is_open(A));
     stage.report_with_roles(&[(A, Ready, serves(0b01)), (B, Ready, serves(0b10))]).await;

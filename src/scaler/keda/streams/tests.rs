@@ -68,7 +68,7 @@ async fn next(activity: &mut Activity) -> (Duration, Option<bool>) {
 }
 
 /// Asserts that no message is sent within an hour.
-async fn silent(activity: &mut Activity) {
+async fn assert_silent(activity: &mut Activity) {
     silent_for(activity, 3600).await;
 }
 
@@ -81,7 +81,7 @@ async fn state_is_sent_at_once_then_on_every_edge() {
     let scene = scene();
     let mut activity = scene.activity();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
-    silent(&mut activity).await;
+    assert_silent(&mut activity).await;
     let held = scene.gate.hold(1, true).unwrap();
     for wait in [0, 5, 5, 5] {
         assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
@@ -135,7 +135,7 @@ async fn ready_target_with_unknown_replicas_is_pushed_once() {
     assert_eq!(activity.next().await, Some(false));
     let _permit = scene.gate.enter().unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
-    silent(&mut activity).await;
+    assert_silent(&mut activity).await;
     endpoint.retire();
     let _held = scene.gate.hold(1, true).unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "an edge after the silence");
@@ -233,7 +233,7 @@ async fn demand_of_peers_is_pushed_and_repeated() {
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "another activation at the peer");
     set(Counts::default());
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
-    silent(&mut activity).await;
+    assert_silent(&mut activity).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +244,7 @@ async fn stream_follows_a_route_that_comes_and_goes() {
     let specs = early.next().await.unwrap().metric_specs;
     assert_eq!((&*specs[0].metric_name, specs[0].target_size), ("tiny-queue-depth", 5), "its future metric");
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
-    silent(&mut activity).await;
+    assert_silent(&mut activity).await;
     let _held = scene.gate.hold(1, true).unwrap();
     // While the stream waits.
     let come = async { scene.directory.publish([scene.gate.clone()]) };
