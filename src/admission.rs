@@ -360,7 +360,9 @@ impl Gate {
             Change::Status => {}
             Change::Room => self.release_held(),
             Change::Obstacle => {
-                if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.prevents_start()) {
+                if let Some(obstacle) =
+                    self.target.obstacle().filter(|obstacle| obstacle.kind.prevents_start())
+                {
                     self.cold_starts.set_obstacle(obstacle.message.full().clone());
                 }
                 self.fail_held_if_paused();

@@ -280,7 +280,11 @@ impl GrpcConnection {
 
     /// Reads some bytes, unless the client does not read its responses: h2 buffers those, and each byte read may
     /// produce more of them. Such a client does not answer a PING either, which ends its connection.
-    fn poll_bounded_read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_bounded_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.is_write_blocked {
             return Poll::Pending;
         }

@@ -180,7 +180,10 @@ mod tests {
         for cut in [1, 2, 7, 9, 10, 1000, bytes.len()] {
             let mut frames = H2FrameParser::new(7);
             assert!(bytes.chunks(cut).all(|part| frames.parse_frames(part)), "{cut}");
-            assert_eq!(frames.frames_left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
+            assert_eq!(
+                frames.frames_left, 1,
+                "all but what begins requests or brings parts, in pieces of {cut}"
+            );
         }
     }
 

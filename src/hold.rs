@@ -373,7 +373,10 @@ mod tests {
         let mut c = queue.rejoin(direct, 1);
         assert_eq!((a.ahead(), b.ahead(), c.ahead()), (0, 1, 0));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!((c.position_handle().ahead(), a.position_handle().ahead(), b.position_handle().ahead()), (0, 1, 2));
+        assert_eq!(
+            (c.position_handle().ahead(), a.position_handle().ahead(), b.position_handle().ahead()),
+            (0, 1, 2)
+        );
         let mut permits = 0..;
         assert_eq!(queue.release(|| permits.next().filter(|permit| *permit < 3)), 3);
         for (ticket, permit) in [(&mut c, 0), (&mut a, 1), (&mut b, 2)] {

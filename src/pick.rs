@@ -21,7 +21,9 @@ pub fn pick<E: Load>(endpoints: &[E], random: u64) -> Option<&E> {
 
 fn first_with_room<E: Load>(endpoints: &[E], place: usize) -> Option<(&E, u32)> {
     let (before, from) = endpoints.split_at(place % endpoints.len().max(1));
-    from.iter().chain(before).find_map(|endpoint| endpoint.in_flight_if_room().map(|in_flight| (endpoint, in_flight)))
+    from.iter()
+        .chain(before)
+        .find_map(|endpoint| endpoint.in_flight_if_room().map(|in_flight| (endpoint, in_flight)))
 }
 
 #[cfg(test)]

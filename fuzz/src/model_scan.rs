@@ -14,7 +14,9 @@ pub fn holds(body: &[u8]) {
         Ok(entries) => assert_eq!(scan, entries.expected()),
         // The scan does not validate skipped values: numbers out of range, invalid characters, unlimited depth. A
         // model server may accept these, as well as extensions of Python.
-        Err(error) if scan.is_some() => assert!(is_of_a_value(&error) || has_python_extensions(body), "{error}"),
+        Err(error) if scan.is_some() => {
+            assert!(is_of_a_value(&error) || has_python_extensions(body), "{error}")
+        }
         Err(_) => {}
     }
     let text = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);

@@ -137,7 +137,9 @@ impl ExpectedRule {
                 "hosts" => matcher.hosts = values().collect(),
                 "paths" => matcher.paths = values().collect(),
                 // As in the configuration: only valid header names and values.
-                "headers" => matcher.headers = values().filter_map(|field| parse_header_field(&field)).collect(),
+                "headers" => {
+                    matcher.headers = values().filter_map(|field| parse_header_field(&field)).collect()
+                }
                 "present" if front => {
                     let names = values().filter_map(|name| parse_header_field(&format!("{name}:")));
                     matcher.present = names.map(|(name, _)| name).collect();

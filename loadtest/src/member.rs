@@ -328,7 +328,11 @@ mod tests {
              retry-after: 5\r\nx-should-retry: true\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        assert!(parse_split_everywhere(answer.as_bytes()).into_iter().all(|news| news == Ok(end(RequestEnd::Refused))));
+        assert!(
+            parse_split_everywhere(answer.as_bytes())
+                .into_iter()
+                .all(|news| news == Ok(end(RequestEnd::Refused)))
+        );
         for wrong in
             [("hold_queue_full", "queue_hold_full"), ("x-should-retry", "x-would-retry-"), ("503 ", "500 ")]
         {

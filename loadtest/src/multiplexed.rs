@@ -37,7 +37,14 @@ impl Multiplexed {
         http2::hello(&mut output);
         // The maximum, so that no further updates are needed.
         http2::window_update(&mut output, 0, 0x7fff_ffff - 65_535);
-        Self { stream, part: Vec::new(), output, window: MULTIPLEXED_INITIAL_WINDOW_BYTES, unsent: 0..0, open: Vec::new() }
+        Self {
+            stream,
+            part: Vec::new(),
+            output,
+            window: MULTIPLEXED_INITIAL_WINDOW_BYTES,
+            unsent: 0..0,
+            open: Vec::new(),
+        }
     }
 
     /// Sends requests with these numbers, as fast as the server accepts them.

@@ -92,7 +92,11 @@ impl Rig {
 
     /// Returns `true` if a request to `address` succeeds within `patience`. Every attempt runs the event loop, so the
     /// backend responds to health checks of the contender even while attempts fail.
-    pub(crate) fn responds_within(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, LoadtestError> {
+    pub(crate) fn responds_within(
+        &mut self,
+        address: SocketAddr,
+        patience: Duration,
+    ) -> Result<bool, LoadtestError> {
         let Ok(mut load) = ClosedLoop::connect(self.poll.registry(), address, 1) else {
             self.run(None, CONNECT_RETRY_INTERVAL)?;
             return Ok(false);

@@ -126,7 +126,8 @@ impl Testbed {
     pub(crate) fn await_held(&mut self, count: usize) -> Result<(), LoadtestError> {
         let deadline = Instant::now() + TESTBED_WAIT_TIMEOUT;
         loop {
-            let demand = self.admin.query_only_route_load().map_err(|error| self.running.explain("anteroom", error));
+            let demand =
+                self.admin.query_only_route_load().map_err(|error| self.running.explain("anteroom", error));
             let OnlyRouteLoad { held, .. } = demand?;
             if held == count as u64 {
                 return Ok(());

@@ -108,7 +108,7 @@ impl Live {
         }
     }
 
-    /// Waits for a change, then for the end of the minimum interval. Cancel-safe: only `make_next` clears the pulse.
+    /// Waits for a change, then for the end of the minimum interval. Cancel-safe: only `render_next_state` clears the pulse.
     async fn changed(&self) {
         self.pulse().await_change().await;
         let next = self.making.lock().last + MIN_UPDATE_INTERVAL;

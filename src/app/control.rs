@@ -51,7 +51,7 @@ pub(super) struct AppView {
 /// Sampling interval of request rates.
 const RATE_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-// === impl Control ===
+// === impl BoundListeners ===
 
 impl BoundListeners {
     /// Binds the configured listeners.
@@ -112,7 +112,7 @@ async fn sample(routes: Arc<Directory>) {
     }
 }
 
-// === impl Running ===
+// === impl RunningListeners ===
 
 impl RunningListeners {
     /// Closes KEDA's streams, so that it connects to another replica. The demand of this replica still counts: other

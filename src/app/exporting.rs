@@ -26,7 +26,7 @@ impl Exporting {
         Self { task: tokio::spawn(export.run(stopping.clone())), stopping }
     }
 
-    /// Exports the remaining spans within [`FLUSH_TIMEOUT`].
+    /// Exports the remaining spans within [`TRACE_FLUSH_TIMEOUT`].
     pub(super) async fn stop(mut self) {
         self.stopping.cancel();
         if timeout(TRACE_FLUSH_TIMEOUT, &mut self.task).await.is_err() {

@@ -90,7 +90,8 @@ impl Timeline<'_> {
             });
             if at >= 0 && !long_ago {
                 // The end is no earlier than our own marks of the phases before it.
-                let before = self.own_marks.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
+                let before =
+                    self.own_marks.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
                 let earliest = before.max().unwrap_or(0).clamp(0, at);
                 ends.entry(*phase).or_insert(PhaseEnd { latest: at, earliest, stamp, is_exact: false });
             }

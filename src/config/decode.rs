@@ -179,8 +179,11 @@ fn check_keys(
                 if section.keys.iter().any(|known| known.name == key.value) {
                     check_keys(source, sections, child, &path.key(&key.value), faults, problems);
                 } else {
-                    let message =
-                        format!("unknown key \"{}\"{}", key.value, suggest_key(&key.value, section, sections));
+                    let message = format!(
+                        "unknown key \"{}\"{}",
+                        key.value,
+                        suggest_key(&key.value, section, sections)
+                    );
                     problems.push(source.problem_at(known_position(key.referenced), path, message));
                     faults.skipped.insert(path.key(&key.value));
                     let names = section.keys.iter().map(|known| known.name.as_str());

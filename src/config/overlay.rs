@@ -265,7 +265,12 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for OverlayWrap<'_, V> {
             false => Vec::new(),
         };
         let map = OverlayWrap { inner, path: self.path, edits: self.edits };
-        self.inner.visit_map(OverlayMap { map, value: KeyPath::default(), stand_in_keys: stand_ins, is_stand_in: false })
+        self.inner.visit_map(OverlayMap {
+            map,
+            value: KeyPath::default(),
+            stand_in_keys: stand_ins,
+            is_stand_in: false,
+        })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {

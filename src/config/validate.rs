@@ -68,7 +68,7 @@ struct ConfigChecker<'a> {
     warnings: Vec<Problem>,
 }
 
-// === impl Checker ===
+// === impl ConfigChecker ===
 
 impl<'a> ConfigChecker<'a> {
     const fn new(config: &'a Config, source: Option<&'a SourceFile<'a>>) -> Self {

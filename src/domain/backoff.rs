@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn jitter_is_a_fifth_and_follows_from_the_seed() {
-        let (mut one, mut same) = (BACKOFF_TO_ONE_MINUTE.with_jitter(7), BACKOFF_TO_ONE_MINUTE.with_jitter(7));
+        let (mut one, mut same) =
+            (BACKOFF_TO_ONE_MINUTE.with_jitter(7), BACKOFF_TO_ONE_MINUTE.with_jitter(7));
         for failures in 1..100 {
             let (wait, exact) = (one.failed(), BACKOFF_TO_ONE_MINUTE.after(failures));
             assert!((exact.mul_f64(0.8)..=exact.mul_f64(1.2)).contains(&wait), "{wait:?} of {exact:?}");

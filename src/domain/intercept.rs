@@ -291,7 +291,8 @@ mod tests {
         ] {
             let intercept =
                 Intercept { placeholder: placeholder.clone(), max_pending, overflow, ..Intercept::default() };
-            let given = (intercept.immediate_placeholder().is_some(), intercept.overflow_placeholder().is_some());
+            let given =
+                (intercept.immediate_placeholder().is_some(), intercept.overflow_placeholder().is_some());
             assert_eq!(given, (at_once, beyond), "{max_pending:?} {overflow:?}");
         }
     }

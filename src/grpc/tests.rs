@@ -62,7 +62,11 @@ async fn silent_client_loses_its_place_after_10_s() {
     slow.write_all(&PREFACE_AND_SETTINGS[..1]).await.unwrap();
     sleep(Duration::from_secs(9)).await;
     slow.write_all(&PREFACE_AND_SETTINGS[1..PREFACE.len() - 1]).await.unwrap();
-    assert_eq!(time_until_released(&places).await.as_secs(), 1, "10 s from the beginning, 9 of which are over");
+    assert_eq!(
+        time_until_released(&places).await.as_secs(),
+        1,
+        "10 s from the beginning, 9 of which are over"
+    );
 }
 
 #[tokio::test(start_paused = true)]

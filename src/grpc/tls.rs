@@ -87,7 +87,7 @@ impl Tls {
     }
 }
 
-// === impl Contents ===
+// === impl TlsFileContents ===
 
 impl TlsFileContents {
     fn read(files: &ScalerTls) -> Result<Self, TlsError> {

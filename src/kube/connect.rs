@@ -44,8 +44,8 @@ pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client,
         .pool_timer(TokioTimer::new())
         .build::<_, Body>(https);
     let namespace = config.default_namespace.clone();
-    let builder =
-        ClientBuilder::new(liveness.wrap_service(sender), namespace).with_layer(&config.extra_headers_layer()?);
+    let builder = ClientBuilder::new(liveness.wrap_service(sender), namespace)
+        .with_layer(&config.extra_headers_layer()?);
     let base = config.base_uri_layer();
     Ok(match config.auth_layer()? {
         Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),

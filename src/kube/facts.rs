@@ -73,8 +73,9 @@ impl Cluster {
                     let (named, strays) =
                         by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
                     let keda = keda(&objects);
-                    let scaled =
-                        |route: &Route| resolve_route_name.get(&route.name).map(Vec::as_slice).unwrap_or_default();
+                    let scaled = |route: &Route| {
+                        resolve_route_name.get(&route.name).map(Vec::as_slice).unwrap_or_default()
+                    };
                     let wanted =
                         known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();
@@ -89,7 +90,9 @@ impl Cluster {
                     }
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {
-                            direct_scaling_failure: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
+                            direct_scaling_failure: workloads
+                                .iter()
+                                .find_map(|workload| refused.get(workload).cloned()),
                             // The receiver is marked unchanged, so that only later changes wake the loop.
                             workloads: workloads
                                 .iter()
@@ -97,7 +100,9 @@ impl Cluster {
                                     Some(followed.get_mut(workload)?.borrow_and_update().clone())
                                 })
                                 .collect(),
-                            orphaned_objects: stray(&strays, route).filter(|_| scaled.is_empty()).unwrap_or_default(),
+                            orphaned_objects: stray(&strays, route)
+                                .filter(|_| scaled.is_empty())
+                                .unwrap_or_default(),
                             target: targets
                                 .get_mut(&route.name)
                                 .map(|(_, found)| TargetFacts::of(&found.borrow_and_update()))

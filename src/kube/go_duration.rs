@@ -33,7 +33,10 @@ fn unit(text: &str) -> Option<(f64, usize)> {
         ("m", 60e9),
         ("h", 3600e9),
     ];
-    GO_DURATION_UNITS.into_iter().find(|(name, _)| text.starts_with(name)).map(|(name, size)| (size, name.len()))
+    GO_DURATION_UNITS
+        .into_iter()
+        .find(|(name, _)| text.starts_with(name))
+        .map(|(name, size)| (size, name.len()))
 }
 
 #[cfg(test)]

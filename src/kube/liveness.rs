@@ -28,7 +28,7 @@ use tower::Service;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Watch timeout in seconds, if there are few watches. With [`SPREAD_SECS`] and [`WATCH_MARGIN`], a dead connection is
+/// Watch timeout in seconds, if there are few watches. With [`MAX_WATCH_JITTER_SECS`] and [`WATCH_MARGIN`], a dead connection is
 /// detected within 28 s.
 const MIN_WATCH_TIMEOUT_SECS: u64 = 20;
 /// Upper bound of the random seconds added to a watch timeout, so that watches begun together do not end together.
@@ -182,7 +182,7 @@ impl LostWatch {
     }
 }
 
-// === impl Purpose ===
+// === impl RequestPurpose ===
 
 impl RequestPurpose {
     fn of(uri: &Uri) -> Self {

@@ -225,7 +225,11 @@ fn is_false(value: &str) -> bool {
 }
 
 /// Resolves a route name used by a ScaledObject: the route of its own namespace, else that of the configuration file.
-pub fn resolve_route_name(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) -> Option<RouteKey> {
+pub fn resolve_route_name(
+    namespace: &str,
+    name: &str,
+    is_known: impl Fn(&RouteKey) -> bool,
+) -> Option<RouteKey> {
     let own = RouteKey::from(&*format!("{namespace}/{name}"));
     // A qualified name must not refer to a route of another namespace.
     let is_elsewhere = name.split_once('/').is_some_and(|(other, _)| other != namespace);

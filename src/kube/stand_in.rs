@@ -108,7 +108,7 @@ const KINDS: [&str; 13] = [
     "inferencepools",
 ];
 
-// === impl StandIn ===
+// === impl FakeApiServer ===
 
 impl FakeApiServer {
     pub(crate) fn client(&self) -> kube::Client {
@@ -123,7 +123,7 @@ impl FakeApiServer {
         Cluster::served_by(self.clone(), config)
     }
 
-    /// Breaks all connections, and refuses new ones until [`Self::come_back`].
+    /// Breaks all connections, and refuses new ones until [`Self::accept_connections`].
     pub(crate) async fn refuse_connections(&self) {
         {
             let mut inner = self.0.lock();
@@ -385,8 +385,7 @@ impl ServerState {
         let (events, body) = mpsc::unbounded_channel();
         let number =
             |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.parse::<u64>().ok());
-        let watcher =
-            FakeWatch { collection: collection.into(), selected: QuerySelector::of(query), events };
+        let watcher = FakeWatch { collection: collection.into(), selected: QuerySelector::of(query), events };
         let since = number("resourceVersion=").unwrap_or_default();
         for (_, path, kind, object) in self.history.iter().filter(|(version, ..)| *version > since) {
             watcher.notify(path, kind, object);
@@ -421,7 +420,7 @@ impl Drop for WatchCount {
     }
 }
 
-// === impl StandInWatch ===
+// === impl FakeWatch ===
 
 impl FakeWatch {
     /// Sends an event if selected. Returns whether the reader is still connected.

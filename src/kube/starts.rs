@@ -49,7 +49,7 @@ pub(super) struct StartingPods {
 /// Maximum number of pods tracked per target. A cold start depends on the first pod that is ready.
 const MAX_TRACKED_PODS: usize = 64;
 
-// === impl Starts ===
+// === impl StartingPods ===
 
 impl StartingPods {
     /// Starts without pods.

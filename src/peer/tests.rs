@@ -114,8 +114,12 @@ impl FakePeerNetwork {
                 listed.push(*address);
             }
         }
-        let board =
-            Arc::new(Board::new(wire.id.to_string(), directory.clone(), SILENCE_TIMEOUT, UNREACHABLE_TIMEOUT));
+        let board = Arc::new(Board::new(
+            wire.id.to_string(),
+            directory.clone(),
+            SILENCE_TIMEOUT,
+            UNREACHABLE_TIMEOUT,
+        ));
         let following = tokio::spawn(Following::new(board.clone(), self.clone()).run());
         TestReplica { gate, directory, board, cold_starts, wire, following }
     }
@@ -478,8 +482,10 @@ async fn reports_are_bounded_and_never_spoil_the_sum() {
     let demand =
         |route: String, rate| RouteDemand { route, request_rate: rate, held: 1, ..RouteDemand::default() };
     let report = |routes| Report { replica: "bad".into(), routes };
-    one.board
-        .apply_first_report(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
+    one.board.apply_first_report(
+        address(200),
+        &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]),
+    );
     one.board.apply_report(&report((0..12_000).map(|number| demand(number.to_string(), 1.0)).collect()));
     one.board.apply_report(&report(vec![RouteDemand { held: u64::MAX, ..demand("tiny".into(), -1.0) }]));
     let _held = one.hold();
@@ -487,8 +493,9 @@ async fn reports_are_bounded_and_never_spoil_the_sum() {
     assert_eq!((counts.held, counts.request_rate), (u64::MAX, 0.0), "no overflow, and a number");
     assert_eq!(one.board.routes_of("bad"), 10_000);
     for number in 0..100 {
-        let found =
-            one.board.apply_first_report(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
+        let found = one
+            .board
+            .apply_first_report(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
         assert_eq!(
             found == board::ReplicaIdentity::TooMany,
             number >= 63,

@@ -134,7 +134,9 @@ impl Body {
         match self {
             Self::Relay(relay) => relay.decoder = Some(decoder),
             Self::Full(Some(bytes), _) => {
-                *bytes = decoder.whole(std::mem::take(bytes), MAX_DECODED_BYTES).map_err(BodyError::Undecodable)?;
+                *bytes = decoder
+                    .whole(std::mem::take(bytes), MAX_DECODED_BYTES)
+                    .map_err(BodyError::Undecodable)?;
             }
             Self::Full(None, _) | Self::Early(_) => {}
         }

@@ -198,7 +198,10 @@ impl RequestFraming {
         } else {
             let begun = &bytes[..bytes.len().min(MAX_HEADER_LINE_BYTES)];
             let line = [&*std::mem::take(&mut self.line), begun].concat();
-            if header_line_value(&line, b"transfer-encoding:").or_else(|| header_line_value(&line, b"content-length:")).is_some() {
+            if header_line_value(&line, b"transfer-encoding:")
+                .or_else(|| header_line_value(&line, b"content-length:"))
+                .is_some()
+            {
                 self.length = BodyLength::Unclear;
             }
             self.state = FramingState::RestOfLine;

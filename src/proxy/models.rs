@@ -65,7 +65,8 @@ impl Proxy {
     async fn refresh_models(&self) {
         let table = self.shared.table.load_full();
         let due = table.listing().map(|(gate, _)| gate);
-        let due = due.filter(|gate| gate.target().models().endpoint_to_query(&gate.target().endpoints()).is_some());
+        let due =
+            due.filter(|gate| gate.target().models().endpoint_to_query(&gate.target().endpoints()).is_some());
         let due: Vec<Arc<Gate>> = due.take(MAX_QUERIES).cloned().collect();
         if due.is_empty() {
             return;

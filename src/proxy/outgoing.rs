@@ -213,7 +213,8 @@ impl BodyReplay {
         }
         let polled = match state.poll_arrival(cx) {
             Poll::Pending => {
-                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.pace.start_waiting())));
+                let timer =
+                    self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.pace.start_waiting())));
                 ready!(timer.as_mut().poll(cx));
                 Some(Err(BodyAbort::TooSlow))
             }
@@ -303,7 +304,10 @@ impl KeptParts {
 
 impl BodyAbort {
     /// Finds an aborted body among the causes of `error`, and returns the error for the client.
-    pub(super) fn from_error_chain(error: &(dyn std::error::Error + 'static), limits: &Limits) -> Option<ProxyError> {
+    pub(super) fn from_error_chain(
+        error: &(dyn std::error::Error + 'static),
+        limits: &Limits,
+    ) -> Option<ProxyError> {
         let mut causes = successors(Some(error), |error| error.source());
         match causes.find_map(|cause| cause.downcast_ref::<Self>())? {
             Self::TooLarge => Some(ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() }),

@@ -229,8 +229,9 @@ impl RouteTable {
 
     /// Returns the classes that match a request, most specific first.
     fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
-        self.of_host(host_name(host))
-            .filter(move |class| is_below(path, &class.path) && rule::has_required_headers(headers, &class.headers))
+        self.of_host(host_name(host)).filter(move |class| {
+            is_below(path, &class.path) && rule::has_required_headers(headers, &class.headers)
+        })
     }
 
     /// Returns the classes that match a host without its port, most specific first.

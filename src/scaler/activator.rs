@@ -80,7 +80,9 @@ impl Activator {
         let began = demand.activation_since().unwrap_or_else(Instant::now);
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(began, self.gate.held());
-        if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.prevents_start()) {
+        if let Some(obstacle) =
+            self.gate.target().obstacle().filter(|obstacle| obstacle.kind.prevents_start())
+        {
             cold_starts.set_obstacle(obstacle.message.full().clone());
         }
     }
@@ -176,7 +178,10 @@ impl Activator {
                 // The endpoint would refuse requests as well, so the ramp does not widen.
                 ProbeResult::Refused => continue,
                 answer if answer.is_alive() => {}
-                _ => sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, MAX_UNANSWERED_RAMP_STEP)).await,
+                _ => {
+                    sleep_until(began + self.mean_first_byte().clamp(RAMP_STEP, MAX_UNANSWERED_RAMP_STEP))
+                        .await
+                }
             }
             if self.gate.held() > 0 {
                 self.gate.target().widen(endpoint);

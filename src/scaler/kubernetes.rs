@@ -32,7 +32,8 @@ const MAX_SCALE_BACKOFF: Duration = Duration::from_secs(15);
 pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>) {
     let mut activator = Activator::new(gate.clone());
     let backoff = Backoff::new(MIN_BACKOFF, MAX_SCALE_BACKOFF);
-    let mut direct = DirectScalingLoop { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
+    let mut direct =
+        DirectScalingLoop { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
     loop {
         let next = match direct.workload() {
             None => {
@@ -44,7 +45,7 @@ pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>)
             Some(workload) => direct.scale_down_if_idle(&workload).await,
         };
         let wanted = async {
-            // If the target is wanted already, `up` has just run.
+            // If the target is wanted already, `ensure_replica` has just run.
             if activator.is_wanted() { std::future::pending().await } else { activator.wanted().await }
         };
         tokio::select! {
@@ -70,7 +71,7 @@ struct IdleClock {
     since: Instant,
 }
 
-// === impl DirectScaler ===
+// === impl DirectScalingLoop ===
 
 impl DirectScalingLoop<'_> {
     fn workload(&self) -> Option<Workload> {

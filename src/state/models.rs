@@ -63,7 +63,9 @@ impl ListedModels {
         let Some(endpoint) = self.endpoint_to_query(endpoints) else { return };
         let (models, age) = match ask(&endpoint).await {
             Some(models) => (Arc::new(models), Self::MAX_AGE),
-            None => (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::LIST_RETRY_INTERVAL),
+            None => {
+                (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::LIST_RETRY_INTERVAL)
+            }
         };
         let listing = ModelList { models, endpoint: endpoint.id(), due: Instant::now() + age };
         self.last.store(Some(Arc::new(listing)));

@@ -251,7 +251,10 @@ mod tests {
         assert_eq!(passed.of(|| warn(9_000)), 5);
         assert_eq!(passed.of(|| of_route(1, 1)), 1);
         let left_out = SuppressedLines { lines: 2 * 9_000 - 105, mostly_of: "h2::proto::ping_pong".into() };
-        assert_eq!((limit.suppressed_line_count(), limit.take_suppressed()), (left_out.lines, Some(left_out)));
+        assert_eq!(
+            (limit.suppressed_line_count(), limit.take_suppressed()),
+            (left_out.lines, Some(left_out))
+        );
         assert_eq!(limit.take_suppressed(), None, "it was reported");
     }
 

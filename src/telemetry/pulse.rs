@@ -6,8 +6,8 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Notifies the renderer of changes. Costs one load while nothing is watched; notifications are coalesced.
 ///
-/// [`Self::beat`] follows its change, and the renderer reads the state after [`Self::take`]. Both swap `pending`: either
-/// `take` comes second and the renderer reads the change, or `beat` does and leaves it pending. A change at the same time
+/// [`Self::notify_change`] follows its change, and the renderer reads the state after [`Self::clear_pending`]. Both swap `pending`: either
+/// `clear_pending` comes second and the renderer reads the change, or `notify_change` does and leaves it pending. A change at the same time
 /// as [`Self::watch`] may be missed by both, and is rendered with the next tick.
 #[derive(Debug, Default)]
 pub struct Pulse {

@@ -15,7 +15,7 @@ use crate::{
     frames::{HEADERS, PREFACE, RawH2, field, frame, post, settings},
     grpc_calls::{
         IS_ACTIVE, PEERS_WATCH, SETTINGS_INITIAL_WINDOW_SIZE, STREAM_IS_ACTIVE, attacker, begun, call,
-        channel, head, connect_hostile, object,
+        channel, connect_hostile, head, object,
     },
     served::{ServeProcess, connect_from},
     support::{

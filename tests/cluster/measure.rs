@@ -176,7 +176,12 @@ impl MeasurementSetup {
             replica.await_reported_demand(&self.it, MODEL, 0.0).await;
         }
         let (_, tap) = self.tap.as_ref().unwrap();
-        wait::within(&format!("no demand at replica {with_keda}"), wait::WAIT_LIMIT, tap.await_message(false)).await;
+        wait::within(
+            &format!("no demand at replica {with_keda}"),
+            wait::WAIT_LIMIT,
+            tap.await_message(false),
+        )
+        .await;
     }
 
     async fn streams(&self, index: usize) -> f64 {

@@ -147,8 +147,14 @@ impl Record {
         );
     }
 
-    /// Same as [`Self::tells`], for a part of a phase.
-    pub(crate) fn assert_part_end(&self, phase: &str, part: &str, truth: impl Into<TimeRange>, lag: Duration) {
+    /// Same as [`Self::assert_phase_end`], for a part of a phase.
+    pub(crate) fn assert_part_end(
+        &self,
+        phase: &str,
+        part: &str,
+        truth: impl Into<TimeRange>,
+        lag: Duration,
+    ) {
         let (found, truth) = (self.span(phase).part(part), truth.into());
         let end = self.moment(found.end());
         let says = format!("{part} ended from {} to {}: {}", time(truth.0), time(truth.1), self.value);

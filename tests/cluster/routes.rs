@@ -44,12 +44,18 @@ impl Scenario {
         self.await_object_condition((ANTEROOM_API_VERSION, "ModelRoute"), route, condition, reason).await
     }
 
-    /// Same as [`Self::says`], for the only condition of an InterceptorRoute, `Ready`.
+    /// Same as [`Self::await_route_condition`], for the only condition of an InterceptorRoute, `Ready`.
     pub(crate) async fn await_interceptor_route_ready(&self, route: &str, reason: &str) -> Value {
         self.await_object_condition((ADD_ON_API_VERSION, "InterceptorRoute"), route, "Ready", reason).await
     }
 
-    async fn await_object_condition(&self, kind: (&str, &str), name: &str, condition: &str, reason: &str) -> Value {
+    async fn await_object_condition(
+        &self,
+        kind: (&str, &str),
+        name: &str,
+        condition: &str,
+        reason: &str,
+    ) -> Value {
         let api = self.dynamic(kind.0, kind.1);
         let what = format!("{condition} for the reason {reason}");
         wait::object(&api, name, &what, wait::WAIT_LIMIT, |object| {

@@ -52,7 +52,10 @@ impl Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let backends = Arc::new(Mutex::new(Vec::new()));
-        let tasks = [tokio::spawn(pass_on(listener, backends.clone())), tokio::spawn(check_readiness(backends.clone()))];
+        let tasks = [
+            tokio::spawn(pass_on(listener, backends.clone())),
+            tokio::spawn(check_readiness(backends.clone())),
+        ];
         Self { address, backends, tasks }
     }
 

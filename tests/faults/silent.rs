@@ -73,11 +73,15 @@ async fn missing_head_fails_at_response_timeout() {
         ),
         (
             "trickles a head",
-            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true)),
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| {
+                every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true)
+            }),
         ),
         (
             "informs for ever",
-            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false)),
+            proxy_with_server(RESPONSE_TIMEOUT_5S, |io| {
+                every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false)
+            }),
         ),
     ];
     for (what, (world, connections)) in servers {

@@ -274,7 +274,11 @@ impl RoutesRun {
             self.turn_for(Duration::from_millis(100))?;
             let begin = Instant::now();
             self.world.api.objects.point_to_backend(number);
-            while waiting.poll_status().map_err(|error| LoadtestError::io("wait for an answer", error))?.is_none() {
+            while waiting
+                .poll_status()
+                .map_err(|error| LoadtestError::io("wait for an answer", error))?
+                .is_none()
+            {
                 self.turn()?;
                 if begin.elapsed() > CHANGE_TIMEOUT {
                     let why = format!("a pod of route r{number} was not found");

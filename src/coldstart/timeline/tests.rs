@@ -44,8 +44,15 @@ impl TimelineTest {
 
     fn spans(&self, ours: &[(Phase, Instant)], seen: &[(Phase, Observation)]) -> Vec<PhaseSpan> {
         let observed = seen.iter().map(|(phase, seen)| (*phase, seen)).collect();
-        Timeline { began: self.began, wall: self.wall, own_marks: ours, observed, parts: Vec::new(), running: None }
-            .spans()
+        Timeline {
+            began: self.began,
+            wall: self.wall,
+            own_marks: ours,
+            observed,
+            parts: Vec::new(),
+            running: None,
+        }
+        .spans()
     }
 }
 

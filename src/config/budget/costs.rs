@@ -2,7 +2,7 @@
 
 /// Maximum memory of a client's connection that is not counted otherwise, in bytes. Over HTTP/1: two read buffers of 8
 /// KiB, and 16 KiB read ahead. Over HTTP/2: a read buffer that grows to 32 KiB for a frame of 16, and what h2 keeps
-/// without streams. `connections_cost_no_more_than_is_computed` measures 21 and 34 KiB.
+/// without streams. `idle_connection_costs_at_most_its_estimate` measures 21 and 34 KiB.
 pub const CONNECTION_COST_BYTES: usize = 40 << 10;
 
 /// Bytes of an HTTP/1 head that the cost of its connection covers: hyper's first read buffer. Beyond it, the bytes that
@@ -15,7 +15,7 @@ pub const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
 pub const H2_HEAD_FACTOR: usize = 4;
 
 /// Memory of an HTTP/2 request besides its head and body, in bytes: its stream, its task, its place in the queue.
-/// `held_stream_costs_no_more_than_it_counts_for` measures 5.4 KiB.
+/// `held_stream_costs_at_most_its_accounting` measures 5.4 KiB.
 pub const STREAM_COST_BYTES: usize = 8 << 10;
 
 /// Memory of an unread response besides its body, in bytes: the stream's state, its task and its head.

@@ -60,11 +60,23 @@ fn younger_route_loses_only_shared_matches() {
     let (routes, told) = resolved_verdicts(
         &[],
         vec![
-            model_route_candidate("a", 1, json!({"models": ["x"], "hosts": ["H.example.com"], "paths": ["/v/"]})),
-            model_route_candidate("b", 2, json!({"models": ["x", "y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
+            model_route_candidate(
+                "a",
+                1,
+                json!({"models": ["x"], "hosts": ["H.example.com"], "paths": ["/v/"]}),
+            ),
+            model_route_candidate(
+                "b",
+                2,
+                json!({"models": ["x", "y"], "hosts": ["h.example.com"], "paths": ["/v"]}),
+            ),
             // Model "x" belongs to "a", so "b" does not own that match; "b" owns the match of "y", which "c"
             // therefore loses.
-            model_route_candidate("c", 3, json!({"models": ["y"], "hosts": ["h.example.com"], "paths": ["/v"]})),
+            model_route_candidate(
+                "c",
+                3,
+                json!({"models": ["y"], "hosts": ["h.example.com"], "paths": ["/v"]}),
+            ),
         ],
     );
     assert_eq!(routes, ["models/a", "models/b"]);
@@ -123,7 +135,11 @@ fn limits_keep_the_oldest_routes() {
     let models: Vec<_> = (0..2048).map(|number| number.to_string()).collect();
     let large = |number: usize| {
         let hosts = [format!("a{number}.example.com"), format!("b{number}.example.com")];
-        model_route_candidate(&number.to_string(), i64::try_from(number).unwrap(), json!({"models": models, "hosts": hosts}))
+        model_route_candidate(
+            &number.to_string(),
+            i64::try_from(number).unwrap(),
+            json!({"models": models, "hosts": hosts}),
+        )
     };
     let (routes, told) = resolved_verdicts(&[], (0..60).map(large).collect());
     // Each route makes 4,096 claims.

@@ -114,7 +114,11 @@ async fn pods_of_other_owners_are_ignored() {
             others.iter().map(|owner| pod("other", *owner, CREATED_AFTER, crash_loop())).collect();
         assert_eq!(relevant_troubles(&own, &pods), [], "{kind}");
         pods.push(pod("own", of, CREATED_AFTER, unschedulable()));
-        assert_eq!(relevant_troubles(&own, &pods), [("own".into(), Some(ObstacleKind::Unschedulable))], "{kind}");
+        assert_eq!(
+            relevant_troubles(&own, &pods),
+            [("own".into(), Some(ObstacleKind::Unschedulable))],
+            "{kind}"
+        );
     }
 }
 
@@ -126,7 +130,11 @@ async fn older_revision_counts_while_it_may_start() {
     let expected = ("new".to_owned(), Some(ObstacleKind::Unschedulable));
     assert_eq!(relevant_troubles(&own, &[older(crash_loop()), new.clone()]), vec![expected.clone()]);
     assert_eq!(relevant_troubles(&own, &[older(starting()), new]), [("older".into(), None), expected]);
-    assert_eq!(relevant_troubles(&own, &[older(crash_loop())]), [], "the pods of the new one cannot be created");
+    assert_eq!(
+        relevant_troubles(&own, &[older(crash_loop())]),
+        [],
+        "the pods of the new one cannot be created"
+    );
 }
 
 #[tokio::test]
@@ -135,7 +143,11 @@ async fn crash_loop_of_an_old_pod_counts() {
     for (kind, owner) in [("Deployment", VLLM_OWNER), ("StatefulSet", ("StatefulSet", "vllm"))] {
         // In a StatefulSet, the newer revision may be waiting for a pod of an older one.
         let own = own_pods(kind, (kind == "Deployment").then_some("vllm-5d4f9c"));
-        assert_eq!(relevant_troubles(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]), expected, "{kind}");
+        assert_eq!(
+            relevant_troubles(&own, &[pod("x", owner, CREATED_BEFORE, crash_loop())]),
+            expected,
+            "{kind}"
+        );
     }
     let mut alone = (*pod("x", VLLM_OWNER, CREATED_BEFORE, crash_loop())).clone();
     alone.metadata.owner_references = None;

@@ -71,8 +71,16 @@ fn crash_loop_reports_last_exit() {
     trouble_message(container(back_off.clone(), json!({}), 3), ObstacleKind::CrashLoop, &["back-off 40s"]);
     let mut last = ended(1, "Error");
     last["terminated"]["message"] = json!("CUDA error:\n no kernel image is available");
-    trouble_message(container(back_off, last, 1), ObstacleKind::CrashLoop, &["once", "CUDA error: no kernel image"]);
-    trouble_message(container(ended(2, "Error"), json!({}), 0), ObstacleKind::CrashLoop, &["exit code 2 (Error)"]);
+    trouble_message(
+        container(back_off, last, 1),
+        ObstacleKind::CrashLoop,
+        &["once", "CUDA error: no kernel image"],
+    );
+    trouble_message(
+        container(ended(2, "Error"), json!({}), 0),
+        ObstacleKind::CrashLoop,
+        &["exit code 2 (Error)"],
+    );
     trouble_message(
         container(waiting("CreateContainerConfigError", "secret \"hf-token\" not found"), json!({}), 0),
         ObstacleKind::CrashLoop,
@@ -84,7 +92,11 @@ fn crash_loop_reports_last_exit() {
 fn startup_probe_kill_hints_at_probe() {
     let words = ["exit code 137", "startup probe", "failureThreshold"];
     trouble_message(container(running(), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
-    trouble_message(container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
+    trouble_message(
+        container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2),
+        ObstacleKind::CrashLoop,
+        &words,
+    );
 }
 
 #[test]
@@ -110,11 +122,19 @@ fn unschedulable_pod_reports_scheduler() {
         ObstacleKind::Unschedulable,
         &["chat-6f7d", "Insufficient nvidia"],
     );
-    trouble_message(scheduled("SchedulingGated", "Scheduling is blocked"), ObstacleKind::Unschedulable, &["gates"]);
+    trouble_message(
+        scheduled("SchedulingGated", "Scheduling is blocked"),
+        ObstacleKind::Unschedulable,
+        &["gates"],
+    );
     let rejected = json!({
         "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices",
     });
-    trouble_message(rejected, ObstacleKind::Unschedulable, &["UnexpectedAdmissionError", "no healthy devices"]);
+    trouble_message(
+        rejected,
+        ObstacleKind::Unschedulable,
+        &["UnexpectedAdmissionError", "no healthy devices"],
+    );
     let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage" });
     trouble_message(evicted, ObstacleKind::CrashLoop, &["Evicted", "ephemeral-storage"]);
 }

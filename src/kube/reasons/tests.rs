@@ -85,7 +85,8 @@ fn pause_at_zero_names_object_and_command() {
         (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out-"),
     ] {
         let (kind, message) =
-            obstacle_message(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), ProxyView::default()).unwrap();
+            obstacle_message(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), ProxyView::default())
+                .unwrap();
         assert_eq!(kind, ObstacleKind::AutoscalingPaused);
         for words in [
             "`team-a/vllm`",
@@ -109,7 +110,11 @@ fn pause_with_replicas_is_no_obstacle() {
     );
     let unknown = facts(vec![paused()], Vec::new());
     assert_eq!(kind(&unknown), Some(ObstacleKind::AutoscalingPaused), "no workload is known, and no pod");
-    assert_eq!(obstacle_message(&unknown, ProxyView { pods: true, ..ProxyView::default() }), None, "but a pod is there");
+    assert_eq!(
+        obstacle_message(&unknown, ProxyView { pods: true, ..ProxyView::default() }),
+        None,
+        "but a pod is there"
+    );
 }
 
 #[test]
@@ -123,7 +128,10 @@ fn missing_scaled_object_is_an_obstacle() {
     let theirs = Facts { metadata_key: "interceptorRoute", ..nobody.clone() };
     assert!(obstacle_message(&theirs, ProxyView::default()).unwrap().1.contains("`interceptorRoute: chat`"));
     let strays = vec!["ScaledObject `team-a/vllm` names `caht`, which is not a route".to_owned()];
-    let misspelt = obstacle_message(&Facts { orphaned_objects: strays, ..nobody.clone() }, ProxyView::default()).unwrap().1;
+    let misspelt =
+        obstacle_message(&Facts { orphaned_objects: strays, ..nobody.clone() }, ProxyView::default())
+            .unwrap()
+            .1;
     assert!(
         misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is not a route"),
         "{misspelt}"
@@ -156,7 +164,8 @@ fn missing_keda_stream_is_an_obstacle() {
     assert_eq!(kind, ObstacleKind::NoKedaStream);
     assert!(message.contains("`team-a/vllm`") && message.contains("`anteroom:9090`"), "{message}");
     let not_ready = Some(("TriggerError".into(), "no such host".into()));
-    let told = obstacle_message(&at_zero(ScaledObjectFacts { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
+    let told =
+        obstacle_message(&at_zero(ScaledObjectFacts { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
     assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
     let mut theirs = scaled(None);
     theirs.trigger.address = "keda-add-ons-http-external-scaler.keda:9090".into();
@@ -175,7 +184,11 @@ fn pushes_dropped_without_listed_metric() {
         |seconds| ProxyView { dropped_for: Some(Duration::from_secs(seconds)), ..ProxyView::default() };
     let unlisted = || ScaledObjectFacts { is_listed: false, ..scaled(None) };
     let of = |scaled, replicas| facts(scaled, vec![workload(replicas, &[])]);
-    assert_eq!(obstacle_message(&of(vec![unlisted()], 0), seconds(9)), None, "it may have been made just now");
+    assert_eq!(
+        obstacle_message(&of(vec![unlisted()], 0), seconds(9)),
+        None,
+        "it may have been made just now"
+    );
     let (kind, message) = obstacle_message(&of(vec![unlisted()], 0), seconds(10)).unwrap();
     assert_eq!(kind, ObstacleKind::PushDropped);
     for words in ["`team-a/vllm`", "externalMetricNames", "trigger 1 (`s1-...`)", "restart KEDA's operator"] {
@@ -256,7 +269,8 @@ fn uncreatable_pods_and_missing_workloads_report() {
         "one was created"
     );
     let missing = WorkloadFacts { replicas: None, is_missing: true, ..workload(0, &[]) };
-    let (kind, message) = obstacle_message(&facts(vec![scaled(None)], vec![missing]), ProxyView::default()).unwrap();
+    let (kind, message) =
+        obstacle_message(&facts(vec![scaled(None)], vec![missing]), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
     assert!(message.contains("The workload Deployment `team-a/vllm` does not exist"), "{message}");
 }
@@ -267,7 +281,10 @@ fn direct_scaling_reports_refusal() {
     direct.scale_by = ScaleBy::Kubernetes;
     assert_eq!(kind(&direct), None);
     direct.direct_scaling_failure = Some("no right".into());
-    assert_eq!(obstacle_message(&direct, ProxyView::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
+    assert_eq!(
+        obstacle_message(&direct, ProxyView::default()),
+        Some((ObstacleKind::ScaleRefused, "no right".into()))
+    );
 }
 
 fn selection(pods: usize, is_probed: bool) -> Option<Arc<Selection>> {
@@ -324,8 +341,16 @@ fn refused_port_of_ready_pod_is_reported() {
     for words in ["10.0.0.1:8000", "leads port 80 to 8000", "expose 8001 (web)"] {
         assert!(message.contains(words), "{words} in: {message}");
     }
-    assert_eq!(obstacle_message(&of(false, "10.0.0.1:8000"), seen()), None, "without a probe it may still load");
-    assert_eq!(obstacle_message(&of(true, "10.0.0.2:8000"), seen()), None, "the cluster does not call that one ready");
+    assert_eq!(
+        obstacle_message(&of(false, "10.0.0.1:8000"), seen()),
+        None,
+        "without a probe it may still load"
+    );
+    assert_eq!(
+        obstacle_message(&of(true, "10.0.0.2:8000"), seen()),
+        None,
+        "the cluster does not call that one ready"
+    );
     assert_eq!(kind(&of(true, "10.0.0.1:8000")), None);
 }
 
@@ -372,5 +397,8 @@ fn api_server_outage_outranks_stale_obstacles() {
     let crash = facts(vec![scaled(None)], vec![workload(1, &[Some(ObstacleKind::CrashLoop)])]);
     let seen =
         ProxyView { api_server: Some("The watch of pods is interrupted".into()), ..ProxyView::default() };
-    assert_eq!(obstacle_message(&crash, seen).map(|(kind, _)| kind), Some(ObstacleKind::ApiServerUnreachable));
+    assert_eq!(
+        obstacle_message(&crash, seen).map(|(kind, _)| kind),
+        Some(ObstacleKind::ApiServerUnreachable)
+    );
 }

@@ -5,7 +5,7 @@
 //! - A change of our own status is written at once, at most once per [`MIN_WRITE_INTERVAL`], or per
 //!   [`NUMBERS_INTERVAL`] if only numbers differ.
 //! - A status that differs from our last write was written by another replica. It is left in place for
-//!   [`REPAIR_AFTER`], and corrected after that.
+//!   [`REPAIR_DELAY`], and corrected after that.
 //! - If replicas disagree about the state of the target, the livelier state is kept for [`PEER_STATE_TTL`] after its
 //!   last write. After that, the replica that wrote it has probably died.
 
@@ -140,7 +140,7 @@ impl StatusHistory {
         self.differs_since = None;
     }
 
-    /// Returns up to half of [`REPAIR_AFTER`], random per object and replica, so that two replicas do not correct at
+    /// Returns up to half of [`REPAIR_DELAY`], random per object and replica, so that two replicas do not correct at
     /// once.
     fn jitter(&mut self) -> Duration {
         REPAIR_DELAY / 2 * *self.jitter.get_or_insert_with(|| fastrand::u32(..1000)) / 1000

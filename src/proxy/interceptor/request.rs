@@ -40,7 +40,8 @@ impl InterceptedRequest {
         head: &request::Parts,
     ) -> Option<Response<Body>> {
         let gate = &self.interceptor.gate;
-        let placeholder = self.interceptor.config.immediate_placeholder().filter(|_| !gate.target().is_up())?;
+        let placeholder =
+            self.interceptor.config.immediate_placeholder().filter(|_| !gate.target().is_up())?;
         gate.wake();
         Some(self.placeholder(placeholder, head))
     }

@@ -62,7 +62,11 @@ async fn activate(keeper: &Keeper, activator: &mut Activator, counts: &mut watch
 }
 
 /// Waits until requests are held while the target is down.
-async fn until_cold_start(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
+async fn until_cold_start(
+    keeper: &Keeper,
+    activator: &mut Activator,
+    counts: &mut watch::Receiver<PodCounts>,
+) {
     loop {
         let now = *counts.borrow_and_update();
         if now.is_up() {
@@ -96,7 +100,11 @@ async fn until_cold_start(keeper: &Keeper, activator: &mut Activator, counts: &m
 
 /// Waits until the cold start is answered or abandoned. Returns `false` if the target goes down first and requests are
 /// held.
-async fn until_served(gate: &Gate, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) -> bool {
+async fn until_served(
+    gate: &Gate,
+    activator: &mut Activator,
+    counts: &mut watch::Receiver<PodCounts>,
+) -> bool {
     let cold_starts = gate.cold_starts();
     let over = async {
         while cold_starts.phase().is_some() {
@@ -141,7 +149,8 @@ impl Keeper {
     /// Describes an activation that timed out.
     fn timeout_reason(&self) -> Reason {
         let limit = self.gate.policy().readiness.activation_timeout;
-        let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_detected_by_probes());
+        let obstacle =
+            self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_detected_by_probes());
         let why = obstacle.map_or_else(|| self.describe_pods().into(), |obstacle| obstacle.message.clone());
         why.map(|why| format!("the target was not ready within {limit}: {why}"))
     }

@@ -118,7 +118,11 @@ impl Keeper {
 
     /// Probes an open endpoint; without permission to probe, an open endpoint counts as ready.
     pub(super) async fn probe_if_permitted(&self, endpoint: &Endpoint) -> ProbeResult {
-        if self.gate.policy().readiness.probe { self.probe_bounded(endpoint).await } else { ProbeResult::Ready }
+        if self.gate.policy().readiness.probe {
+            self.probe_bounded(endpoint).await
+        } else {
+            ProbeResult::Ready
+        }
     }
 
     /// Probes all open pods. Returns the answer of one that is not alive, if any.

@@ -37,7 +37,11 @@ pub fn service(
     routes: Arc<Directory>,
     ending: CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler> {
-    with_message_limits(KedaScaler { routes, streams: Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS), ending })
+    with_message_limits(KedaScaler {
+        routes,
+        streams: Places::new(MAX_SCALER_STREAMS, MAX_SCALER_STREAMS),
+        ending,
+    })
 }
 
 fn with_message_limits(keda: KedaScaler) -> ScalerService {
@@ -59,7 +63,9 @@ pub async fn serve(
     let stage = |is_serving, ending: &CancellationToken| {
         let keda = KedaScaler { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
         let (listener, ending) = (listener.clone(), ending.clone());
-        async move { listener.serve(services(keda, is_serving).await, MAX_KEDA_CALLS_PER_CONNECTION, ending).await }
+        async move {
+            listener.serve(services(keda, is_serving).await, MAX_KEDA_CALLS_PER_CONNECTION, ending).await
+        }
     };
     let stages = async {
         let last = async {

@@ -100,7 +100,11 @@ pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
     it.apply(&interceptor_route("named", named)).await;
     it.await_interceptor_route_ready("named", "Accepted").await;
     for &(host, path, header, app) in REQUEST_CASES {
-        assert_eq!(responding_app(replica, host, path, header).await.as_deref(), app, "{host}{path} {header}");
+        assert_eq!(
+            responding_app(replica, host, path, header).await.as_deref(),
+            app,
+            "{host}{path} {header}"
+        );
     }
 }
 
@@ -111,7 +115,10 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
         it.deploy_app(name).await;
         it.apply(&interceptor_route(name, to(name, json!([{ "hosts": [format!("{name}.test")] }])))).await;
         it.await_interceptor_route_ready(name, "Accepted").await;
-        assert_eq!(responding_app(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(), Some(name));
+        assert_eq!(
+            responding_app(replica, &format!("{name}.test"), MODELS_PATH, "").await.as_deref(),
+            Some(name)
+        );
     }
     // The route gets another target for the same host.
     let patch = json!({ "spec": { "target": { "service": "app-b" } } });
@@ -163,9 +170,11 @@ pub(super) async fn load_scales_only_its_app_and_back_to_zero(it: Scenario) {
         }
     }));
     for (name, replicas) in [("busy", &busy), ("rate", &rate)] {
-        wait::until(&format!("two replicas of {name}"), wait::WAIT_LIMIT, async || match replicas.value_history() {
-            course if course.iter().any(|replicas| *replicas >= 2) => Ok(()),
-            course => Err(format!("{course:?}")),
+        wait::until(&format!("two replicas of {name}"), wait::WAIT_LIMIT, async || {
+            match replicas.value_history() {
+                course if course.iter().any(|replicas| *replicas >= 2) => Ok(()),
+                course => Err(format!("{course:?}")),
+            }
         })
         .await;
     }

@@ -271,7 +271,12 @@ async fn record(it: &Scenario, replica: &AnteroomReplica) -> Record {
 }
 
 /// Asserts that a record of a cold start with all phases matches the actual events.
-async fn assert_record_matches_history(it: &Scenario, record: &Record, client: &ClientObservations, replicas: &ReplicaChanges) {
+async fn assert_record_matches_history(
+    it: &Scenario,
+    record: &Record,
+    client: &ClientObservations,
+    replicas: &ReplicaChanges,
+) {
     let name = assert_scheduling_phases(it, record, replicas, client.asked, &client.pods).await;
     let value = &record.value;
     assert_eq!(value["outcome"], "completed", "{value}");
@@ -304,7 +309,8 @@ async fn assert_record_matches_history(it: &Scenario, record: &Record, client: &
     assert!(client.first_token <= told + MAX_WATCH_DELAY, "{value}");
 
     let number = |key: &str| value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"));
-    let ready = over_at(record, if record.ended_phase_names().contains(&"propagate") { "propagate" } else { "load" });
+    let ready =
+        over_at(record, if record.ended_phase_names().contains(&"propagate") { "propagate" } else { "load" });
     assert!((number("t_actuation_ms") - ready).abs() < 0.001, "{value}");
     assert!((number("t_e2e_ms") - over_at(record, "first_token")).abs() < 0.001, "{value}");
     assert!(

@@ -59,7 +59,11 @@ pub(super) async fn externally_scaled_workload_is_left_alone(it: Scenario) {
     // Once the ScaledObject is deleted, the proxy scales the model itself; waiting requests are served.
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     objects.delete("tiny", &Default::default()).await.unwrap();
-    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest()).await.ends_with("data: [DONE]\n\n"));
+    assert!(
+        wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest())
+            .await
+            .ends_with("data: [DONE]\n\n")
+    );
     await_replica_changes(&replicas, &[0, 1]).await;
 
     // An autoscaler created by hand also prevents the proxy from scaling.
@@ -91,7 +95,11 @@ pub(super) async fn direct_scaling_requires_chart_switch(it: Scenario) {
     for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
         it.apply(&object).await;
     }
-    assert!(wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest()).await.ends_with("data: [DONE]\n\n"));
+    assert!(
+        wait::within("the rest", wait::WAIT_LIMIT, waits.read_body_rest())
+            .await
+            .ends_with("data: [DONE]\n\n")
+    );
 }
 
 fn route(scaling: Value) -> Value {

@@ -61,7 +61,11 @@ pub(super) async fn each_profile_installs_paused_and_uninstalls(it: Scenario) {
         for kind in
             ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"]
         {
-            let left = release.shell.kubectl(&format!("get {kind} --ignore-not-found -o name")).await.stdout_of_success();
+            let left = release
+                .shell
+                .kubectl(&format!("get {kind} --ignore-not-found -o name"))
+                .await
+                .stdout_of_success();
             assert_eq!(left, "", "{profile}");
         }
     }
@@ -92,8 +96,11 @@ pub(super) async fn every_chart_object_is_accepted(it: Scenario) {
     release.values = vec![format!("file:{}", file.display())];
     release.helm("install", &[]).await;
     release.assert_objects_exist().await;
-    let made =
-        release.shell.kubectl("get modelroutes,scaledobjects,triggerauthentications -o name").await.stdout_of_success();
+    let made = release
+        .shell
+        .kubectl("get modelroutes,scaledobjects,triggerauthentications -o name")
+        .await
+        .stdout_of_success();
     assert_eq!(made.lines().count(), 5 + 3 + 3, "{made}");
     let config = it.api::<ConfigMap>().get("waiting-room").await.unwrap();
     release.assert_config_accepted(&it, &config).await;

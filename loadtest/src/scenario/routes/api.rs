@@ -245,7 +245,10 @@ impl ApiServer {
 
     /// Returns the objects a request addresses, the number of the object named in its path, and the subresource. No
     /// kind means an Event.
-    fn requested_objects(&self, question: &ApiRequest<'_>) -> Option<(Option<WatchScope>, Option<usize>, &'static str)> {
+    fn requested_objects(
+        &self,
+        question: &ApiRequest<'_>,
+    ) -> Option<(Option<WatchScope>, Option<usize>, &'static str)> {
         let path = question.path.trim_start_matches("/apis/").trim_start_matches("/api/");
         let mut steps: Vec<_> = path.split('/').collect();
         let mut inside = None;

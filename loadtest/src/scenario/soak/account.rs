@@ -101,7 +101,11 @@ anteroom_buffered_bytes 0
         assert_eq!(account.count_discrepancies(13, 9, 3, 1), 0);
         assert_eq!(account.count_discrepancies(13, 8, 3, 2), 0, "one left when the answer had been sent");
         assert_eq!(account.count_discrepancies(14, 9, 3, 1), 1, "one that was sent was never seen");
-        assert_eq!(account.count_discrepancies(13, 10, 3, 0), 2, "one got an answer and is said to have left");
+        assert_eq!(
+            account.count_discrepancies(13, 10, 3, 0),
+            2,
+            "one got an answer and is said to have left"
+        );
         let lost = RouteTotals { admitted: 11, ..account };
         assert_eq!(lost.count_discrepancies(14, 9, 3, 1), 1, "one that was admitted never ended");
         assert!(!RouteTotals { held: 1, ..lost }.is_quiet());

@@ -122,8 +122,14 @@ mod tests {
             matches!(classify_response(ClientKind::Streamed, plain), ClientOutcome::Wrong(_)),
             "the end of the stream is missing"
         );
-        assert_eq!(classify_response(ClientKind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"), ClientOutcome::Answered);
-        assert_eq!(classify_response(ClientKind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"), ClientOutcome::Full);
+        assert_eq!(
+            classify_response(ClientKind::Streamed, b"HTTP/1.1 200 OK..data: [DONE]"),
+            ClientOutcome::Answered
+        );
+        assert_eq!(
+            classify_response(ClientKind::Plain, b"HTTP/1.1 503 Service.. hold_queue_full"),
+            ClientOutcome::Full
+        );
         assert!(matches!(
             classify_response(ClientKind::Plain, b"HTTP/1.1 503 Service.. cold_start_failed"),
             ClientOutcome::Wrong(_)

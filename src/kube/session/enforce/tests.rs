@@ -49,7 +49,11 @@ async fn seconds_until_over(server: &FakeApiServer) -> f64 {
 }
 
 fn patches(server: &FakeApiServer) -> usize {
-    server.changes().iter().filter(|(method, path)| method == "PATCH" && path == CHAT_SCALED_OBJECT_PATH).count()
+    server
+        .changes()
+        .iter()
+        .filter(|(method, path)| method == "PATCH" && path == CHAT_SCALED_OBJECT_PATH)
+        .count()
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,7 +137,8 @@ async fn disabled_sessions_are_reported_once() {
 async fn malformed_session_is_left_alone() {
     let (server, _clusters) = stage(1);
     server.put(CHAT_SCALED_OBJECT_PATH, session("soon", "pause"));
-    server.put(&CHAT_SCALED_OBJECT_PATH.replace("chat", "other"), object(json!({ PAUSED_ANNOTATION: "true" })));
+    server
+        .put(&CHAT_SCALED_OBJECT_PATH.replace("chat", "other"), object(json!({ PAUSED_ANNOTATION: "true" })));
     sleep(Duration::from_secs(3600)).await;
     assert!(server.changes().is_empty(), "{:?}", server.changes());
 }

@@ -60,7 +60,10 @@ async fn pod_phases_carry_the_reporting_clock() {
     new.spec.as_mut().unwrap().node_name = None;
     assert_eq!(list(&phases_with_stamps(&new)), ["create control-plane 0 +1"]);
     let bound = pod(json!({ "conditions": [condition("PodScheduled", "True", 1)] }));
-    assert_eq!(list(&phases_with_stamps(&bound)), ["create control-plane 0 +1", "schedule control-plane 1 +1"]);
+    assert_eq!(
+        list(&phases_with_stamps(&bound)),
+        ["create control-plane 0 +1", "schedule control-plane 1 +1"]
+    );
     let loading = pod(json!({
         "conditions": [condition("PodScheduled", "True", 1), condition("Ready", "False", 2),
             condition("ContainersReady", "False", 2)],
@@ -170,7 +173,11 @@ async fn only_real_image_pulls_are_recorded() {
     assert_eq!(pull_state_after(&others), (None, false));
     // A pull after the container start does not count.
     let again = [event("Pulled", main, PULLED, 43), running, event("Pulled", main, PULLED, 59)];
-    assert_eq!(pull_state_after(&again), (Some(43), false), "what comes after the first start is no more its way there");
+    assert_eq!(
+        pull_state_after(&again),
+        (Some(43), false),
+        "what comes after the first start is no more its way there"
+    );
 }
 
 #[tokio::test(start_paused = true)]
