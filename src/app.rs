@@ -286,7 +286,7 @@ impl BoundProxy {
                 () = second_stop(&mut commands) => tracing::warn!("second stop request: cutting off requests in flight"),
             }
         }
-        self.shared.cut.store(true, Ordering::Relaxed);
+        self.shared.drain_timed_out.store(true, Ordering::Relaxed);
         drain.closing.cancel();
         drain.cut.cancel();
         workers.join().await;

@@ -60,7 +60,7 @@ pub struct GrpcConnection {
     /// Idle timer. Set once the client speaks HTTP/2, and removed once the connection has been idle for too long.
     idle: Option<IdleTimer>,
     /// Rest of [`GOAWAY_FRAME`] that h2 has yet to read.
-    goodbye: &'static [u8],
+    unread_goaway: &'static [u8],
     /// The last write did not complete, as the client does not read.
     is_write_blocked: bool,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -254,7 +254,7 @@ impl GrpcConnection {
             frames,
             preface_deadline: beginning,
             idle: None,
-            goodbye: &[],
+            unread_goaway: &[],
             is_write_blocked: false,
             evicted,
             _place: place,
@@ -268,7 +268,7 @@ impl GrpcConnection {
         let newest = self.frames.newest();
         let Some(idle) = &mut self.idle else { return Poll::Pending };
         while idle.timer.as_mut().poll(context).is_ready() {
-            if idle.newest == newest && self.caller.uses.load(Ordering::Relaxed) == 0 {
+            if idle.newest == newest && self.caller.open_calls.load(Ordering::Relaxed) == 0 {
                 self.idle = None;
                 return Poll::Ready(());
             }
@@ -336,10 +336,10 @@ impl AsyncRead for GrpcConnection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.goodbye.is_empty() {
-            let (now, later) = self.goodbye.split_at(self.goodbye.len().min(buffer.remaining()));
+        if !self.unread_goaway.is_empty() {
+            let (now, later) = self.unread_goaway.split_at(self.unread_goaway.len().min(buffer.remaining()));
             buffer.put_slice(now);
-            self.goodbye = later;
+            self.unread_goaway = later;
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -359,7 +359,7 @@ impl AsyncRead for GrpcConnection {
         // A client that stops within a frame or a head answers no PING, which ends its connection.
         if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
             tracing::debug!(peer = %self.caller.source, "closing an idle gRPC connection");
-            self.goodbye = GOAWAY_FRAME;
+            self.unread_goaway = GOAWAY_FRAME;
             return self.poll_read(context, buffer);
         }
         if !self.frames.parse_frames(&buffer.filled()[before..]) {

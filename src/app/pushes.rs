@@ -9,7 +9,7 @@ pub(super) fn receivers(facts: &Facts) -> Vec<PushReceiver> {
         namespace: scaled.namespace.clone(),
         name: scaled.name.clone(),
         is_listed: scaled.is_listed,
-        is_scaled: facts.has_replicas(scaled.floor),
+        is_scaled: facts.has_replicas(scaled.pushed_replicas),
     });
     receivers.collect()
 }

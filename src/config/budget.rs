@@ -41,7 +41,7 @@ pub struct WorstCase {
     /// Number of connections.
     pub connections: usize,
     /// Memory of the connections.
-    pub of_connections: usize,
+    pub connection_bytes: usize,
     /// Bodies and incomplete heads.
     pub bodies: usize,
     /// Requests besides their bodies.
@@ -60,7 +60,7 @@ impl WorstCase {
         let (connections, bodies) = (limits.max_connections, limits.max_buffered_bytes.get());
         Self {
             connections,
-            of_connections: connections.saturating_mul(CONNECTION_COST_BYTES),
+            connection_bytes: connections.saturating_mul(CONNECTION_COST_BYTES),
             bodies,
             requests: max_request_bytes(bodies),
             answers: max_answer_bytes(bodies),
@@ -70,7 +70,7 @@ impl WorstCase {
 
     /// Returns the total, including [`BASE_BYTES`].
     pub fn total(&self) -> usize {
-        self.of_connections.saturating_add(self.buffered_share_bytes()).saturating_add(BASE_BYTES)
+        self.connection_bytes.saturating_add(self.buffered_share_bytes()).saturating_add(BASE_BYTES)
     }
 
     /// Returns the part that follows from `maxBufferedBytes`.
@@ -92,7 +92,7 @@ impl WorstCase {
             "clients can make this process take {}, more than {memory}: lower maxConnections ({}) or \
              maxBufferedBytes ({}), or give it more memory",
             mebibytes(self.total()),
-            mebibytes(self.of_connections),
+            mebibytes(self.connection_bytes),
             mebibytes(self.buffered_share_bytes()),
         ))
     }
@@ -104,7 +104,7 @@ impl fmt::Display for WorstCase {
             f,
             "{} connections {}, bodies {}, requests {}, answers {}, all else {}",
             self.connections,
-            mebibytes(self.of_connections),
+            mebibytes(self.connection_bytes),
             mebibytes(self.bodies),
             mebibytes(self.requests),
             mebibytes(self.answers.saturating_add(self.relays)),

@@ -23,7 +23,7 @@ pub struct Section {
     /// Purpose of the section.
     pub description: String,
     /// True if exactly one of the keys must be given.
-    pub either: bool,
+    pub requires_one_key: bool,
     /// Keys in the order of the types.
     pub keys: Vec<ConfigKey>,
 }
@@ -124,7 +124,7 @@ impl<'a> SchemaWalker<'a> {
         self.sections.push(Section {
             path: path.clone(),
             description,
-            either: schema.get("oneOf").is_some(),
+            requires_one_key: schema.get("oneOf").is_some(),
             keys: keys.collect(),
         });
 

@@ -6,11 +6,11 @@ pub struct Counts {
     /// Requests held.
     pub held: u64,
     /// Held requests that ready endpoints have room for.
-    pub soon: u64,
+    pub held_with_room: u64,
     /// Requests in flight.
     pub in_flight: u64,
     /// True while the lease or the linger keeps demand true.
-    pub lasting: bool,
+    pub is_kept_alive: bool,
     /// Activations requested so far. An increase means that a request found no ready endpoint.
     pub activations: u64,
     /// Requests admitted per second.
@@ -31,9 +31,9 @@ impl Counts {
     pub fn plus(self, other: Self) -> Self {
         Self {
             held: self.held.saturating_add(other.held),
-            soon: self.soon.saturating_add(other.soon),
+            held_with_room: self.held_with_room.saturating_add(other.held_with_room),
             in_flight: self.in_flight.saturating_add(other.in_flight),
-            lasting: self.lasting || other.lasting,
+            is_kept_alive: self.is_kept_alive || other.is_kept_alive,
             activations: self.activations.saturating_add(other.activations),
             request_rate: self.request_rate + other.request_rate,
             server_queue: self.server_queue.max(other.server_queue),
@@ -44,7 +44,7 @@ impl Counts {
 
     /// Returns true if the target must not scale to zero.
     pub const fn is_active(&self) -> bool {
-        self.held > 0 || self.in_flight > 0 || self.lasting || self.waiting_in_servers() > 0
+        self.held > 0 || self.in_flight > 0 || self.is_kept_alive || self.waiting_in_servers() > 0
     }
 
     /// Returns the requests queued in the servers; 0 without a ready endpoint, as the last scrape is stale then.

@@ -28,13 +28,13 @@ pub fn queue_depth(counts: &Counts, Capacity { scaling, concurrency }: Capacity)
     let waiting = |held: u64| to_float(held.max(counts.waiting_in_servers()));
     let value = match scaling.counting {
         Counting::Queue => {
-            let soon = counts.soon.min(counts.held);
+            let soon = counts.held_with_room.min(counts.held);
             let full = to_float(counts.in_flight.saturating_add(soon)) / f64::from(concurrency.max(1));
             waiting(counts.held - soon) + full * f64::from(scaling.target)
         }
         Counting::Concurrency => waiting(counts.held) + to_float(counts.in_flight),
     };
-    let value = if counts.lasting { value.max(1.0) } else { value };
+    let value = if counts.is_kept_alive { value.max(1.0) } else { value };
     clamp(value, scaling.target, &scaling, counts.ready)
 }
 
@@ -61,9 +61,9 @@ mod tests {
 
     const READY: Counts = Counts {
         held: 0,
-        soon: 0,
+        held_with_room: 0,
         in_flight: 0,
-        lasting: true,
+        is_kept_alive: true,
         activations: 0,
         request_rate: 0.0,
         server_queue: 0,
@@ -104,7 +104,7 @@ mod tests {
             (100, 60, 4, 45.0, 9.0),  // 40 without room, and a full replica
             (44, 0, 4, 44.3125, 9.0), // the ramp is stuck
         ] {
-            let depth = queue_depth(&Counts { held, soon, in_flight, ..READY }, capacity);
+            let depth = queue_depth(&Counts { held, held_with_room: soon, in_flight, ..READY }, capacity);
             assert_eq!((depth, replicas(depth, 5)), (value, wanted), "{held} held, {soon} soon");
         }
     }
@@ -137,7 +137,7 @@ mod tests {
         capacity.scaling.counting = Counting::Concurrency;
         let counts = Counts { held: 7, in_flight: 35, ..READY };
         assert_eq!(queue_depth(&counts, capacity), 42.0, "7 + 35");
-        assert_eq!(queue_depth(&Counts { soon: 7, ..counts }, capacity), 42.0, "room is irrelevant");
+        assert_eq!(queue_depth(&Counts { held_with_room: 7, ..counts }, capacity), 42.0, "room is irrelevant");
     }
 
     prop_compose! {
@@ -149,7 +149,7 @@ mod tests {
             server_queue in 0..100_u64,
             ready: bool,
         ) -> Counts {
-            Counts { held, soon: soon.min(held), in_flight, lasting, server_queue, ready, ..Counts::default() }
+            Counts { held, held_with_room: soon.min(held), in_flight, is_kept_alive, server_queue, ready, ..Counts::default() }
         }
     }
 

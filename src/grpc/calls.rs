@@ -32,7 +32,7 @@ use crate::{
 pub struct Caller {
     pub(super) source: Source,
     /// Open calls of the connection.
-    pub(super) uses: Arc<AtomicUsize>,
+    pub(super) open_calls: Arc<AtomicUsize>,
     /// Closes the connection when cancelled.
     pub(super) connection: CancellationToken,
     calls: Arc<CallPlaces>,
@@ -101,7 +101,7 @@ const KEPT_CALL_HEADERS: [&str; 2] = ["authorization", "grpc-encoding"];
 impl Caller {
     pub(super) fn new(source: Source, place: &Place, calls: Arc<CallPlaces>) -> Self {
         let (uses, connection) = (place.uses().clone(), place.evicted().clone());
-        Self { source, uses, connection, calls, has_stream_place: Arc::default() }
+        Self { source, open_calls: uses, connection, calls, has_stream_place: Arc::default() }
     }
 
     /// Returns the connection of a call. Calls in memory have a default one without a source.
@@ -123,7 +123,7 @@ impl Default for Caller {
     fn default() -> Self {
         Self {
             source: Source::default(),
-            uses: Arc::default(),
+            open_calls: Arc::default(),
             connection: CancellationToken::new(),
             calls: Arc::new(CallPlaces::new()),
             has_stream_place: Arc::default(),
@@ -223,7 +223,7 @@ async fn answer(
     ends_request: Option<DropGuard>,
     answering: impl Future<Output = Result<Response<Body>, Infallible>> + Send,
 ) -> Result<Response<Body>, Infallible> {
-    let in_use = InUseGuard::new(caller.uses.clone());
+    let in_use = InUseGuard::new(caller.open_calls.clone());
     let places = if ends_request.is_some() { &caller.calls.reflections } else { &caller.calls.calls };
     let mut answering = pin!(answering);
     let mut place = None;

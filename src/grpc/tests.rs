@@ -175,7 +175,7 @@ async fn connection_with_a_stream_does_not_end() {
     let caller = Caller::default();
     let (client, _places) = connected_as(caller.clone()).await;
     let client = LiveClient::new(client).await;
-    let stream = InUseGuard::new(caller.uses.clone());
+    let stream = InUseGuard::new(caller.open_calls.clone());
     sleep(Duration::from_secs(36_000)).await;
     assert!(!client.reading.is_finished());
     drop(stream);

@@ -19,7 +19,7 @@ pub(super) struct OwnPods {
     name: String,
     uid: Option<String>,
     /// ReplicaSet of the current revision, for Deployments.
-    current: Option<String>,
+    revision_replica_set: Option<String>,
     /// Last scale-up from zero by the clock of the API server, truncated to seconds.
     raised: Option<SystemTime>,
 }
@@ -49,7 +49,7 @@ impl OwnPods {
             kind: workload.kind.clone(),
             name: workload.name.clone(),
             uid: meta.uid.clone(),
-            current: current_replica_set(object).map(str::to_owned),
+            revision_replica_set: current_replica_set(object).map(str::to_owned),
             raised: raised.and_then(|seen| seen.stamp.as_ref()).map(|stamp| stamp.time),
         }
     }
@@ -113,7 +113,7 @@ impl OwnPods {
     /// Returns whether a Deployment has a newer revision than the pod. Always false for StatefulSets, which keep pod
     /// names and may wait for an older pod to become ready: all their pods count.
     fn is_outdated(&self, pod: &Pod) -> bool {
-        let current = self.current.as_ref().filter(|_| self.kind == "Deployment");
+        let current = self.revision_replica_set.as_ref().filter(|_| self.kind == "Deployment");
         current.zip(controller(pod)).is_some_and(|(current, owner)| owner.name != *current)
     }
 

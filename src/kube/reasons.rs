@@ -71,7 +71,7 @@ pub struct ScaledObjectFacts {
     /// True if its status lists a metric of the trigger.
     pub is_listed: bool,
     /// Replicas requested by a push.
-    pub floor: u32,
+    pub pushed_replicas: u32,
 }
 
 /// Known state of a workload and its pods.
@@ -155,7 +155,7 @@ impl ScaledObjectFacts {
             pause_annotations: object.active_pause_annotations(),
             not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
             is_listed: object.lists_metric_of(&trigger),
-            floor: object.push_replicas(),
+            pushed_replicas: object.push_replicas(),
             trigger,
         }
     }

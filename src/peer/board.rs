@@ -33,7 +33,7 @@ pub(super) struct Board {
     /// Addresses that do not respond.
     unreachable: Mutex<BTreeSet<SocketAddr>>,
     /// Wakes [`Self::expire`] after changes that may bring the next expiry forward.
-    disconnected: Notify,
+    expiry_changed: Notify,
 }
 
 struct Replica {
@@ -41,7 +41,7 @@ struct Replica {
     is_connected: bool,
     /// True if the last counts of the replica outlast [`Board::timeout`].
     is_kept: bool,
-    heard: Instant,
+    last_report_at: Instant,
     routes: HashMap<String, BoardEntry>,
     /// Cost of the routes, in bytes.
     bytes: usize,
@@ -108,7 +108,7 @@ impl Board {
             listed: Mutex::default(),
             replicas: Mutex::default(),
             unreachable: Mutex::default(),
-            disconnected: Notify::new(),
+            expiry_changed: Notify::new(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Board {
             address,
             is_connected: true,
             is_kept: false,
-            heard: Instant::now(),
+            last_report_at: Instant::now(),
             routes: HashMap::new(),
             bytes: 0,
         };
@@ -176,7 +176,7 @@ impl Board {
         for replica in self.replicas.lock().values_mut().filter(|replica| replica.address == address) {
             replica.is_connected = false;
         }
-        self.disconnected.notify_one();
+        self.expiry_changed.notify_one();
     }
 
     /// Forgets a replica that ended its stream cleanly.
@@ -187,7 +187,7 @@ impl Board {
     /// Sets the addresses that the service resolves to.
     pub(super) fn set_listed(&self, listed: BTreeSet<SocketAddr>) {
         *self.listed.lock() = listed;
-        self.disconnected.notify_one();
+        self.expiry_changed.notify_one();
     }
 
     /// Records that an address does or does not respond.
@@ -212,7 +212,7 @@ impl Board {
             tokio::select! {
                 // Both branches lead to the same update; the order does not matter.
                 biased;
-                () = self.disconnected.notified() => {}
+                () = self.expiry_changed.notified() => {}
                 () = expired => {}
             }
             self.keep_requests();
@@ -228,7 +228,7 @@ impl Board {
         let silent = replicas.values().filter(|replica| !replica.is_connected);
         let next = silent.map(|replica| match replica.is_kept {
             true => self.expiry(replica, &listed),
-            false => replica.heard + self.timeout,
+            false => replica.last_report_at + self.timeout,
         });
         next.min()
     }
@@ -238,7 +238,7 @@ impl Board {
     fn expiry(&self, replica: &Replica, listed: &BTreeSet<SocketAddr>) -> Instant {
         let is_believed =
             listed.contains(&replica.address) && replica.routes.values().any(BoardEntry::has_requests);
-        replica.heard + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
+        replica.last_report_at + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
     }
 
     /// Drops everything but the requests of replicas that have been silent for the timeout and are not forgotten: a
@@ -248,7 +248,7 @@ impl Board {
         let mut replicas = self.replicas.lock();
         let mut touched = Vec::new();
         for (id, replica) in replicas.iter_mut() {
-            let is_due = !replica.is_connected && !replica.is_kept && replica.heard + self.timeout <= now;
+            let is_due = !replica.is_connected && !replica.is_kept && replica.last_report_at + self.timeout <= now;
             if !is_due || self.expiry(replica, &listed) <= now {
                 continue;
             }
@@ -263,7 +263,7 @@ impl Board {
             replica.routes.retain(|_, entry| entry.has_requests());
             replica.bytes = replica.routes.keys().map(|route| route.len() + ENTRY_BYTES).sum();
             for entry in replica.routes.values_mut() {
-                entry.counts.lasting = false;
+                entry.counts.is_kept_alive = false;
             }
         }
         self.update_sums(&replicas, touched.iter().map(String::as_str));
@@ -323,7 +323,7 @@ impl Board {
 fn store_report(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
     let mut total: usize = replicas.values().map(|replica| replica.bytes).sum();
     let Some(replica) = replicas.get_mut(&report.replica) else { return Vec::new() };
-    replica.heard = Instant::now();
+    replica.last_report_at = Instant::now();
     let mut touched = Vec::with_capacity(report.routes.len());
     for demand in &report.routes {
         let entry = BoardEntry::from(demand);
@@ -381,9 +381,9 @@ impl BoardEntry {
     pub(super) fn of(self, route: &RouteKey) -> RouteDemand {
         let Counts {
             held,
-            soon,
+            held_with_room: soon,
             in_flight,
-            lasting,
+            is_kept_alive: lasting,
             activations,
             request_rate,
             server_queue,
@@ -412,9 +412,9 @@ impl From<&RouteDemand> for BoardEntry {
         Self {
             counts: Counts {
                 held: demand.held,
-                soon: demand.soon.min(demand.held),
+                held_with_room: demand.soon.min(demand.held),
                 in_flight: demand.in_flight,
-                lasting: demand.lasting,
+                is_kept_alive: demand.lasting,
                 activations: demand.activations,
                 // A non-finite rate counts as 0.
                 request_rate: if rate.is_finite() { rate.max(0.0) } else { 0.0 },

@@ -49,18 +49,18 @@ pub(super) struct Reports {
     routes: Arc<Directory>,
     changes: watch::Receiver<Gates>,
     edges: watch::Receiver<u64>,
-    told: HashMap<RouteKey, BoardEntry>,
+    last_reported: HashMap<RouteKey, BoardEntry>,
     /// First route that did not fit the last report. The next one starts there, so that every route gets its turn even
     /// if many change all the time.
-    resume: Option<RouteKey>,
+    resume_at_route: Option<RouteKey>,
     /// Routes with demand at the last full scan. Demand of any other route starts with an edge, which triggers a full
     /// scan.
     active: Vec<Arc<Gate>>,
     /// Time of the next full scan, which is reported even if nothing has changed.
-    due: Instant,
+    next_full_scan: Instant,
     /// Time until which only edges are reported. Counts that change all the time would otherwise be sent without
     /// pause.
-    next_look: Instant,
+    next_count_scan: Instant,
     ending: CancellationToken,
 }
 
@@ -123,11 +123,11 @@ impl Reports {
             changes: routes.changes(),
             edges: routes.edges(),
             routes,
-            told: HashMap::new(),
-            resume: None,
+            last_reported: HashMap::new(),
+            resume_at_route: None,
             active: Vec::new(),
-            due: Instant::now(),
-            next_look: Instant::now(),
+            next_full_scan: Instant::now(),
+            next_count_scan: Instant::now(),
             ending,
         }
     }
@@ -148,15 +148,15 @@ impl Reports {
     async fn next(&mut self) -> Option<Report> {
         loop {
             let now = Instant::now();
-            let all = now >= self.due
+            let all = now >= self.next_full_scan
                 || self.edges.has_changed().unwrap_or(true)
                 || self.changes.has_changed().unwrap_or(true);
-            if all || now >= self.next_look {
+            if all || now >= self.next_count_scan {
                 let routes = if all { self.scan_all_routes() } else { self.scan_active_routes() };
-                self.next_look = now + REPORT_COUNTS_INTERVAL;
-                if !routes.is_empty() || now >= self.due {
+                self.next_count_scan = now + REPORT_COUNTS_INTERVAL;
+                if !routes.is_empty() || now >= self.next_full_scan {
                     // A report of maximum size may lack routes, which follow soon.
-                    self.due = now
+                    self.next_full_scan = now
                         + if routes.len() < MAX_ROUTES_PER_REPORT {
                             REPORT_HEARTBEAT_INTERVAL
                         } else {
@@ -165,7 +165,7 @@ impl Reports {
                     return Some(Report { replica: self.id.to_string(), routes });
                 }
             }
-            let look = if self.active.is_empty() { self.due } else { self.due.min(self.next_look) };
+            let look = if self.active.is_empty() { self.next_full_scan } else { self.next_full_scan.min(self.next_count_scan) };
             tokio::select! {
                 // Shutdown first, or a busy route would keep the stream open.
                 biased;
@@ -184,7 +184,7 @@ impl Reports {
         let gates = self.routes.gates();
         let mut changed = Vec::new();
         // Removed routes first: each is reported once, so they do not delay others for long.
-        self.told.retain(|route, _| {
+        self.last_reported.retain(|route, _| {
             let gone = changed.len() < MAX_ROUTES_PER_REPORT && !gates.contains_key(route);
             if gone {
                 changed.push(BoardEntry::default().of(route));
@@ -217,21 +217,21 @@ impl Reports {
         changed: &mut Vec<RouteDemand>,
         mut seen: impl FnMut(&Arc<Gate>, Counts),
     ) {
-        let first = self.resume.take();
+        let first = self.resume_at_route.take();
         let is_later = |gate: &&Arc<Gate>| first.as_ref().is_none_or(|first| gate.key() >= first);
         let sooner = gates.clone().filter(|gate| !is_later(gate));
         for gate in gates.filter(is_later).chain(sooner) {
             let counts = gate.counts_or_mark_idle();
             seen(gate, counts);
             let entry = BoardEntry { counts, pushes: gate.demand().pushes() };
-            if self.told.get(gate.key()).copied().unwrap_or_default() == entry {
+            if self.last_reported.get(gate.key()).copied().unwrap_or_default() == entry {
                 continue;
             }
             if changed.len() < MAX_ROUTES_PER_REPORT {
-                self.told.insert(gate.key().clone(), entry);
+                self.last_reported.insert(gate.key().clone(), entry);
                 changed.push(entry.of(gate.key()));
-            } else if self.resume.is_none() {
-                self.resume = Some(gate.key().clone());
+            } else if self.resume_at_route.is_none() {
+                self.resume_at_route = Some(gate.key().clone());
             }
         }
     }

@@ -40,7 +40,7 @@ struct FakePeerNetwork {
 struct FakeLink {
     id: Arc<str>,
     routes: Arc<Directory>,
-    goodbye: CancellationToken,
+    clean_end: CancellationToken,
     broken: CancellationToken,
     frozen: CancellationToken,
 }
@@ -72,7 +72,7 @@ impl Network for FakePeerNetwork {
             return Err(Status::unavailable("nobody"));
         }
         let (broken, frozen) = (wire.broken.clone(), wire.frozen.clone());
-        let reports = Reports::new(wire.id, wire.routes, wire.goodbye).stream(None);
+        let reports = Reports::new(wire.id, wire.routes, wire.clean_end).stream(None);
         let reports = Box::pin(reports).take_until(frozen.clone().cancelled_owned());
         // A frozen replica sends no further report, and does not end its stream either.
         let reports = reports.map(Some).chain(stream::once(async move {
@@ -103,7 +103,7 @@ impl FakePeerNetwork {
         let wire = FakeLink {
             id: format!("replica-{number}").into(),
             routes: directory.clone(),
-            goodbye: CancellationToken::new(),
+            clean_end: CancellationToken::new(),
             broken: CancellationToken::new(),
             frozen: CancellationToken::new(),
         };
@@ -175,10 +175,10 @@ async fn every_replica_has_the_sum_and_every_edge() {
     tickets.clear();
     sleep(Duration::from_millis(25)).await;
     assert_eq!(replicas.each_ref().map(TestReplica::held), [0; 3]);
-    assert!(replicas[2].gate.counts_everywhere().lasting, "the lease of both");
+    assert!(replicas[2].gate.counts_everywhere().is_kept_alive, "the lease of both");
     replicas.iter().for_each(|replica| replica.gate.demand().end_activation());
     sleep(Duration::from_secs(59)).await;
-    assert!(replicas[2].gate.counts_everywhere().lasting, "the linger, 59 of 60 s");
+    assert!(replicas[2].gate.counts_everywhere().is_kept_alive, "the linger, 59 of 60 s");
     sleep(Duration::from_millis(1_025)).await;
     assert!(!replicas[2].gate.counts_everywhere().is_active());
 }
@@ -227,7 +227,7 @@ async fn replica_without_pod_does_not_hide_backlog() {
     one.gate.target().add(&endpoint);
     one.gate.target().ready(&endpoint, Some(4));
     sleep(Duration::from_millis(45)).await;
-    let soon = || (one.gate.counts_everywhere().soon, two.gate.counts_everywhere().soon);
+    let soon = || (one.gate.counts_everywhere().held_with_room, two.gate.counts_everywhere().held_with_room);
     assert_eq!(soon(), (16, 16));
     sleep(Duration::from_secs(10)).await;
     assert_eq!(soon(), (0, 0), "10 s after the other one found it");
@@ -320,7 +320,7 @@ async fn requests_of_a_listed_replica_count_for_5_min() {
     two.wire.broken.cancel();
     sleep(Duration::from_secs(12)).await;
     assert_eq!((one.held(), one.states(), one.kept()), (1, [0, 0, 1], 1));
-    assert!(!one.gate.counts_everywhere().lasting, "its lease is not believed for so long");
+    assert!(!one.gate.counts_everywhere().is_kept_alive, "its lease is not believed for so long");
     sleep(Duration::from_millis(286_900)).await;
     assert_eq!((one.held(), one.kept()), (1, 1), "298.9 s: its last heartbeat was at most 1 s before");
     sleep(Duration::from_millis(1_200)).await;
@@ -349,7 +349,7 @@ async fn silent_replica_without_demand_is_ignored() {
     settled().await;
     drop(two.hold());
     sleep(Duration::from_millis(100)).await;
-    assert!(one.gate.counts_everywhere().lasting, "its lease");
+    assert!(one.gate.counts_everywhere().is_kept_alive, "its lease");
     two.wire.broken.cancel();
     sleep(Duration::from_millis(10_100)).await;
     assert!(!one.gate.counts_everywhere().is_active());
@@ -403,7 +403,7 @@ async fn replica_sending_goodbye_is_removed_at_once() {
     let mut changes = one.gate.demand().changes();
     changes.mark_unchanged();
     let start = Instant::now();
-    two.wire.goodbye.cancel();
+    two.wire.clean_end.cancel();
     changes.changed().await.unwrap();
     assert_eq!((start.elapsed(), one.held()), (Duration::ZERO, 0));
 }

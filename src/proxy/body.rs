@@ -61,11 +61,11 @@ pub struct Relay {
     /// Decodes a content coding that the head sent to the client does not name.
     decoder: Option<Box<ContentDecoder>>,
     /// Detects the first token, if a cold start waits for it.
-    watch: Option<Box<TokenWatch>>,
+    first_token_watch: Option<Box<TokenWatch>>,
     /// Detects the id of a response that the server stores.
-    made: Option<Box<ResponseIdWatch>>,
+    stored_id_watch: Option<Box<ResponseIdWatch>>,
     /// Deadline of the whole response.
-    over: Option<Pin<Box<Sleep>>>,
+    response_deadline: Option<Pin<Box<Sleep>>>,
     /// Error to return after the parts before it have been sent.
     failed: Option<Box<BodyError>>,
 }
@@ -232,9 +232,9 @@ impl Relay {
             idle: IdleTimeout { limit, timer: None, progress: false },
             beats,
             decoder: None,
-            watch,
-            made,
-            over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
+            first_token_watch: watch,
+            stored_id_watch: made,
+            response_deadline: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
             failed: None,
         };
         if relay.incoming.is_end_stream() {
@@ -271,7 +271,7 @@ impl Relay {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(over) = &mut self.over
+        if let Some(over) = &mut self.response_deadline
             && over.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Some(Err(self.fail(BodyError::TookTooLong))));
@@ -288,16 +288,16 @@ impl Relay {
                 if let Some(trailers) = frame.trailers_mut() {
                     forward::remove_reserved(trailers);
                 }
-                if let Some(watch) = &mut self.watch
+                if let Some(watch) = &mut self.first_token_watch
                     && frame.data_ref().is_some_and(|data| watch.observe(data))
                 {
-                    self.watch = None;
+                    self.first_token_watch = None;
                     self.exchange.record(Event::FirstToken);
                 }
-                if let Some(made) = &mut self.made
+                if let Some(made) = &mut self.stored_id_watch
                     && frame.data_ref().is_some_and(|data| made.observe(data))
                 {
-                    self.made = None;
+                    self.stored_id_watch = None;
                 }
                 if frame.is_trailers() || self.is_end_stream() {
                     self.complete();
@@ -397,7 +397,7 @@ impl Relay {
     /// Releases the endpoint for the next request, as the whole response has been read, even if the client has not
     /// received all of it.
     fn complete(&mut self) {
-        self.watch = None;
+        self.first_token_watch = None;
         if let Some(Lease { connection, pool, permit }) = self.lease.take() {
             pool.put_back(connection);
             drop(permit);
@@ -407,7 +407,7 @@ impl Relay {
 
     fn fail(&mut self, error: BodyError) -> BodyError {
         self.lease = None;
-        self.watch = None;
+        self.first_token_watch = None;
         self.exchange.fail_response(&error);
         error
     }

@@ -49,7 +49,7 @@ pub struct ClientIo<I> {
     /// hyper has been waiting to read since before the last flush, and so detects a disconnect itself.
     listening: bool,
     /// Bytes read ahead of hyper, which gets them first when it reads again.
-    ahead: Vec<u8>,
+    read_ahead: Vec<u8>,
     /// Bytes of later requests dropped beyond those read ahead. Unless 0, the connection ends with the current request.
     dropped_bytes: u32,
     /// Accessor of the socket, if there is one.
@@ -63,7 +63,7 @@ pub struct ClientIo<I> {
     head: Option<WaitingShare>,
     quiet: QuietPeriod,
     /// Present once the client has been behind with reading.
-    behind: Option<Box<Stall>>,
+    read_stall: Option<Box<Stall>>,
 }
 
 /// Returns the socket of a connection.
@@ -134,7 +134,7 @@ impl<I> ClientIo<I> {
             limits,
             http2: None,
             listening: false,
-            ahead: Vec::new(),
+            read_ahead: Vec::new(),
             dropped_bytes: 0,
             socket: None,
             hang_up: None,
@@ -142,7 +142,7 @@ impl<I> ClientIo<I> {
             memory,
             head: None,
             quiet,
-            behind: None,
+            read_stall: None,
         }
     }
 
@@ -233,7 +233,7 @@ impl<I> ClientIo<I> {
             return Poll::Ready(stopped_reading());
         }
         let kept = self.kept_unread();
-        let behind = self.behind.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
+        let behind = self.read_stall.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
         behind.poll_over(&self.memory, kept, cx).map(|()| {
             self.state.record_stall();
             stopped_reading()
@@ -259,7 +259,7 @@ impl<I> ClientIo<I> {
             Poll::Pending => self.poll_stall(cx).map(Err),
             Poll::Ready(written) => {
                 if let Ok(written) = &written {
-                    if let Some(behind) = &mut self.behind {
+                    if let Some(behind) = &mut self.read_stall {
                         behind.credit_read(*written);
                     }
                     if let Some(frames) = &mut self.http2 {
@@ -298,8 +298,8 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         if is_later {
             self.hang_up = None;
         }
-        while is_later || self.ahead.len() < MAX_AHEAD_BYTES {
-            let left = MAX_AHEAD_BYTES - self.ahead.len();
+        while is_later || self.read_ahead.len() < MAX_AHEAD_BYTES {
+            let left = MAX_AHEAD_BYTES - self.read_ahead.len();
             let mut room = [MaybeUninit::uninit(); READ_BYTES];
             let mut room = ReadBuf::uninit(match left {
                 0 => &mut room,
@@ -312,10 +312,10 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                     return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
                 }
                 Poll::Ready(Ok(())) if self.dropped_bytes == 0 && left > 0 => {
-                    self.ahead.extend_from_slice(room.filled());
+                    self.read_ahead.extend_from_slice(room.filled());
                 }
                 Poll::Ready(Ok(())) => {
-                    let dropped = std::mem::take(&mut self.ahead).len() + room.filled().len();
+                    let dropped = std::mem::take(&mut self.read_ahead).len() + room.filled().len();
                     self.dropped_bytes += u32::try_from(dropped).unwrap_or(u32::MAX / 2);
                     if self.dropped_bytes > MAX_DROPPED_BYTES {
                         return Poll::Ready(io::Error::other("too much came behind a request"));
@@ -324,7 +324,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                 }
             }
         }
-        if is_later || self.ahead.len() < MAX_AHEAD_BYTES { Poll::Pending } else { self.poll_hang_up(cx) }
+        if is_later || self.read_ahead.len() < MAX_AHEAD_BYTES { Poll::Pending } else { self.poll_hang_up(cx) }
     }
 
     /// Detects a disconnect behind bytes that stay in the kernel. The end of the sending side counts as a disconnect
@@ -350,9 +350,9 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
     /// # Errors
     /// The connection broke, or nothing arrived in time.
     pub async fn begins_http2(&mut self) -> io::Result<bool> {
-        while self.ahead.len() < PREFACE.len() && PREFACE.starts_with(&self.ahead) {
+        while self.read_ahead.len() < PREFACE.len() && PREFACE.starts_with(&self.read_ahead) {
             let mut room = [0; PREFACE.len()];
-            let mut room = ReadBuf::new(&mut room[self.ahead.len()..]);
+            let mut room = ReadBuf::new(&mut room[self.read_ahead.len()..]);
             std::future::poll_fn(|cx| match Pin::new(&mut self.io).poll_read(cx, &mut room) {
                 Poll::Pending => self.poll_quiet(cx).map(Err),
                 Poll::Ready(read) => Poll::Ready(read),
@@ -362,9 +362,9 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                 break;
             }
             self.record_read_bytes();
-            self.ahead.extend_from_slice(room.filled());
+            self.read_ahead.extend_from_slice(room.filled());
         }
-        if self.ahead == PREFACE {
+        if self.read_ahead == PREFACE {
             self.http2 = Some(Box::new(H2FrameParser::new(self.limits.max_control_frames)));
         }
         Ok(self.http2.is_some())
@@ -377,14 +377,14 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             // Bytes are missing from here on, so the stream ends for hyper.
             return Poll::Ready(Ok(()));
         }
-        let count = self.ahead.len().min(buf.remaining());
+        let count = self.read_ahead.len().min(buf.remaining());
         if count > 0 {
-            buf.put_slice(&self.ahead[..count]);
-            self.ahead.drain(..count);
-            if !self.ahead.is_empty() || buf.remaining() == 0 {
+            buf.put_slice(&self.read_ahead[..count]);
+            self.read_ahead.drain(..count);
+            if !self.read_ahead.is_empty() || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.ahead = Vec::new();
+            self.read_ahead = Vec::new();
         }
         match Pin::new(&mut self.io).poll_read(cx, buf) {
             Poll::Pending if count > 0 => Poll::Ready(Ok(())),

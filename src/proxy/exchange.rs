@@ -290,7 +290,7 @@ impl Drop for Exchange {
         let outcome = self.outcome.unwrap_or_else(|| match () {
             () if std::thread::panicking() => Outcome::Internal,
             () if self.under_way.is_stalled() => Outcome::ClientStalled,
-            () if self.shared.cut.load(Ordering::Relaxed) => Outcome::Draining,
+            () if self.shared.drain_timed_out.load(Ordering::Relaxed) => Outcome::Draining,
             () => Outcome::ClientGone,
         });
         self.end_hold(HoldEnd::Ended(outcome));

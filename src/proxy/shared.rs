@@ -38,7 +38,7 @@ pub struct Shared {
     /// Set before shutdown: responses over HTTP/1 carry `Connection: close` from then on.
     pub draining: AtomicBool,
     /// Set when the drain timeout has aborted the remaining requests; their outcome is `draining`.
-    pub cut: AtomicBool,
+    pub drain_timed_out: AtomicBool,
     /// True if each request is logged (`log.access`).
     pub access_log: AtomicBool,
     /// Set until the routes of the cluster have been read.
@@ -79,7 +79,7 @@ impl Shared {
             unrouted: RouteCounters::default(),
             history: RequestHistory::new(config::History::default().requests),
             draining: AtomicBool::new(false),
-            cut: AtomicBool::new(false),
+            drain_timed_out: AtomicBool::new(false),
             access_log: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
             cross_site: CrossSiteGuard::default(),

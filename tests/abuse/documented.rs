@@ -117,7 +117,7 @@ fn memory_numbers() -> String {
     );
     let connections = cases.each_ref().map(|case| case.connections.to_string()).join(" | ");
     writeln!(text, "| `maxConnections` | {connections} |").unwrap();
-    text += &row("connections", |case| case.of_connections);
+    text += &row("connections", |case| case.connection_bytes);
     text += &row("`maxBufferedBytes`: bodies, heads that are not whole", |case| case.bodies);
     text += &row("requests over HTTP/2 and large heads, besides bodies", |case| case.requests);
     text += &row("answers of ours that are not read", |case| case.answers);

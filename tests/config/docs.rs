@@ -64,7 +64,7 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
         let path =
             if section.path.is_empty() { key.name.clone() } else { format!("{}.{}", section.path, key.name) };
         let default = match (&key.kind, &key.default) {
-            _ if section.either => ", exactly one".to_owned(),
+            _ if section.requires_one_key => ", exactly one".to_owned(),
             (ValueKind::Section(_), _) if !key.required => String::new(),
             (_, None) if key.required => ", **required**".to_owned(),
             (_, None) => String::new(),

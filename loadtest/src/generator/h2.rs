@@ -27,7 +27,7 @@ pub(crate) struct H2 {
     connections: Vec<H2Connection>,
     block: Vec<u8>,
     /// True while ended streams are replaced by new ones.
-    going: bool,
+    replaces_ended: bool,
     tally: Tally,
 }
 
@@ -72,7 +72,7 @@ impl H2 {
         let mut load = Self {
             connections: Vec::new(),
             block: http2::post(PROMPT.len()),
-            going: true,
+            replaces_ended: true,
             tally: Tally::new(),
         };
         for key in 0..connections {
@@ -89,7 +89,7 @@ impl H2 {
 
 impl MeasuredClients for H2 {
     fn finish(&mut self) {
-        self.going = false;
+        self.replaces_ended = false;
     }
 
     fn waiting(&self) -> usize {
@@ -117,7 +117,7 @@ impl Clients for H2 {
         }
         let connection = &mut self.connections[token.0];
         let done = connection.receive(&mut self.tally).and_then(|ended| {
-            if self.going {
+            if self.replaces_ended {
                 connection.wanted += ended;
                 connection.begin(&self.block, Instant::now())?;
             }

@@ -21,7 +21,7 @@ struct FakeView {
     unrouted: RouteCounters,
     history: Arc<RequestHistory>,
     /// Number of calls of `gates`.
-    looks: AtomicUsize,
+    gate_calls: AtomicUsize,
 }
 
 impl View for FakeView {
@@ -38,7 +38,7 @@ impl View for FakeView {
         None
     }
     fn gates(&self) -> Vec<Arc<Gate>> {
-        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.gate_calls.fetch_add(1, Ordering::Relaxed);
         self.gates.lock().clone()
     }
     fn unrouted(&self) -> &RouteCounters {
@@ -86,7 +86,7 @@ impl LiveTest {
             gates,
             unrouted: RouteCounters::default(),
             history: RequestHistory::new(0),
-            looks: AtomicUsize::new(0),
+            gate_calls: AtomicUsize::new(0),
         });
         let (draining, stopped) = <(Arc<AtomicBool>, CancellationToken)>::default();
         let live = Live::new(routes.clone(), cold_starts.clone(), draining.clone(), stopped.clone());
@@ -241,13 +241,13 @@ async fn no_watchers_renders_no_state() {
     next(&mut watcher).await;
     drop(watcher);
     sleep(TICK_INTERVAL).await;
-    let (looks, version) = (world.routes.looks.load(Ordering::Relaxed), world.live.shown.borrow().version());
+    let (looks, version) = (world.routes.gate_calls.load(Ordering::Relaxed), world.live.shown.borrow().version());
     let _held = world.hold(3);
     world.gate(0).cold_starts().begin(Instant::now(), 3);
     sleep(TICK_INTERVAL / 2).await;
-    assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks, "edges are not even heard");
+    assert_eq!(world.routes.gate_calls.load(Ordering::Relaxed), looks, "edges are not even heard");
     sleep(TICK_INTERVAL).await;
-    assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks + 1, "one look a tick, for the samples");
+    assert_eq!(world.routes.gate_calls.load(Ordering::Relaxed), looks + 1, "one look a tick, for the samples");
     assert_eq!(world.live.shown.borrow().version(), version);
     assert!(world.cold_starts.recent(None, 1).is_empty());
     let mut watcher = world.live.watch().unwrap();

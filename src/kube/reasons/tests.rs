@@ -25,7 +25,7 @@ fn scaled(pause: Option<Pause>) -> ScaledObjectFacts {
             pushes: true,
         },
         is_listed: true,
-        floor: 1,
+        pushed_replicas: 1,
     }
 }
 

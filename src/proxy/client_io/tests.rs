@@ -94,6 +94,6 @@ async fn disconnect_behind_unread_body_is_detected() {
         }
         let error = tokio::time::timeout(Duration::from_secs(30), hang_up).await.expect("it is noticed");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "resets: {resets}");
-        assert_eq!(server.ahead.len(), MAX_AHEAD_BYTES, "the rest was not read");
+        assert_eq!(server.read_ahead.len(), MAX_AHEAD_BYTES, "the rest was not read");
     }
 }

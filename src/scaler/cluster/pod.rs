@@ -59,10 +59,10 @@ pub(super) struct PodSupervisor {
     /// The pod was ready before this keeper started, so it needs no ramp.
     is_warm: bool,
     /// The cluster has reported the pod ready since it opened, so a report of unready closes it.
-    is_vouched: bool,
+    was_reported_ready: bool,
     /// An answer to our probe opens it. Cleared when the cluster reports a ready pod as unready, as its probes may check more
     /// than ours; set again when the port refuses connections, as the next answer is from another run of the server.
-    is_trusted: bool,
+    opens_on_answer: bool,
     /// The last rejection of our probe before it opened.
     rejected: Option<ProbeResult>,
 }
@@ -97,8 +97,8 @@ impl PodSupervisor {
             state,
             limit: None,
             is_warm,
-            is_vouched: false,
-            is_trusted: true,
+            was_reported_ready: false,
+            opens_on_answer: true,
             rejected: None,
         }
     }
@@ -110,7 +110,7 @@ impl PodSupervisor {
             match (reported, self.state) {
                 (ReportedState::Terminating | ReportedState::Gone | ReportedState::Dead, _) => {
                     self.close();
-                    self.is_trusted = true;
+                    self.opens_on_answer = true;
                     if self.await_vacancy(reported).await {
                         return;
                     }
@@ -118,8 +118,8 @@ impl PodSupervisor {
                 (
                     ReportedState::NotReady | ReportedState::Gated,
                     PodState::Waiting | PodState::Open | PodState::Suspect,
-                ) if self.is_vouched || reported == ReportedState::Gated => {
-                    self.is_trusted &= !self.is_vouched;
+                ) if self.was_reported_ready || reported == ReportedState::Gated => {
+                    self.opens_on_answer &= !self.was_reported_ready;
                     self.close();
                 }
                 (ReportedState::NotReady, PodState::Closed) => self.await_probe_answer().await,
@@ -130,14 +130,14 @@ impl PodSupervisor {
                     }
                     self.limit = Some(self.take_start_limit());
                     self.set_state(PodState::Waiting);
-                    self.is_vouched = true;
+                    self.was_reported_ready = true;
                 }
                 (_, PodState::Waiting) => {
-                    self.is_vouched |= reported == ReportedState::Ready;
+                    self.was_reported_ready |= reported == ReportedState::Ready;
                     self.await_groups().await;
                 }
                 (_, PodState::Open) => {
-                    self.is_vouched |= reported == ReportedState::Ready;
+                    self.was_reported_ready |= reported == ReportedState::Ready;
                     let Self { keeper, activator, endpoint, reported, .. } = &mut self;
                     let keeper: &Keeper = keeper;
                     tokio::select! {
@@ -153,7 +153,7 @@ impl PodSupervisor {
                     }
                 }
                 (_, PodState::Suspect) => {
-                    self.is_vouched |= reported == ReportedState::Ready;
+                    self.was_reported_ready |= reported == ReportedState::Ready;
                     self.await_recovery().await;
                 }
             }
@@ -174,7 +174,7 @@ impl PodSupervisor {
 
     /// Waits until the pod answers, or its report changes. Probes only while the target is wanted.
     async fn await_probe_answer(&mut self) {
-        let Self { keeper, activator, endpoint, reported, is_trusted, rejected, .. } = self;
+        let Self { keeper, activator, endpoint, reported, opens_on_answer: is_trusted, rejected, .. } = self;
         let mut reporter = ProbeReporter::new(keeper.gate.clone());
         let answered = async {
             loop {
@@ -300,7 +300,7 @@ impl PodSupervisor {
     }
 
     fn close(&mut self) {
-        self.is_vouched = false;
+        self.was_reported_ready = false;
         self.endpoint.retire();
         self.set_state(PodState::Closed);
     }

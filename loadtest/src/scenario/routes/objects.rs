@@ -51,7 +51,7 @@ struct Slice {
     /// Number of the current pod, which determines its address.
     pod: Option<u64>,
     /// True if the pod is the backend.
-    here: bool,
+    is_backend: bool,
 }
 
 // === impl Objects ===
@@ -64,7 +64,7 @@ impl Objects {
         let slice = |number| Slice {
             version: 1,
             pod: (number < WARM_ROUTES || number % 2 == 0).then_some(0),
-            here: number < WARM_ROUTES,
+            is_backend: number < WARM_ROUTES,
         };
         Self {
             version: 1,
@@ -121,7 +121,7 @@ impl Objects {
     /// Adds a pod to a route, at the backend's address.
     pub(super) fn point_to_backend(&mut self, number: usize) {
         let version = self.change(ObjectKind::Slice, number);
-        self.slices[number] = Slice { version, pod: Some(version), here: true };
+        self.slices[number] = Slice { version, pod: Some(version), is_backend: true };
     }
 
     /// Stores a status written by a client.
@@ -171,7 +171,7 @@ impl Objects {
     }
 
     fn endpoints(&self, number: usize) -> (String, u16) {
-        let Slice { pod, here, .. } = self.slices[number];
+        let Slice { pod, is_backend: here, .. } = self.slices[number];
         let Some(pod) = pod else { return (String::new(), 8000) };
         let (address, port) = if here {
             ("127.0.0.1".into(), self.backend)

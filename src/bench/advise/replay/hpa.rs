@@ -91,7 +91,7 @@ impl Hpa {
         let counts = Counts {
             held: held as u64,
             in_flight: fleet.in_flight(),
-            lasting: true,
+            is_kept_alive: true,
             ready: fleet.has_ready(),
             ..Counts::default()
         };

@@ -5,7 +5,7 @@ use crate::{domain::ObstacleKind, kube::report::EndpointCounts};
 
 /// One replica, and the object whose status it writes.
 struct PlanReplica {
-    said: StatusHistory,
+    status_history: StatusHistory,
     object: RouteObject,
     verdict: Verdict,
     report: RouteReport,
@@ -14,7 +14,7 @@ struct PlanReplica {
 impl PlanReplica {
     fn new(state: RouteState) -> Self {
         Self {
-            said: StatusHistory::default(),
+            status_history: StatusHistory::default(),
             object: RouteObject {
                 kind: RouteKind::ModelRoute,
                 namespace: "models".into(),
@@ -31,7 +31,7 @@ impl PlanReplica {
 
     fn plan(&mut self, there: &ModelRouteStatus) -> Plan {
         let observed = Observed { generation: Some(1), status: Some(there.clone()) };
-        self.said.plan(&self.object, &self.verdict, &self.report, &observed, Instant::now())
+        self.status_history.plan(&self.object, &self.verdict, &self.report, &observed, Instant::now())
     }
 
     /// Writes the status if a write is due. Returns zero after a write, else the time until the next check.
@@ -40,7 +40,7 @@ impl PlanReplica {
             Plan::Nothing => None,
             Plan::Later(when) => Some(when - Instant::now()),
             Plan::Write(status) => {
-                self.said.written((*status).clone(), Instant::now());
+                self.status_history.written((*status).clone(), Instant::now());
                 *there = *status;
                 Some(Duration::ZERO)
             }
@@ -180,7 +180,7 @@ async fn unwritable_object_backs_off() {
     let mut replica = PlanReplica::new(RouteState::Idle);
     for seconds in [2, 4, 8, 16, 32, 64, 120, 120] {
         assert!(matches!(replica.plan(&there), Plan::Write(_)));
-        replica.said.failed(Instant::now());
+        replica.status_history.failed(Instant::now());
         let Plan::Later(when) = replica.plan(&there) else { panic!("no pause") };
         assert_eq!(when - Instant::now(), Duration::from_secs(seconds));
         advance_secs(seconds as f64).await;
@@ -190,11 +190,11 @@ async fn unwritable_object_backs_off() {
     replica.verdict = Verdict::Invalid("it cannot be read".into());
     let unread = Observed { generation: Some(1), status: None };
     let plan = |replica: &mut PlanReplica, unread: &Observed| {
-        replica.said.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
+        replica.status_history.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
     };
     let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
     assert_eq!(status.state, Some(RouteState::Refused));
-    replica.said.written(*status, Instant::now());
+    replica.status_history.written(*status, Instant::now());
     advance_secs(3600.0).await;
     assert_eq!(plan(&mut replica, &unread), Plan::Nothing);
     let changed = Observed { generation: Some(2), status: None };
@@ -221,7 +221,7 @@ async fn conditions_report_the_obstacle() {
     assert_eq!(of(&there, "Scalable").0, "True");
     // The status of an InterceptorRoute has a single condition.
     replica.object.kind = RouteKind::InterceptorRoute;
-    replica.said = StatusHistory::default();
+    replica.status_history = StatusHistory::default();
     let mut there = ModelRouteStatus::default();
     replica.write_if_due(&mut there);
     assert_eq!(there.conditions.len(), 1);

@@ -10,10 +10,10 @@ struct LimitedServer {
     capacity_limit: u32,
     takes: Duration,
     now: AtomicU32,
-    most: AtomicU32,
+    max_in_flight_seen: AtomicU32,
     resets: AtomicU32,
     /// Requests that are accepted and never answered.
-    swallows: AtomicU32,
+    unanswered_left: AtomicU32,
 }
 
 impl LimitedServer {
@@ -22,9 +22,9 @@ impl LimitedServer {
             capacity_limit: bears,
             takes: Duration::from_millis(ms),
             now: AtomicU32::new(0),
-            most: AtomicU32::new(0),
+            max_in_flight_seen: AtomicU32::new(0),
             resets: AtomicU32::new(0),
-            swallows: AtomicU32::new(0),
+            unanswered_left: AtomicU32::new(0),
         })
     }
 
@@ -35,7 +35,7 @@ impl LimitedServer {
                 ReleaseOutcome::Dispatch(permit) => permit,
                 _ => panic!("not released"),
             };
-            if self.swallows.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            if self.unanswered_left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
                 std::future::pending::<()>().await;
             }
             if self.now.load(SeqCst) == self.capacity_limit {
@@ -46,7 +46,7 @@ impl LimitedServer {
                 continue;
             }
             let now = self.now.fetch_add(1, SeqCst) + 1;
-            self.most.fetch_max(now, SeqCst);
+            self.max_in_flight_seen.fetch_max(now, SeqCst);
             sleep(self.takes).await;
             self.now.fetch_sub(1, SeqCst);
             permit.first_byte();
@@ -131,7 +131,7 @@ async fn swallowed_requests_delay_others_for_bounded_time() {
             stage.gate.counters().first_byte(Duration::from_millis(ms), false, None);
         }
         let model = LimitedServer::new(64, 10);
-        model.swallows.store(4, SeqCst);
+        model.unanswered_left.store(4, SeqCst);
         let mut served = held(&stage, 12, &model).await;
         stage.servers.answer(A, answer.clone());
         let rest = served.split_off(4);
@@ -146,7 +146,7 @@ async fn swallowed_requests_delay_others_for_bounded_time() {
 async fn ramp_of_a_silent_server_does_not_widen() {
     let stage = stage(Policy::default(), None).await;
     let model = LimitedServer::new(64, 10);
-    model.swallows.store(4, SeqCst);
+    model.unanswered_left.store(4, SeqCst);
     // The server has died without closing its connections.
     let served = held(&stage, 12, &model).await;
     stage.at(61_000).await;
@@ -169,7 +169,7 @@ async fn ramp_stops_at_the_servers_capacity() {
     let resets = model.resets.load(SeqCst);
     assert!((8..=8 + 3).contains(&resets), "{resets} resets");
     assert!(ends.iter().all(|(_, sent)| *sent <= 2), "no request was reset twice: {ends:?}");
-    assert_eq!(model.most.load(SeqCst), 8);
+    assert_eq!(model.max_in_flight_seen.load(SeqCst), 8);
 }
 
 #[tokio::test(start_paused = true)]
