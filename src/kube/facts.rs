@@ -73,9 +73,8 @@ impl Cluster {
                     let (named, strays) =
                         by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
                     let keda = keda(&objects);
-                    let scaled = |route: &Route| {
-                        resolve_route_name.get(&route.name).map(Vec::as_slice).unwrap_or_default()
-                    };
+                    let scaled =
+                        |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
                     let wanted =
                         known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();

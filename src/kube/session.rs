@@ -52,7 +52,7 @@ pub enum SessionError {
          scaledobjects.keda.sh; `kubectl auth can-i {verb} scaledobjects.keda.sh -n {namespace}` shows whether you have it"
     )]
     Forbidden { verb: &'static str, namespace: String, message: String },
-    #[error("ScaledObject `{0}` would not be paused again: {SWITCHED_OFF}")]
+    #[error("ScaledObject `{0}` would not be paused again: {SESSIONS_DISABLED_MESSAGE}")]
     SwitchedOff(String),
     #[error("ScaledObject `{0}` keeps being changed by another client; try again")]
     Busy(String),
