@@ -183,16 +183,16 @@ fn change_is_rendered_or_pending() -> bool {
     let (pulse, state) = (Arc::new(Pulse::default()), Arc::new(AtomicU32::new(0)));
     pulse.watch(true);
     // The notification of an earlier change is still pending.
-    pulse.beat();
+    pulse.notify_change();
     let (changed, new) = (pulse.clone(), state.clone());
     let changes = move || {
         new.store(1, Ordering::Relaxed);
-        changed.beat();
+        changed.notify_change();
     };
     let renders = || {
-        pulse.take();
+        pulse.clear_pending();
         state.load(Ordering::Relaxed)
     };
     let ((), rendered) = both(changes, renders);
-    rendered == 1 || pulse.heard().now_or_never().is_some()
+    rendered == 1 || pulse.await_change().now_or_never().is_some()
 }

@@ -137,7 +137,11 @@ mod tests {
         capacity.scaling.counting = Counting::Concurrency;
         let counts = Counts { held: 7, in_flight: 35, ..READY };
         assert_eq!(queue_depth(&counts, capacity), 42.0, "7 + 35");
-        assert_eq!(queue_depth(&Counts { held_with_room: 7, ..counts }, capacity), 42.0, "room is irrelevant");
+        assert_eq!(
+            queue_depth(&Counts { held_with_room: 7, ..counts }, capacity),
+            42.0,
+            "room is irrelevant"
+        );
     }
 
     prop_compose! {
@@ -149,7 +153,7 @@ mod tests {
             server_queue in 0..100_u64,
             ready: bool,
         ) -> Counts {
-            Counts { held, held_with_room: soon.min(held), in_flight, is_kept_alive, server_queue, ready, ..Counts::default() }
+            Counts { held, held_with_room: room.min(held), in_flight, is_kept_alive: kept_alive, server_queue, ready, ..Counts::default() }
         }
     }
 
