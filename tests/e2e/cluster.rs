@@ -37,9 +37,9 @@ async fn first_answering_pod_gets_the_held_requests() {
     let (one, mut two) = (TestUpstream::cold().await, TestUpstream::cold().await);
     let cluster = cluster();
     let proxy = cluster.proxy(None, "").await;
-    cluster.says(&[(one.address, NotReady), (two.address, NotReady)]);
+    cluster.publish_pods(&[(one.address, NotReady), (two.address, NotReady)]);
     let mut client = proxy.sent(chat("hello")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     one.probed().await;
     two.wake();
     let mut call = two.call().await;
@@ -47,7 +47,7 @@ async fn first_answering_pod_gets_the_held_requests() {
     call.reply("hello").await;
     assert_eq!(client.response().await.json()["text"], "hello");
     // No request is waiting, so the other endpoint is not probed; the cluster's readiness opens it.
-    cluster.says(&[(one.address, Ready), (two.address, NotReady)]);
+    cluster.publish_pods(&[(one.address, Ready), (two.address, NotReady)]);
     await_ready_endpoints(&proxy, 2).await;
     proxy.stop(&[("completed", 1)]).await;
     assert_eq!(one.requests(), 0);
@@ -59,16 +59,16 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     let all = |word| pods.each_ref().map(|pod| (pod.address, word));
     let cluster = cluster();
     let ready = all(Ready);
-    cluster.says(&ready);
+    cluster.publish_pods(&ready);
     let proxy = cluster.proxy(None, "concurrency: { max: 4 }").await;
     let mut clients = Vec::new();
     for number in 0..12 {
         clients.push(proxy.sent(streaming(&number.to_string())).await);
-        proxy.in_flight(number + 1).await;
+        proxy.await_tiny_in_flight(number + 1).await;
     }
     // All pods are full, with 4 requests each. The next request is held.
     let mut late = proxy.sent(streaming("late")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut calls = BTreeMap::new();
     for (index, pod) in pods.iter_mut().enumerate() {
         assert_eq!(pod.requests(), 4);
@@ -86,7 +86,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     }
     // The first pod terminates: its streams continue, but its slots are not reused.
     let words = [(ready[0].0, Terminating), ready[1], ready[2]];
-    cluster.says(&words);
+    cluster.publish_pods(&words);
     await_ready_endpoints(&proxy, 2).await;
     let mut ended = 0;
     let of_first: Vec<_> =
@@ -98,10 +98,10 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
         assert_eq!(clients[*number].rest().await.as_deref(), Some("more"));
         ended += 1;
     }
-    proxy.in_flight(12 - ended).await;
-    proxy.held(1).await;
+    proxy.await_tiny_in_flight(12 - ended).await;
+    proxy.await_tiny_held(1).await;
     // The pod is removed from the cluster: running streams continue to their end.
-    cluster.says(&words[1..]);
+    cluster.publish_pods(&words[1..]);
     for number in &of_first[2..] {
         let (_, call) = calls.remove(number).unwrap();
         call.finish(LAST).await;
@@ -121,7 +121,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     for (_, (_, call)) in calls {
         call.finish(LAST).await;
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", 13)]).await;
 }
 
@@ -131,7 +131,7 @@ async fn unaware_gateway_is_retried() {
     let mut envoy = TestUpstream::warm().await;
     let cluster = cluster();
     let proxy = cluster.proxy(Some(envoy.url()), "").await;
-    cluster.says(&[(pod.address, NotReady)]);
+    cluster.publish_pods(&[(pod.address, NotReady)]);
     let mut client = proxy.sent(chat("patience")).await;
     pod.probed().await;
     assert_eq!(envoy.accepted(), 0, "a gateway's word at zero is worth nothing");
@@ -167,16 +167,16 @@ async fn server_queues_are_summed_while_there_is_demand() {
     };
     let (one, two) = (server(3).await, server(4).await);
     let cluster = cluster();
-    cluster.says(&[(one.address, Ready), (two.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Ready), (two.address, Ready)]);
     let proxy = cluster.proxy(None, "scaling: { serverQueue: true }").await;
     await_ready_endpoints(&proxy, 2).await;
     let gate = proxy.gate().await;
     assert_eq!((one.requests(), two.requests()), (0, 0), "nobody asks while there is no demand");
     assert_eq!(proxy.ask(chat("hello")).await.status(), 200);
     until("3 + 4", async || gate.demand().server_queue() == 7).await;
-    cluster.says(&[(two.address, Ready)]);
+    cluster.publish_pods(&[(two.address, Ready)]);
     until("4", async || gate.demand().server_queue() == 4).await;
-    cluster.says(&[]);
+    cluster.publish_pods(&[]);
     until("0", async || gate.demand().server_queue() == 0).await;
     proxy.stop(&[("completed", 1)]).await;
 }
@@ -196,9 +196,9 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
     let (mut decode, prefill) = (TestUpstream::cold().await, TestUpstream::warm().await);
     let (cluster, serves, helps) = of_two_roles();
     let proxy = cluster.proxy(None, "").await;
-    cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
+    cluster.publish_pods_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
     let mut client = proxy.sent(chat("whole")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     decode.probed().await;
     decode.wake();
     let mut call = decode.call().await;
@@ -206,11 +206,11 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
     call.reply("served").await;
     assert_eq!(client.response().await.json()["text"], "served");
     // Without any prefill pod, requests are held.
-    cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
+    cluster.publish_pods_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
     await_ready_endpoints(&proxy, 0).await;
     let mut client = proxy.sent(chat("waits")).await;
-    proxy.held(1).await;
-    cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Ready, helps)]);
+    proxy.await_tiny_held(1).await;
+    cluster.publish_pods_with_roles(&[(decode.address, Ready, serves), (prefill.address, Ready, helps)]);
     decode.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "waits");
     proxy.stop(&[("completed", 2)]).await;
@@ -223,9 +223,9 @@ async fn gateway_waits_for_both_roles() {
     let mut router = TestUpstream::warm().await;
     let (cluster, serves, helps) = of_two_roles();
     let proxy = cluster.proxy(Some(router.url()), "").await;
-    cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
+    cluster.publish_pods_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
     let mut client = proxy.sent(chat("patient")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     decode.probed().await;
     assert_eq!(router.accepted(), 0, "it would have said 429");
     decode.wake();
@@ -244,12 +244,12 @@ fn h2c() -> FakeCluster {
 async fn http_2_pod_is_probed_and_served_over_http_2() {
     let mut pod = H2c::new(100, false).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, NotReady)]);
+    cluster.publish_pods(&[(pod.address, NotReady)]);
     let proxy = cluster.proxy(None, "").await;
     let fields = [("TE", "trailers, gzip"), ("Connection", "X-Mine"), ("X-Mine", "1"), ("X-Theirs", "2")];
     let body = r#"{"model":"tiny","text":"hello"}"#;
     let mut client = proxy.sent(post_with(CHAT, &fields, body)).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     pod.wake();
     let mut call = pod.call().await;
     assert_eq!(call.text().await, "hello");
@@ -283,7 +283,7 @@ async fn http_2_pod_is_probed_and_served_over_http_2() {
 async fn requests_share_h2_connections_up_to_a_limit() {
     let mut pod = H2c::new(2, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut clients = Vec::new();
     let mut calls = Vec::new();
@@ -309,7 +309,7 @@ async fn requests_share_h2_connections_up_to_a_limit() {
 async fn burst_opens_one_h2_connection() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -337,7 +337,7 @@ async fn burst_opens_one_h2_connection() {
 async fn dead_pod_requeues_unanswered_requests() {
     let (mut one, mut two) = (TestUpstream::warm().await, TestUpstream::warm().await);
     let cluster = cluster();
-    cluster.says(&[(one.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut streamed = proxy.sent(streaming("streams")).await;
     let mut stream = one.call().await;
@@ -348,7 +348,7 @@ async fn dead_pod_requeues_unanswered_requests() {
     streamed.parts_until("one").await;
     let mut waiting = proxy.sent(chat("waits")).await;
     let silent = one.call().await;
-    cluster.says(&[(one.address, Terminating), (two.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Terminating), (two.address, Ready)]);
     until("the other pod only", async || {
         let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
         endpoints.len() == 2 && endpoints.iter().filter(|endpoint| endpoint["ready"] == true).count() == 1
@@ -356,7 +356,7 @@ async fn dead_pod_requeues_unanswered_requests() {
     .await;
     assert_eq!((proxy.route("tiny").await["in_flight"].as_u64(), two.requests()), (Some(2), 0));
 
-    cluster.says(&[(one.address, Dead), (two.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Dead), (two.address, Ready)]);
     two.call().await.echo().await;
     assert_eq!(waiting.response().await.json()["text"], "waits");
     silent.gone().await;
@@ -372,7 +372,7 @@ async fn dead_pod_requeues_unanswered_requests() {
 async fn dead_pod_requeues_http_2_streams() {
     let (mut one, mut two) = (H2c::new(100, true).await, H2c::new(100, true).await);
     let cluster = h2c();
-    cluster.says(&[(one.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut streamed = proxy.sent(streaming("streams")).await;
     let stream = one.call().await.stream();
@@ -382,7 +382,7 @@ async fn dead_pod_requeues_http_2_streams() {
     let mut waiting = proxy.sent(chat("waits")).await;
     let silent = one.call().await;
     assert_eq!(silent.connection, 0);
-    cluster.says(&[(one.address, Dead), (two.address, Ready)]);
+    cluster.publish_pods(&[(one.address, Dead), (two.address, Ready)]);
     let mut call = two.call().await;
     assert_eq!(call.text().await, "waits");
     call.reply("served");
@@ -398,7 +398,7 @@ async fn dead_pod_requeues_http_2_streams() {
 async fn hangup_resets_only_its_own_stream() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut goes = proxy.sent(streaming("goes")).await;
     let gone = pod.call().await.stream();
@@ -411,7 +411,7 @@ async fn hangup_resets_only_its_own_stream() {
     }
     drop(goes);
     gone.gone().await;
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     still.send("two");
     stays.parts_until("two").await;
     drop(still);
@@ -424,7 +424,7 @@ async fn hangup_resets_only_its_own_stream() {
 async fn drained_connection_is_replaced() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut first = proxy.sent(streaming("first")).await;
     let stream = pod.call().await.stream();
@@ -451,7 +451,7 @@ async fn drained_connection_is_replaced() {
 async fn broken_request_is_written_twice_at_most() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(None, "").await;
     let mut client = proxy.sent(chat("breaks servers")).await;
     for dispatch in 1..=2 {
@@ -473,7 +473,7 @@ async fn broken_request_is_written_twice_at_most() {
 async fn stalled_body_does_not_blame_the_pod() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     // Without models the body streams.
     let proxy = cluster.proxy_with(None, "match: {}", "limits: { bodyTimeout: 100ms }\n").await;
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nContent-Length: 100\r\n\r\n{{");

@@ -77,12 +77,12 @@ async fn refusals_of_messages_have_anthropics_shape() {
     // Errors on paths of the other API keep its format.
     proxy.ask(get_with("/v1/models/other", &[])).await.is_error(404, "model_not_found");
     let held = proxy.sent(post(MESSAGES, &body("tiny"))).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let full = proxy.ask(post(MESSAGES, &body("tiny"))).await;
     assert_eq!(anthropic(&full), (503, "overloaded_error".into(), "hold_queue_full".into()));
     assert_eq!(full.get("x-should-retry"), Some("true"));
     drop(held);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -94,7 +94,7 @@ async fn failures_below_a_prefix_have_their_apis_shape() {
     let response = proxy.ask(post("/team/v1/messages", "{}")).await;
     assert_eq!(anthropic(&response), (504, "timeout_error".into(), "cold_start_timeout".into()));
     proxy.ask(post("/team/v1/responses", "{}")).await.is_error(504, "cold_start_timeout");
-    proxy.ended("cold_start_timeout", 504, 2).await;
+    proxy.await_outcome("cold_start_timeout", 504, 2).await;
     proxy.stop(&[("cold_start_timeout", 2)]).await;
 }
 
@@ -162,7 +162,7 @@ async fn errors_of_grpc_are_a_status_in_the_head() {
     assert!(failed.get("grpc-message").unwrap().contains("timeouts.readiness of the route"));
     assert!(failed.text().is_empty());
     // Metrics count the original outcome and status.
-    proxy.ended("cold_start_timeout", 504, 1).await;
+    proxy.await_outcome("cold_start_timeout", 504, 1).await;
     let refused = call.replace("TE:", "x-anteroom-max-wait: soon\r\nTE:");
     let refused = proxy.ask(refused).await;
     assert_eq!((refused.get("grpc-status"), refused.get("grpc-retry-pushback-ms")), (Some("3"), Some("-1")));

@@ -91,10 +91,10 @@ async fn drain_serves_held_requests_once_target_is_ready() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     stop(&proxy, StopSignal::Interrupt).await;
     refuses_connections(&proxy).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.wake();
     upstream.call().await.echo().await;
     let response = client.response().await;
@@ -111,7 +111,7 @@ async fn drain_rejects_held_requests_without_target() {
     let mut client = proxy.sent(chat("held")).await;
     let mut stream = proxy.sent(streaming("hears")).await;
     stream.head().await.unwrap();
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     stop(&proxy, StopSignal::Interrupt).await;
     let response = client.response().await;
     response.is_error(503, "draining");

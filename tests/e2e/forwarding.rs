@@ -15,7 +15,7 @@ async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 }
 
 /// nginx in front of the proxy would buffer events, so the header is sent even if the request was not held.
@@ -114,7 +114,7 @@ async fn http_2_response_is_streamed_part_by_part() {
     }
     call.finish(LAST).await;
     assert_eq!(soon("the end", body.collect()).await.unwrap().to_bytes(), "");
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -194,7 +194,7 @@ async fn bodiless_responses_end_with_their_head() {
     call.body().await;
     call.finish(answer("200 OK", &[], "")).await;
     assert_eq!(client.response().await.get("content-length"), Some("0"));
-    proxy.ended("completed", 200, 3).await;
+    proxy.await_outcome("completed", 200, 3).await;
     proxy.stop(&[("completed", 6)]).await;
 }
 
@@ -295,7 +295,7 @@ async fn client_expecting_100_continue_gets_it() {
     let mut client = proxy.sent(head).await;
     assert_eq!(client.head().await.unwrap().status(), 100);
     client.send(body).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.wake();
     let call = upstream.call().await;
     assert_eq!(call.head.get("expect"), None);

@@ -57,7 +57,7 @@ impl Fixture {
 async fn behind(gateway: &TestUpstream, more: &str) -> (TestUpstream, TestProxy) {
     let pod = TestUpstream::warm().await;
     let cluster = FakeCluster::speaking(Protocol::Http1);
-    cluster.says(&[(pod.address, Ready)]);
+    cluster.publish_pods(&[(pod.address, Ready)]);
     let proxy = cluster.proxy(Some(gateway.url()), more).await;
     (pod, proxy)
 }
@@ -217,7 +217,7 @@ async fn url_that_is_not_ready_yet_is_held_and_recorded() {
     let mut dynamo = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&dynamo.url(), "").await;
     let mut client = proxy.sent(chat("patient")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     dynamo.wake();
     for _ in 0..2 {
         let mut call = dynamo.call().await;
@@ -256,11 +256,11 @@ async fn url_without_its_server_is_held_again() {
         let mut call = nginx.call().await;
         call.body().await;
         call.finish(answer(status, &[], body)).await;
-        proxy.starting().await;
-        proxy.held(1).await;
+        proxy.await_tiny_starting().await;
+        proxy.await_tiny_held(1).await;
         // Later requests are not dispatched at all.
         let mut second = proxy.sent(chat("second")).await;
-        proxy.held(2).await;
+        proxy.await_tiny_held(2).await;
         assert_eq!(nginx.requests(), 2);
         nginx.wake();
         for (client, text) in [(&mut client, "held"), (&mut second, "second")] {
@@ -328,7 +328,7 @@ async fn unrepeatable_body_passes_the_error_on() {
     call.finish(answer("502 Bad Gateway", &[], "no server")).await;
     assert_eq!(client.response().await.text(), "no server");
     let mut client = proxy.sent(post(CHAT, r#"{"text":"held"}"#)).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     nginx.wake();
     nginx.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "held");

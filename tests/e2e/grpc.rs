@@ -43,15 +43,15 @@ async fn application() -> (SocketAddr, HealthReporter) {
 async fn grpc_calls_and_statuses_pass_after_a_cold_start() {
     let (address, reporter) = application().await;
     let cluster = FakeCluster::speaking(Protocol::H2c);
-    cluster.says(&[]);
+    cluster.publish_pods(&[]);
     let anything = Intercept { rules: vec![Matcher::default()], ..Intercept::default() };
     let proxy = cluster.intercepting(Arc::new(anything)).await;
     let client = HealthClient::new(channel(Some(proxy.address)).await);
 
     let mut waiting = client.clone();
     let held = tokio::spawn(async move { waiting.check(request("app")).await });
-    proxy.held(1).await;
-    cluster.says(&[(address, FakePodState::Ready)]);
+    proxy.await_tiny_held(1).await;
+    cluster.publish_pods(&[(address, FakePodState::Ready)]);
     let answer = soon("the answer to the held call", held).await.unwrap().unwrap();
     assert_eq!(answer.metadata().get("x-keda-http-cold-start").unwrap(), "true");
     assert_eq!(answer.into_inner().status, ServingStatus::Serving as i32);
@@ -65,9 +65,9 @@ async fn grpc_calls_and_statuses_pass_after_a_cold_start() {
     reporter.set_service_status("app", ServingStatus::NotServing).await;
     let second = soon("its second message", stream.message()).await.unwrap().unwrap();
     assert_eq!(second.status, ServingStatus::NotServing as i32);
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     drop(stream);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     drop((warm, client));
     proxy.stop(&[("completed", 2), ("client_gone", 1)]).await;
 }

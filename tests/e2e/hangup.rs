@@ -33,7 +33,7 @@ async fn disconnected_held_client_leaves_the_queue() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let bystander = proxy.sent(chat("stays")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let requests = [
         ("with a body of known length", chat("goes")),
         ("with a chunked body", chunked()),
@@ -52,21 +52,21 @@ async fn disconnected_held_client_leaves_the_queue() {
             // Disconnects are detected on kept-alive connections as well as on new ones.
             assert_eq!(client.ask(get("/health")).await.status(), 200);
             client.send(&request).await;
-            proxy.held(2).await;
+            proxy.await_tiny_held(2).await;
             match how {
                 "closes" => drop(client),
                 "resets" => reset(client.stream),
                 _ => client.shutdown().await,
             }
-            proxy.held(1).await;
+            proxy.await_tiny_held(1).await;
             gone += 1;
-            proxy.ended("client_gone", 499, gone).await;
+            proxy.await_outcome("client_gone", 499, gone).await;
             assert_eq!(proxy.metric("anteroom_held_requests", &[]).await, 1, "{what}, {how}");
         }
     }
     assert_eq!(upstream.requests(), 0);
     drop(bystander);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", gone + 1)]).await;
 }
 
@@ -77,9 +77,9 @@ async fn hangup_behind_pipelined_bytes_is_noticed() {
     // Old clients send a line break after the body; others pipeline.
     for extra in ["\r\n", &chat("pipelined")] {
         let client = proxy.sent(chat("held") + extra).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         drop(client);
-        proxy.held(0).await;
+        proxy.await_tiny_held(0).await;
     }
     proxy.stop(&[("client_gone", 2)]).await;
 }
@@ -106,18 +106,18 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
     for size in [16 << 10, 60_000, 900_000] {
         for how in DISCONNECT_KINDS {
             let mut client = proxy.sent(chat("held")).await;
-            proxy.held(1).await;
+            proxy.await_tiny_held(1).await;
             client.send("x".repeat(size)).await;
             disconnect_as(client, how).await;
-            proxy.held(0).await;
+            proxy.await_tiny_held(0).await;
             gone += 1;
-            proxy.ended("client_gone", 499, gone).await;
+            proxy.await_outcome("client_gone", 499, gone).await;
         }
         // The pipelined request is in the same segment as the first, as far as both fit.
         let client = proxy.sent(chat("held") + &chat("pipelined").repeat(size / 150)).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         reset(client.stream);
-        proxy.held(0).await;
+        proxy.await_tiny_held(0).await;
         gone += 1;
     }
     assert_eq!(upstream.requests(), 0);
@@ -135,9 +135,9 @@ async fn hang_up_behind_unread_bytes_ends_the_work() {
         client.send("x".repeat(60_000)).await;
         disconnect_as(client, how).await;
         call.gone().await;
-        proxy.ended("client_gone", 499, gone).await;
+        proxy.await_outcome("client_gone", 499, gone).await;
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("client_gone", 3)]).await;
 }
 
@@ -176,10 +176,10 @@ async fn hang_up_behind_a_stalled_upload_is_noticed() {
         let client = stalled_upload(&proxy).await;
         let call = upstream.call().await;
         disconnect_as(client, how).await;
-        proxy.ended("client_gone", 499, gone).await;
+        proxy.await_outcome("client_gone", 499, gone).await;
         call.gone().await;
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", 1), ("client_gone", 3)]).await;
 }
 
@@ -188,10 +188,10 @@ async fn client_that_sends_on_without_end_is_cut_off() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let junk = vec![b'x'; 64 << 10];
     soon("the end", async { while client.stream.write_all(&junk).await.is_ok() {} }).await;
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -201,14 +201,14 @@ async fn pipelined_requests_are_answered_after_a_hold() {
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     // Pipelines the requests in one segment, and one at a time.
     let mut at_once = proxy.sent(chat("first") + &chat("second") + &chat("third")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut client = proxy.sent(chat("first")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     client.send(chat("second")).await;
     client.send(filling(10_000)).await;
     // The held request gets the last response on the connection: the client must retry the others.
     let mut many = proxy.sent(chat("first")).await;
-    proxy.held(3).await;
+    proxy.await_tiny_held(3).await;
     many.send(chat("not answered").repeat(500)).await;
     upstream.wake();
     let upstream = upstream.automatic(|call| call.echo());
@@ -232,12 +232,12 @@ async fn h2_reset_leaves_the_queue_alone() {
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     let stays = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","text":"stays"}"#));
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let goes = tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, REQUEST_BODY)));
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     goes.abort();
-    proxy.held(1).await;
-    proxy.ended("client_gone", 499, 1).await;
+    proxy.await_tiny_held(1).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
     upstream.wake();
     upstream.call().await.echo().await;
     assert_eq!(soon("the answer", stays).await.unwrap().status(), 200);
@@ -253,9 +253,9 @@ async fn held_request_without_body_detects_disconnect() {
     let _busy = proxy.sent(chat("busy")).await;
     let call = upstream.call().await;
     let client = proxy.sent(get("/v1/responses/resp_1")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     drop(call);
 }
 
@@ -298,9 +298,9 @@ async fn disconnect_mid_stream_ends_silent_work() {
             reset(client.stream)
         }
         assert_eq!(call.gone().await, b"", "the connection ends, without another request on it");
-        proxy.ended("client_gone", 200, gone).await;
+        proxy.await_outcome("client_gone", 200, gone).await;
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("client_gone", 2)]).await;
 }
 
@@ -313,8 +313,8 @@ async fn disconnect_before_head_ends_the_work() {
     call.body().await;
     drop(client);
     call.gone().await;
-    proxy.ended("client_gone", 499, 1).await;
-    proxy.in_flight(0).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
+    proxy.await_tiny_in_flight(0).await;
 
     // The disconnect is not blamed on the server: the next request is dispatched at once, without a probe.
     let probes = upstream.probes();
@@ -344,7 +344,7 @@ async fn h2_reset_ends_the_work_at_the_server() {
     soon("the first part", response.body_mut().frame()).await.unwrap().unwrap();
     drop(response);
     call.gone().await;
-    proxy.ended("client_gone", 200, 1).await;
+    proxy.await_outcome("client_gone", 200, 1).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -353,9 +353,9 @@ async fn lease_keeps_the_target_wanted() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let client = proxy.sent(chat("goes")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     // The lease keeps demand, so the target is probed and found ready: the next request is dispatched at once.
     upstream.probed().await;
     upstream.probed().await;

@@ -21,7 +21,7 @@ async fn held_in_order(proxy: &TestProxy, count: usize) -> Vec<crate::support::W
     let mut clients = Vec::new();
     for number in 0..count {
         clients.push(proxy.sent(chat(&number.to_string())).await);
-        proxy.held(number as u64 + 1).await;
+        proxy.await_tiny_held(number as u64 + 1).await;
     }
     clients
 }
@@ -40,7 +40,7 @@ async fn held_requests_go_in_order_within_the_limit() {
     let mut texts = [first.text().await, second.text().await];
     texts.sort();
     assert_eq!(texts, ["0", "1"]);
-    proxy.in_flight(2).await;
+    proxy.await_tiny_in_flight(2).await;
     assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.pending()), (Some(4), 0));
     first.reply(&texts[0]).await;
     for expected in ["2", "3", "4", "5"] {
@@ -53,7 +53,7 @@ async fn held_requests_go_in_order_within_the_limit() {
     for client in &mut clients {
         assert_eq!(client.response().await.status(), 200);
     }
-    proxy.ended("completed", 200, 6).await;
+    proxy.await_outcome("completed", 200, 6).await;
     proxy.stop(&[("completed", 6)]).await;
 }
 
@@ -65,8 +65,8 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
     for number in 0..20 {
         clients.push(proxy.sent(streaming(&number.to_string())).await);
     }
-    proxy.held(20).await;
-    proxy.starting().await;
+    proxy.await_tiny_held(20).await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let mut calls = Vec::new();
     // The limit starts at two; after two first bytes it is four, although neither response has ended; then it reaches
@@ -78,7 +78,7 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
         }
         // Without successful probes, only first bytes widen the ramp, for 5 s.
         upstream.sleep();
-        proxy.in_flight(in_flight as u64).await;
+        proxy.await_tiny_in_flight(in_flight as u64).await;
         let route = proxy.route("tiny").await;
         assert_eq!(route["endpoints"][0]["limit"].as_u64(), Some(in_flight as u64));
         assert_eq!((upstream.pending(), upstream.requests()), (0, in_flight));
@@ -102,7 +102,7 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
     for client in &mut clients {
         assert_eq!(client.response().await.status(), 200);
     }
-    proxy.ended("completed", 200, 20).await;
+    proxy.await_outcome("completed", 200, 20).await;
     proxy.stop(&[("completed", 20)]).await;
 }
 
@@ -111,14 +111,14 @@ async fn swallowed_requests_do_not_hold_up_the_others() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let _clients = held_in_order(&proxy, 12).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     // The first 4 never get a response.
     let mut calls = Vec::new();
     while calls.len() < 12 {
         calls.push(upstream.call().await);
     }
-    proxy.in_flight(12).await;
+    proxy.await_tiny_in_flight(12).await;
     drop(calls);
 }
 
@@ -145,7 +145,7 @@ async fn server_that_resets_above_8_answers_everybody() {
     });
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut clients = held_in_order(&proxy, 48).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     for client in &mut clients {
         assert_eq!(client.response().await.status(), 200);
@@ -165,7 +165,7 @@ async fn ready_target_gets_its_full_limit_at_once() {
         clients.push(proxy.sent(chat(&number.to_string())).await);
     }
     let calls = [upstream.call().await, upstream.call().await, upstream.call().await];
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     assert_eq!(upstream.pending(), 0);
     for call in calls {
         call.echo().await;
@@ -184,7 +184,7 @@ async fn permit_is_held_until_the_last_byte() {
     let mut first = proxy.sent(streaming("first")).await;
     let mut call = upstream.call().await;
     let mut second = proxy.sent(chat("second")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     call.send(STREAM).await;
     first.head().await.unwrap();
     for token in ["one", "two"] {
@@ -206,7 +206,7 @@ async fn one_activation_serves_all_held_requests() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut clients = held_in_order(&proxy, 3).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     let route = proxy.route("tiny").await;
     assert_eq!(route["phase"], "load", "of a url target, the next thing to come is being ready: {route}");
     assert!(route["held_bytes"].as_u64().unwrap() > 0);

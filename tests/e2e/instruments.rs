@@ -118,7 +118,7 @@ async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
         parts.push(beat(&mut client).await);
     }
     if cold {
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         upstream.wake();
     }
     let mut call = upstream.call().await;

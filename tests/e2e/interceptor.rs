@@ -46,7 +46,7 @@ async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     let mut client = proxy.sent(get("/warm")).await;
     upstream.call().await.finish(answer("204 No Content", &[], "")).await;
     assert_eq!(client.response().await.status(), 204);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 }
 
 #[tokio::test]
@@ -119,8 +119,8 @@ async fn held_response_has_cold_start_header() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(post("/upload", "not JSON")).await;
-    proxy.held(1).await;
-    proxy.starting().await;
+    proxy.await_tiny_held(1).await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let mut call = upstream.call().await;
     assert_eq!(call.body().await, "not JSON");
@@ -147,7 +147,7 @@ async fn late_target_fails_or_uses_the_fallback() {
     let mut client = proxy.sent(post("/page", "what was held")).await;
     let mut call = fallback.call().await;
     assert_eq!(call.body().await, "what was held");
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     assert_eq!(proxy.route("tiny").await["held"], 0);
     call.finish(answer("200 OK", &[(ADD_ON_COLD_START_HEADER, "true")], "from the fallback")).await;
     let answer = client.response().await;
@@ -199,7 +199,7 @@ async fn hold_limit_rejects_or_serves_placeholder() {
     let refusing = Intercept { placeholder: None, ..bounded(Overflow::Placeholder) };
     let proxy = TestProxy::intercepting(&upstream.url(), refusing).await;
     let mut first = proxy.sent(get("/first")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     proxy.ask(get("/second")).await.is_error(503, "hold_queue_full");
     proxy.intercept(&upstream.url(), bounded(Overflow::Placeholder)).await;
     assert_eq!(proxy.ask(get("/second")).await.text(), "<h1>Loading</h1>");
@@ -256,14 +256,14 @@ async fn static_routes_raise_no_demand() {
 
     // Static routes that apply only while the target is not up: once it is, their requests are forwarded.
     let mut client = proxy.sent(get("/page")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.wake();
     upstream.call().await.finish(answer("200 OK", &[], "")).await;
     assert_eq!(client.response().await.status(), 200);
     client.send(get("/healthz")).await;
     let call = upstream.call().await;
     assert_eq!(call.head.line(), "GET /healthz");
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     call.finish(answer("200 OK", &[], "really")).await;
     let passed = client.response().await;
     assert_eq!((passed.text().as_str(), passed.get(ADD_ON_COLD_START_HEADER)), ("really", None));
@@ -287,7 +287,7 @@ async fn slow_application_is_a_504() {
         let call = upstream.call().await;
         client.response().await.is_error(504, "upstream_timeout");
         call.gone().await;
-        proxy.ended("upstream_error", 504, 1).await;
+        proxy.await_outcome("upstream_error", 504, 1).await;
         proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
     }
 }
@@ -360,9 +360,9 @@ async fn hosts_that_no_route_claims_are_not_found() {
     }
     // An application at zero gets all its requests, even on health paths that the proxy serves for other hosts.
     let held = proxy.sent(get("/health").replace("api.test", "app.test")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     drop(held);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.commands.send(Command::ClusterRoutes(Arc::default())).await.unwrap();
     until("no route", async || proxy.route("tiny").await.is_null()).await;
     for path in paths {

@@ -107,7 +107,7 @@ async fn streaming_client_gets_heartbeats_then_response() {
     for client in [&mut first, &mut second] {
         assert_eq!(client.rest().await.as_deref(), Some("2\n\n"));
     }
-    proxy.ended("completed", 200, 2).await;
+    proxy.await_outcome("completed", 200, 2).await;
     proxy.stop(&[("completed", 2)]).await;
 }
 
@@ -122,7 +122,7 @@ async fn fast_or_plain_requests_get_no_early_answer() {
         let mut upstream = TestUpstream::cold().await;
         let proxy = TestProxy::tiny(&upstream.url(), keepalive).await;
         let mut client = proxy.sent(request).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         upstream.probed().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         upstream.wake();
@@ -148,7 +148,7 @@ async fn deadline_after_early_answer_is_an_event() {
         (Some("cold_start_timeout"), Some("server_error"))
     );
     // Metrics count the original outcome and status.
-    proxy.ended("cold_start_timeout", 504, 1).await;
+    proxy.await_outcome("cold_start_timeout", 504, 1).await;
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 }
 
@@ -186,7 +186,7 @@ async fn server_error_after_early_answer_is_an_event() {
         let error = error_of(&after_beats(&mut client).await);
         assert_eq!((error["message"].as_str(), error["type"].as_str()), (Some(message), Some(kind)));
         assert_eq!(error["code"].to_string().trim_matches('"'), code);
-        proxy.ended("completed", code.parse().unwrap(), 1).await;
+        proxy.await_outcome("completed", code.parse().unwrap(), 1).await;
         proxy.stop(&[("completed", 1)]).await;
     }
     // A response that is not a stream becomes one event.
@@ -219,7 +219,7 @@ async fn failure_after_early_answer_is_an_event() {
         let rest = format!("{begun}{rest}");
         let error = error_of(rest.strip_prefix(told).unwrap_or_else(|| panic!("{rest:?}")));
         assert_eq!(error["code"], "upstream_error");
-        proxy.ended("upstream_error", 200, 1).await;
+        proxy.await_outcome("upstream_error", 200, 1).await;
         proxy.stop(&[("upstream_error", 1)]).await;
     }
     // Before the head the request is retried, and the client gets an error once the tries are used up.
@@ -233,7 +233,7 @@ async fn failure_after_early_answer_is_an_event() {
         call.reset();
     }
     assert_eq!(error_of(&after_beats(&mut client).await)["code"], "upstream_error");
-    proxy.ended("upstream_error", 502, 1).await;
+    proxy.await_outcome("upstream_error", 502, 1).await;
     proxy.stop(&[("upstream_error", 1)]).await;
 }
 
@@ -243,8 +243,8 @@ async fn client_with_heartbeats_may_disconnect() {
     let proxy = TestProxy::tiny(&upstream.url(), EARLY_HEARTBEATS).await;
     let (client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
     drop(client);
-    proxy.held(0).await;
-    proxy.ended("client_gone", 499, 1).await;
+    proxy.await_tiny_held(0).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -258,7 +258,7 @@ async fn short_sdk_timeout_advances_heartbeats() {
     next_heartbeat(&mut client).await;
     assert_eq!(proxy.route("tiny").await["held"], 1, "and its time-out is no deadline any more");
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -281,7 +281,7 @@ async fn heartbeat_chunks_match_the_requested_api() {
             assert_eq!(chunk["choices"][0]["finish_reason"], Value::Null);
         }
     }
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     // Where the API has no event that the proxy could imitate, comments are sent.
     let (mut client, first) = early(&proxy, &post("/v1/responses", body), "text/event-stream").await;
     assert!(first.starts_with(": "), "{first:?}");
@@ -336,7 +336,7 @@ async fn answers_of_unknown_form_get_no_heartbeats() {
         let keepalive = format!("keepalive: {{ mode: {mode}, after: 1ms, interval: 1ms }}");
         let proxy = TestProxy::tiny(&upstream.url(), &keepalive).await;
         let mut client = proxy.sent(post(path, body)).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         upstream.probed().await;
         upstream.wake();
         let mut call = upstream.call().await;
@@ -358,7 +358,7 @@ async fn warm(upstream: &mut TestUpstream, more: &str) -> TestProxy {
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     client.response().await;
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy
 }
 
@@ -703,7 +703,7 @@ async fn client_chooses_its_heartbeats() {
         let keepalive = format!("keepalive: {{ mode: {mode}, after: 10ms, interval: 10ms }}");
         let proxy = TestProxy::tiny(&upstream.url(), &keepalive).await;
         let mut client = proxy.sent(choosing(choice, CHAT, true)).await;
-        proxy.held(1).await;
+        proxy.await_tiny_held(1).await;
         if let Some(expected) = expected {
             client.head().await.unwrap();
             let beat = next_heartbeat(&mut client).await;

@@ -21,7 +21,7 @@ async fn expired_deadline_error_names_its_source() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let bystander = proxy.sent(chat("stays")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let cases: &[(&[(&str, &str)], &str)] = &[
         (&[("x-anteroom-max-wait", "0.05")], "x-anteroom-max-wait"),
         (&[("X-Anteroom-Max-Wait", " 50ms ")], "x-anteroom-max-wait"),
@@ -37,10 +37,10 @@ async fn expired_deadline_error_names_its_source() {
         assert_eq!(response.get("x-should-retry"), Some("true"));
         assert_retry_after_in_range(&response);
     }
-    proxy.ended("cold_start_timeout", 504, cases.len() as u64).await;
-    proxy.held(1).await;
+    proxy.await_outcome("cold_start_timeout", 504, cases.len() as u64).await;
+    proxy.await_tiny_held(1).await;
     drop(bystander);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1), ("cold_start_timeout", cases.len() as u64)]).await;
 }
 
@@ -86,9 +86,9 @@ async fn unparseable_max_wait_is_rejected() {
     // An unparseable SDK header is ignored.
     let client =
         proxy.sent(post_with(CHAT, &[("x-stainless-read-timeout", "NOT_GIVEN")], REQUEST_BODY)).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -98,9 +98,9 @@ async fn full_queue_differs_at_zero_and_when_up() {
     let more = "hold: { maxRequests: 2 }, concurrency: { max: 1, rampStart: 1 }";
     let proxy = TestProxy::tiny(&upstream.url(), more).await;
     let mut first = proxy.sent(chat("first")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut second = proxy.sent(chat("second")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
 
     let full = proxy.ask(chat("third")).await;
     full.is_error(503, "hold_queue_full");
@@ -109,9 +109,9 @@ async fn full_queue_differs_at_zero_and_when_up() {
 
     upstream.wake();
     let call = upstream.call().await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut third = proxy.sent(chat("third")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     let full = proxy.ask(chat("fourth")).await;
     full.is_error(429, "saturated");
     assert_eq!(full.get("x-should-retry"), Some("true"));
@@ -141,7 +141,7 @@ async fn held_bytes_are_bounded_per_route_and_in_total() {
         post(CHAT, &format!(r#"{{"model":"{model}","text":"{}"}}"#, "x".repeat(size - bare)))
     };
     let client = proxy.sent(body("tiny", 2900)).await;
-    proxy.until("held_bytes", 2900).await;
+    proxy.await_tiny_field("held_bytes", 2900).await;
     let full = proxy.ask(body("tiny", 1200)).await;
     full.is_error(503, "hold_queue_full");
     assert!(full.text().contains("4000"), "names the limit: {}", full.text());
@@ -166,7 +166,7 @@ async fn oversized_body_is_refused_before_it_arrives() {
     let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "")]));
     let proxy = TestProxy::start(&config).await;
     let bystander = proxy.sent(chat("stays")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
 
     // Rejected by the announced length, without a 100 Continue.
     let head = post_with(CHAT, &[("Expect", "100-continue")], "").replace("Length: 0", "Length: 65537");
@@ -197,7 +197,7 @@ async fn oversized_body_is_refused_before_it_arrives() {
     assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.requests()), (Some(1), 0));
     assert_eq!(proxy.refused("request_too_large").await, 3);
     drop(bystander);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1)]).await;
 }
 
@@ -227,7 +227,7 @@ async fn streamed_body_is_bounded_and_breaks_at_the_server() {
     let response = proxy.ask(post(CHAT, "").replace("Length: 0", "Length: 65537")).await;
     response.is_error(413, "request_too_large");
     assert_eq!(upstream.requests(), requests);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 
     // The endpoint stays ready: the next request is dispatched at once.
     let mut client = proxy.sent(chat("next")).await;

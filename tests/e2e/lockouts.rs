@@ -74,7 +74,7 @@ async fn streams_of_strangers_keep_no_replica_out() {
     .await;
     assert_eq!(end.unwrap_err().code(), tonic::Code::ResourceExhausted);
     drop(client);
-    first.held(0).await;
+    first.await_tiny_held(0).await;
     second.stop(&[]).await;
     first.stop(&[("client_gone", 1)]).await;
 }

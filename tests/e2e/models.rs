@@ -191,7 +191,7 @@ async fn batch_wakes_the_server_as_a_chat_does() {
     let upstream = TestUpstream::cold().await.automatic(vllm(&[], "1", &asked));
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(post("/v1/chat/completions/batch", r#"{"model":"tiny"}"#)).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.wake();
     assert_eq!(client.response().await.status(), 200);
     proxy.stop(&[("completed", 1)]).await;

@@ -58,7 +58,7 @@ async fn pause_at_zero_rejects_without_waking() {
 
     obstruct(&proxy, None).await;
     let mut client = proxy.sent(chat("1")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     upstream.call().await.reply("1").await;
     assert_eq!(client.response().await.status(), 200, "resumed");
@@ -73,8 +73,8 @@ async fn pause_fails_held_requests_at_once() {
     let proxy = TestProxy::tiny(&upstream.url(), soon_told).await;
     let mut plain = proxy.sent(chat("0")).await;
     let mut stream = proxy.sent(streaming("1")).await;
-    proxy.held(2).await;
-    proxy.starting().await;
+    proxy.await_tiny_held(2).await;
+    proxy.await_tiny_starting().await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
     pause(&proxy).await;
     let told = plain.response().await;
@@ -83,19 +83,19 @@ async fn pause_fails_held_requests_at_once() {
     assert!(told.text().contains("anteroom session start chat -n a --for 2h"), "{}", told.text());
     let heard = read_heartbeats_until(&mut stream, "data: ").await;
     assert!(heard.contains("cold_start_failed") && heard.contains("is paused at zero"), "{heard}");
-    proxy.ended("cold_start_failed", 503, 2).await;
+    proxy.await_outcome("cold_start_failed", 503, 2).await;
     let cold_starts = proxy.admin("/api/v1/cold-starts").await.json();
     assert_eq!(cold_starts["cold_starts"][0]["outcome"], "failed");
     assert_eq!(cold_starts["cold_starts"][0]["reason"], PAUSED_MESSAGE);
 
     obstruct(&proxy, None).await;
     let mut client = proxy.sent(chat("2")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.probed().await;
     upstream.wake();
     upstream.call().await.reply("2").await;
     assert_eq!(client.response().await.status(), 200);
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     proxy.stop(&[("completed", 1), ("cold_start_failed", 2)]).await;
 }
 
@@ -105,11 +105,11 @@ async fn when_paused_hold_waits_for_the_end_of_a_pause() {
     let proxy = TestProxy::tiny(&upstream.url(), "whenPaused: hold").await;
     pause(&proxy).await;
     let mut client = proxy.sent(chat("0")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.probed().await;
     pause(&proxy).await;
     upstream.probed().await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     obstruct(&proxy, None).await;
     upstream.wake();
     upstream.call().await.reply("0").await;
@@ -162,14 +162,14 @@ async fn lasting_obstacle_fails_held_requests() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "failureGrace: { crashLoop: 200ms }").await;
     let mut client = proxy.sent(chat("0")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     obstruct(&proxy, Some((ObstacleKind::CrashLoop, "Pod `x` ended with exit code 1"))).await;
     let told = soon("the grace to pass", client.response()).await;
     told.is_error(503, "cold_start_failed");
     assert!(told.text().contains("Pod `x` ended with exit code 1"), "{}", told.text());
     obstruct(&proxy, None).await;
     let mut client = proxy.sent(chat("1")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     upstream.call().await.reply("1").await;
     assert_eq!(client.response().await.status(), 200, "it came after all");
@@ -194,7 +194,7 @@ async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
     drop(stream);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
 }
 

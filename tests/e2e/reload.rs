@@ -26,9 +26,9 @@ async fn held_requests_go_to_the_new_target() {
     let (old, mut new) = (TestUpstream::cold().await, TestUpstream::warm().await);
     let proxy = TestProxy::tiny(&old.url(), "").await;
     let mut first = proxy.sent(chat("first")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut second = proxy.sent(streaming("second")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     // A reload that leaves the route unchanged leaves its held requests in place.
     proxy.reload(&routes(&[route("tiny", &old.url(), ""), route("other", &old.url(), "")])).await;
     await_listed_models(&proxy, &["tiny", "other"]).await;
@@ -80,7 +80,7 @@ async fn removed_route_finishes_its_requests() {
     let (tiny_route, other_route) = (route("tiny", &tiny.url(), ""), route("other", &other.url(), ""));
     let proxy = TestProxy::start(&routes(&[tiny_route.clone(), other_route.clone()])).await;
     let mut held = proxy.sent(chat("held")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let ask_other = post(CHAT, r#"{"model":"other","stream":true,"text":"stream"}"#);
     let mut stream = proxy.sent(&ask_other).await;
     let mut call = other.call().await;
@@ -116,7 +116,7 @@ async fn disconnect_from_removed_route_is_detected() {
     let tiny = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&tiny.url(), "").await;
     let held = proxy.sent(chat("held")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
     await_listed_models(&proxy, &["other"]).await;
     drop(held);
@@ -142,18 +142,18 @@ async fn reloaded_limits_apply_at_once() {
     let mut clients = vec![proxy.sent(chat("0")).await];
     let first = upstream.call().await;
     clients.push(proxy.sent(chat("1")).await);
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     proxy.ask(chat("2")).await.is_error(429, "saturated");
     proxy.ask(chat(&"x".repeat(100))).await.is_error(413, "request_too_large");
 
     proxy.reload(&wide).await;
     // The request that waited for the old limit is dispatched at once.
     let second = upstream.call().await;
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     clients.push(proxy.sent(chat(&"x".repeat(100))).await);
     let third = upstream.call().await;
     clients.push(proxy.sent(chat("3")).await);
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     assert_eq!(proxy.route("tiny").await["limits"]["concurrency_max"], 3);
 
     // A lower limit: requests in flight continue, and nothing is dispatched until there is room.
@@ -162,7 +162,7 @@ async fn reloaded_limits_apply_at_once() {
     proxy.ask(chat("4")).await.is_error(429, "saturated");
     second.echo().await;
     third.echo().await;
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.pending()), (Some(1), 0));
     first.echo().await;
     upstream.call().await.echo().await;
@@ -183,7 +183,7 @@ async fn reload_changes_the_total_body_budget() {
     };
     let proxy = TestProxy::start(&config(100)).await;
     let mut held = vec![proxy.sent(chat(&"x".repeat(50))).await];
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     proxy.ask(chat(&"x".repeat(50))).await.is_error(503, "hold_queue_full");
     proxy.reload(&config(1000)).await;
     until("room for one more", async || {
@@ -192,7 +192,7 @@ async fn reload_changes_the_total_body_budget() {
     })
     .await;
     drop(held);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stopped(anteroom::drain::StopSignal::Interrupt).await;
 }
 
@@ -201,13 +201,13 @@ async fn held_request_keeps_the_policies_it_came_with() {
     let upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let client = proxy.sent(chat("patient")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     proxy.reload(&routes(&[route("tiny", &upstream.url(), "hold: { timeout: 20ms }")])).await;
     until("the new deadline", async || proxy.route("tiny").await["limits"]["hold_timeout_ms"] == 20.0).await;
     proxy.ask(chat("hasty")).await.is_error(504, "cold_start_timeout");
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     drop(client);
-    proxy.held(0).await;
+    proxy.await_tiny_held(0).await;
     proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
 }
 

@@ -23,11 +23,11 @@ async fn documented_metrics_exist() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     upstream.call().await.echo().await;
     client.response().await;
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     proxy.ask(get("/nothing")).await.is_error(404, "unknown_path");
     let text = proxy.metrics().await;
     assert!(text.ends_with("# EOF\n"));
@@ -66,8 +66,8 @@ async fn admitted_is_held_in_flight_and_ended() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
     let balance = async |held: u64, in_flight: u64, ended: u64| {
-        proxy.held(held).await;
-        proxy.in_flight(in_flight).await;
+        proxy.await_tiny_held(held).await;
+        proxy.await_tiny_in_flight(in_flight).await;
         let text = proxy.metrics().await;
         let sum = |name: &str| -> u64 {
             let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
@@ -84,12 +84,12 @@ async fn admitted_is_held_in_flight_and_ended() {
     let mut clients = Vec::new();
     for number in 0..5 {
         clients.push(proxy.sent(streaming(&number.to_string())).await);
-        proxy.held(number + 1).await;
+        proxy.await_tiny_held(number + 1).await;
     }
     balance(5, 0, 0).await;
     // One client disconnects; its outcome is counted as soon as it is no longer held.
     clients.pop();
-    proxy.ended("client_gone", 499, 1).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
     balance(4, 0, 1).await;
     upstream.wake();
     let (mut one, two) = (upstream.call().await, upstream.call().await);
@@ -97,15 +97,15 @@ async fn admitted_is_held_in_flight_and_ended() {
     one.body().await;
     one.send(STREAM).await;
     one.finish(LAST).await;
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     balance(1, 2, 2).await;
     // Rejected requests do not count as admitted.
     proxy.ask(post(CHAT, "{")).await.is_error(400, "invalid_request");
     proxy.ask(post(CHAT, r#"{"model":"x"}"#)).await.is_error(404, "model_not_found");
     balance(1, 2, 2).await;
     drop((two, clients));
-    proxy.held(0).await;
-    proxy.in_flight(0).await;
+    proxy.await_tiny_held(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", 1), ("client_gone", 4)]).await;
 }
 
@@ -128,12 +128,12 @@ async fn clients_cannot_create_series() {
         client.ask(chat("x").replace("api.test", &format!("host-{number}.test"))).await;
     };
     burst(0).await;
-    proxy.ended("completed", 200, 3).await;
+    proxy.await_outcome("completed", 200, 3).await;
     let before = proxy.metrics().await;
     for number in 1..=20 {
         burst(number).await;
     }
-    proxy.ended("completed", 200, 63).await;
+    proxy.await_outcome("completed", 200, 63).await;
     let after = proxy.metrics().await;
     assert_eq!(series(&before), series(&after));
     assert!(!after.contains("odd-"), "{after}");

@@ -67,7 +67,7 @@ async fn first_answer(
     proxy: &TestProxy,
 ) -> (Wire, crate::support::upstream::UpstreamCall) {
     let client = proxy.sent(named_stream("first")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let mut call = upstream.call().await;
     call.body().await;
@@ -123,7 +123,7 @@ async fn answer_without_token_ends_the_record() {
         let proxy = TestProxy::tiny(&upstream.url(), more).await;
         let outcome = if let "whole" | "error" = case {
             let mut client = proxy.sent(named_stream("first")).await;
-            proxy.starting().await;
+            proxy.await_tiny_starting().await;
             upstream.wake();
             let mut call = upstream.call().await;
             call.body().await;
@@ -175,15 +175,15 @@ async fn server_timing_reports_the_hold() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
     let mut first = proxy.sent(chat("first")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.probed().await;
     let mut second = proxy.sent(chat("second")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     upstream.wake();
     let call = upstream.call().await;
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     let mut third = proxy.sent(chat("third")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     call.echo().await;
     upstream.call().await.echo().await;
     upstream.call().await.echo().await;
@@ -254,7 +254,7 @@ async fn request_behind_a_tokenless_stream_waits() {
     first.parts_until("role").await;
     assert!(proxy.route("tiny").await["cold_start"].is_object(), "its first token is still to come");
     let mut second = proxy.sent(chat_with_id("second", "")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut stream = proxy.sent(streaming("")).await;
     stream.head().await.unwrap();
     let beats = stream.parts_until("waited=").await;
@@ -265,8 +265,8 @@ async fn request_behind_a_tokenless_stream_waits() {
     let story = proxy.story("second").await;
     assert_eq!((&story["events"][1]["why"], story.get("cold_start")), (&"saturated".into(), None), "{story}");
     drop(stream);
-    proxy.held(0).await;
-    proxy.in_flight(0).await;
+    proxy.await_tiny_held(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", 2), ("client_gone", 1)]).await;
 }
 
@@ -278,7 +278,7 @@ async fn warm_request_is_recorded_only_on_failure() {
     let mut client = proxy.sent(chat("first")).await;
     upstream.call().await.echo().await;
     client.response().await;
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     let begun = proxy.shared.history.begun();
     for number in 0..20 {
         client.send(chat_with_id(&format!("warm-{number}"), "x")).await;
@@ -292,8 +292,8 @@ async fn warm_request_is_recorded_only_on_failure() {
     gone.head().await.unwrap();
     drop(gone);
     call.gone().await;
-    proxy.ended("client_gone", 200, 1).await;
-    proxy.ended("completed", 200, 21).await;
+    proxy.await_outcome("client_gone", 200, 1).await;
+    proxy.await_outcome("completed", 200, 21).await;
     assert_eq!(proxy.shared.history.begun(), begun, "nothing was made for any of them");
     let missing = proxy.admin("/api/v1/requests/warm-7").await;
     assert_eq!((missing.status(), &*missing.code()), (404, "request_not_kept"));
@@ -379,7 +379,7 @@ async fn failures_are_listed_with_their_reasons() {
     config += "history: { requests: 2 }\n";
     let proxy = TestProxy::start(&config).await;
     let mut waits = proxy.sent(chat_with_id("waits", "x")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let held = proxy.admin("/api/v1/requests/waits").await.json()["requests"][0].clone();
     assert_eq!((held.get("outcome"), events(&held)), (None, vec!["arrived", "held"]), "while it waits");
     let running = proxy.admin("/api/v1/requests?outcome=running&route=tiny").await.json();
@@ -408,7 +408,7 @@ async fn failures_are_listed_with_their_reasons() {
         let hasty = chat_with_id("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
         proxy.ask(hasty).await.is_error(504, "cold_start_timeout");
         proxy.story("again").await;
-        proxy.held(0).await;
+        proxy.await_tiny_held(0).await;
     }
     let again = proxy.admin("/api/v1/requests/again").await.json();
     assert_eq!(again["requests"].as_array().unwrap().len(), 2);

@@ -122,7 +122,7 @@ fn delete(path: &str) -> String {
 async fn pods(cluster: &FakeCluster, more: &str) -> ([ResponsesServer; 3], TestProxy) {
     let servers =
         [ResponsesServer::new("a").await, ResponsesServer::new("b").await, ResponsesServer::new("c").await];
-    cluster.says(&servers.each_ref().map(|server| (server.upstream.address, FakePodState::Ready)));
+    cluster.publish_pods(&servers.each_ref().map(|server| (server.upstream.address, FakePodState::Ready)));
     let proxy = replica(cluster, more).await;
     (servers, proxy)
 }
@@ -237,7 +237,7 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     let mut slow = TestUpstream::warm().await;
     let fast = ResponsesServer::new("fast").await;
     let cluster = FakeCluster::speaking(Protocol::Http1);
-    cluster.says(&[(slow.address, FakePodState::Ready)]);
+    cluster.publish_pods(&[(slow.address, FakePodState::Ready)]);
     let proxy = cluster.proxy(None, "concurrency: { max: 1, rampStart: 1 }").await;
     let mut client = proxy.sent(make("")).await;
     let mut call = slow.call().await;
@@ -246,13 +246,13 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     assert_eq!(client.response().await.status(), 200);
     let mut busy = proxy.sent(chat("busy")).await;
     let call = slow.call().await;
-    cluster.says(&[(slow.address, FakePodState::Ready), (fast.upstream.address, FakePodState::Ready)]);
+    cluster.publish_pods(&[(slow.address, FakePodState::Ready), (fast.upstream.address, FakePodState::Ready)]);
     let mut pinned = proxy.sent(make(r#","previous_response_id":"resp_slow""#)).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     for _ in 0..3 {
         assert_eq!(proxy.ask(chat("passes")).await.status(), 200);
     }
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     call.echo().await;
     assert_eq!(busy.response().await.status(), 200);
     let mut call = slow.call().await;
@@ -269,7 +269,7 @@ async fn background_job_is_demand_while_it_runs() {
     let proxy = TestProxy::tiny(&server.upstream.url(), "").await;
     let mut client = proxy.client().await;
     let (id, _) = id_and_server(&client.ask(make(r#","background":true,"store":true"#)).await);
-    proxy.ended("completed", 200, 1).await;
+    proxy.await_outcome("completed", 200, 1).await;
     let gate = proxy.gate().await;
     assert_eq!((gate.requests(), gate.in_flight()), (1, 0), "the job keeps the target");
     let question = format!("GET {RESPONSES}/{id}");
@@ -281,7 +281,7 @@ async fn background_job_is_demand_while_it_runs() {
     until("the end of the job", async || gate.requests() == 0).await;
     // A job that does not run in the background ends with its response.
     assert_eq!(client.ask(make("")).await.status(), 200);
-    proxy.ended("completed", 200, 2).await;
+    proxy.await_outcome("completed", 200, 2).await;
     assert_eq!(gate.requests(), 0);
     proxy.stop(&[("completed", 2)]).await;
 }

@@ -96,7 +96,7 @@ async fn demand_lasts_from_request_to_last_byte() {
     for number in 1..12 {
         clients.push(proxy.sent(chat(&number.to_string())).await);
     }
-    proxy.held(12).await;
+    proxy.await_tiny_held(12).await;
     assert!(active(&mut scaler).await);
     assert_eq!(value(&mut scaler, &depth).await, [(depth.clone(), 5, 5.0)], "12 wait, and nothing is up");
     assert_eq!(proxy.metric("anteroom_scaler_pushes_total", &["route=\"tiny\""]).await, 1);
@@ -106,7 +106,7 @@ async fn demand_lasts_from_request_to_last_byte() {
     for _ in 0..4 {
         calls.push(upstream.call().await);
     }
-    proxy.held(8).await;
+    proxy.await_tiny_held(8).await;
     assert_eq!(value(&mut scaler, &depth).await, [(depth.clone(), 13, 13.0)], "8 + 4 × 5 ÷ 4");
     for call in calls.drain(..) {
         call.echo().await;
@@ -133,7 +133,7 @@ async fn poll_returning_true_ends_the_signal_phase() {
     let proxy = TestProxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
     let _client = proxy.sent(streaming("x")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     until("a cold start", async || proxy.route("tiny").await["phase"] == "signal").await;
     assert!(active(&mut scaler).await);
     // No stream is open, so KEDA scales by polling.
@@ -179,11 +179,11 @@ async fn push_ends_the_signal_phase() {
         if let Some(stream) = &mut stream {
             assert!(next(stream).await.unwrap().result);
         }
-        proxy.starting().await;
+        proxy.await_tiny_starting().await;
         upstream.wake();
         upstream.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
-        proxy.ended("completed", 200, 1).await;
+        proxy.await_outcome("completed", 200, 1).await;
         let records = proxy.admin("/api/v1/cold-starts").await.json();
         let phases = records["cold_starts"][0]["phases"].as_array().unwrap().clone();
         let phases: Vec<_> = phases.iter().map(|span| span["name"].as_str().unwrap().to_owned()).collect();
@@ -288,7 +288,7 @@ async fn draining_ends_streams_but_still_answers() {
     };
     assert_eq!(serving(proxy.scaler).await, tonic_health::pb::health_check_response::ServingStatus::Serving);
     let mut client = proxy.sent(chat("x")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();
     let mut specs = scaler.stream_metric_spec(tiny()).await.unwrap().into_inner();
     assert!(next(&mut stream).await.unwrap().result);

@@ -71,10 +71,10 @@ async fn held_or_streaming_connection_is_not_idle() {
     let mut client = proxy.sent(streaming("x")).await;
     let mut other = h2::connect(proxy.address).await;
     let asked = tokio::spawn(other.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)));
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     // Waits many times as long as each timeout.
     tokio::time::sleep(Duration::from_millis(600)).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     upstream.wake();
     let mut calls = [upstream.call().await, upstream.call().await];
     for call in &mut calls {
@@ -158,8 +158,8 @@ async fn client_that_stops_reading_is_cut_off() {
     let sent = flood(upstream.call().await).await;
     // Includes the kernel buffers on both sides, which are not the proxy's.
     assert!(sent < 64 << 20, "{sent}");
-    proxy.ended("client_stalled", 200, 1).await;
-    proxy.in_flight(0).await;
+    proxy.await_outcome("client_stalled", 200, 1).await;
+    proxy.await_tiny_in_flight(0).await;
     drop(client);
     proxy.stop(&[("client_stalled", 1)]).await;
 }
@@ -175,7 +175,7 @@ async fn http_2_client_that_stops_reading_is_cut_off() {
     let response = request.await.unwrap();
     let sent = flooding.await.unwrap();
     assert!(sent < 64 << 20, "{sent}");
-    proxy.ended("client_stalled", 200, 1).await;
+    proxy.await_outcome("client_stalled", 200, 1).await;
     drop(response);
     proxy.stop(&[("client_stalled", 1)]).await;
 }

@@ -52,7 +52,7 @@ async fn a_held_request_shows_its_cold_start() {
         ("X-Forwarded-Proto", "https"),
     ];
     let mut client = proxy.sent(post_with(&format!("{CHAT}?key=secret"), &fields, TRACED_BODY)).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let call = upstream.call().await;
     let told = call.head.clone();
@@ -143,7 +143,7 @@ async fn every_attempt_is_a_span_of_its_own() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "protocol: http").await;
     let mut client = proxy.sent(chat("x")).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let mut told = Vec::new();
     let mut call = upstream.call().await;
@@ -213,7 +213,7 @@ async fn cold_stream_records_its_first_token() {
     let proxy = traced(&collector, &upstream.url(), more, "").await;
     let mut client = proxy.sent(streaming("x")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let mut call = upstream.call().await;
     call.body().await;
@@ -248,10 +248,10 @@ async fn early_200_is_the_recorded_status() {
     assert!(client.rest().await.unwrap().contains("cold_start_timeout"));
     // A client that disconnects while it waits.
     let mut other = proxy.sent(post(CHAT, TRACED_BODY)).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     other.shutdown().await;
     drop(other);
-    proxy.ended("client_gone", 499, 1).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
     proxy.stop(&[("cold_start_timeout", 1), ("client_gone", 1)]).await;
 
     let spans = collector.spans();
@@ -359,7 +359,7 @@ async fn record_has_trace_id_without_export() {
     let proxy = TestProxy::tiny(&upstream.url(), "").await;
     let unsampled = PARENT.replace("-01", "-00");
     let mut client = proxy.sent(post_with(CHAT, &[("traceparent", &unsampled)], TRACED_BODY)).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     let call = upstream.call().await;
     assert_eq!(call.head.get("traceparent"), Some(&*unsampled));
@@ -430,7 +430,7 @@ async fn exemplars_lead_from_the_metrics_to_the_trace() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = traced(&collector, &upstream.url(), "", "sampleRatio: 0").await;
     let mut held = proxy.sent(post_with(CHAT, &[("traceparent", PARENT)], TRACED_BODY)).await;
-    proxy.starting().await;
+    proxy.await_tiny_starting().await;
     upstream.wake();
     upstream.call().await.echo().await;
     held.response().await;
@@ -440,7 +440,7 @@ async fn exemplars_lead_from_the_metrics_to_the_trace() {
         upstream.call().await.echo().await;
         held.response().await;
     }
-    proxy.ended("completed", 200, 3).await;
+    proxy.await_outcome("completed", 200, 3).await;
     let text = proxy.metrics().await;
     assert!(text.ends_with("# EOF\n"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();

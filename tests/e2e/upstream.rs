@@ -24,7 +24,7 @@ async fn warm_up(proxy: &TestProxy, upstream: &mut TestUpstream) {
     call.body().await;
     call.finish(answer("200 OK", CLOSE, "{}")).await;
     assert_eq!(client.response().await.status(), 200);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 }
 
 #[tokio::test]
@@ -37,9 +37,9 @@ async fn failed_connect_is_held_again_at_the_head() {
     // The connection is refused, so the request was not sent, and is held again.
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
     let mut first = proxy.sent(chat("first")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     let mut second = proxy.sent(chat("second")).await;
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
 
     let mut upstream = TestUpstream::on(port.listen(), true);
     for (client, text) in [(&mut first, "first"), (&mut second, "second")] {
@@ -107,7 +107,7 @@ async fn poisoned_request_reaches_two_servers_at_most() {
         assert_eq!((response.get("x-should-retry"), response.get("retry-after")), (Some("false"), None));
         assert_eq!(upstream.requests() - before, 2, "{how}");
     }
-    proxy.ended("upstream_error", 502, 4).await;
+    proxy.await_outcome("upstream_error", 502, 4).await;
 
     // A single failure is retried.
     let mut client = proxy.sent(chat("lucky")).await;
@@ -135,7 +135,7 @@ async fn stale_connections_cost_no_try() {
     for client in &mut clients {
         assert_eq!(client.response().await.status(), 200);
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 
     let mut client = proxy.sent(chat("next")).await;
     let stale = upstream.call().await;
@@ -161,13 +161,13 @@ async fn temporarily_resetting_server_is_retried() {
     let mut client = proxy.sent(chat("pooled")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 
     upstream.sleep();
     let mut client = proxy.sent(chat("patient")).await;
     upstream.call().await.reset();
     upstream.call().await.reset();
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     upstream.probed().await;
     assert_eq!(upstream.pending(), 0);
     upstream.wake();
@@ -191,7 +191,7 @@ async fn dropped_connection_keeps_concurrency_limit() {
         call.finish(answer("200 OK", CLOSE, "{}")).await;
         assert_eq!(client.response().await.status(), 200);
     }
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     let mut others = Vec::new();
     for number in 0..6 {
         others.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
@@ -353,7 +353,7 @@ async fn server_503_passes_unchanged() {
     call.finish(chunk("streamed") + LAST).await;
     assert_eq!(client.response().await.text(), "streamed");
     assert_eq!(upstream.requests(), 5);
-    proxy.ended("completed", 503, 4).await;
+    proxy.await_outcome("completed", 503, 4).await;
     proxy.stop(&[("completed", 5)]).await;
 }
 
@@ -401,8 +401,8 @@ async fn no_retry_after_the_first_byte() {
     assert!(soon("the end", body.frame()).await.is_some_and(|end| end.is_err()));
 
     assert_eq!(upstream.requests(), 3);
-    proxy.ended("upstream_error", 200, 3).await;
-    proxy.in_flight(0).await;
+    proxy.await_outcome("upstream_error", 200, 3).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("upstream_error", 3)]).await;
 }
 
@@ -454,7 +454,7 @@ async fn pooled_connections_are_reused() {
         let text = call.text().await;
         call.reply(&text).await;
         assert_eq!(client.response().await.json()["text"], text);
-        proxy.in_flight(0).await;
+        proxy.await_tiny_in_flight(0).await;
     }
     assert!(connections.iter().all(|connection| *connection == connections[0]), "{connections:?}");
 

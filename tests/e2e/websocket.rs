@@ -61,13 +61,13 @@ async fn tunnel_is_in_flight_until_closed() {
     let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
     both_ways(&mut client, &mut call).await;
-    proxy.in_flight(1).await;
+    proxy.await_tiny_in_flight(1).await;
     call.send("bye").await;
     drop(call);
     assert_eq!(client.end().await, b"bye");
     drop(client);
-    proxy.ended("completed", 101, 1).await;
-    proxy.in_flight(0).await;
+    proxy.await_outcome("completed", 101, 1).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -89,7 +89,7 @@ async fn unread_tunnel_counts_until_it_is_read() {
     until("all memory to be given back", async || used().await == 0).await;
     drop(sending.await.unwrap());
     drop(client);
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
 }
 
 #[tokio::test]
@@ -97,8 +97,8 @@ async fn closing_client_still_receives_the_rest() {
     let mut upstream = TestUpstream::cold().await;
     let proxy = TestProxy::intercepting(&upstream.url(), Intercept::default()).await;
     let waking = async {
-        proxy.held(1).await;
-        proxy.starting().await;
+        proxy.await_tiny_held(1).await;
+        proxy.await_tiny_starting().await;
         upstream.wake();
     };
     let mut client = proxy.sent(upgrade("WebSocket")).await;
@@ -112,7 +112,7 @@ async fn closing_client_still_receives_the_rest() {
     call.send("the rest").await;
     drop(call);
     assert_eq!(client.end().await, b"the rest");
-    proxy.ended("completed", 101, 1).await;
+    proxy.await_outcome("completed", 101, 1).await;
     proxy.stop(&[("completed", 1)]).await;
 }
 
@@ -126,8 +126,8 @@ async fn tunnel_ends_with_its_limit_and_the_proxy() {
     let (mut bounded, bounded_call) = open(&proxy, &mut upstream, "false").await;
     assert_eq!(bounded.end().await, b"");
     bounded_call.gone().await;
-    proxy.ended("upstream_error", 101, 1).await;
-    proxy.in_flight(1).await;
+    proxy.await_outcome("upstream_error", 101, 1).await;
+    proxy.await_tiny_in_flight(1).await;
 
     // The other tunnel has no limit, and is closed at the end of the drain: at once, after a second stop request.
     let commands = proxy.commands.clone();
@@ -178,7 +178,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     let (mut client, call) = open(&mut upstream, &hello).await;
     drop(call);
     assert_eq!(close_of(&client.end().await, b"").0, 1011);
-    proxy.ended("upstream_error", 101, 2).await;
+    proxy.await_outcome("upstream_error", 101, 2).await;
     // Inside a frame, no close frame can be inserted.
     let (mut client, call) = open(&mut upstream, &hello[..3]).await;
     call.reset();
@@ -189,7 +189,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     drop(call);
     assert_eq!(client.end().await, b"");
     drop(client);
-    proxy.ended("completed", 101, 1).await;
+    proxy.await_outcome("completed", 101, 1).await;
     // After a close frame from the client, the server may end without one.
     let (mut client, mut call) = open(&mut upstream, &hello).await;
     let masked = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
@@ -198,7 +198,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     drop(call);
     assert_eq!(client.end().await, b"");
     drop(client);
-    proxy.ended("completed", 101, 2).await;
+    proxy.await_outcome("completed", 101, 2).await;
     // `timeouts.request` of the route closes the tunnel.
     let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;

@@ -45,7 +45,7 @@ async fn excess_bodies_are_rejected_and_bytes_released() {
     .await;
     // Two complete bodies are held.
     let mut waiting = vec![proxy.sent(large(300 * KIB)).await, proxy.sent(chunked(300 * KIB)).await];
-    proxy.held(2).await;
+    proxy.await_tiny_held(2).await;
     used(&proxy, 600 * KIB).await;
     // Two more arrive in part: 1,000 of 1,024 KiB are used.
     let part = large(300 * KIB);
@@ -72,14 +72,14 @@ async fn excess_bodies_are_rejected_and_bytes_released() {
     crate::support::upstream::reset(coming.pop().unwrap().stream);
     used(&proxy, 800 * KIB).await;
     waiting.push(proxy.sent(large(200 * KIB)).await);
-    proxy.held(3).await;
+    proxy.await_tiny_held(3).await;
     // A held client hangs up.
     drop(waiting.remove(0));
     used(&proxy, 700 * KIB).await;
     // The other partial body completes.
     coming[0].send(&part[head + 200 * KIB..]).await;
     waiting.append(&mut coming);
-    proxy.held(3).await;
+    proxy.await_tiny_held(3).await;
     upstream.wake();
     for _ in 0..3 {
         upstream.call().await.echo().await;

@@ -24,7 +24,7 @@ async fn half_close_is_a_disconnect_at_every_stage() {
     call.body().await;
     client.shutdown().await;
     call.gone().await;
-    proxy.ended("client_gone", 499, 1).await;
+    proxy.await_outcome("client_gone", 499, 1).await;
     // Ends its sending side in the middle of a stream, while another request is held.
     let mut client = proxy.sent(streaming("x")).await;
     let mut call = upstream.call().await;
@@ -32,7 +32,7 @@ async fn half_close_is_a_disconnect_at_every_stage() {
     call.send(STREAM.to_owned() + &chunk("data: 1\n\n")).await;
     client.head().await.unwrap();
     let mut held = proxy.sent(chat("held")).await;
-    proxy.held(1).await;
+    proxy.await_tiny_held(1).await;
     client.shutdown().await;
     call.gone().await;
     // The slot is free.
@@ -114,7 +114,7 @@ async fn stalled_reader_yields_to_waiting_requests() {
         calls.push(call);
     }
     // Wait for both: otherwise one client could stall before the other request has been dispatched.
-    proxy.in_flight(2).await;
+    proxy.await_tiny_in_flight(2).await;
     for call in calls {
         tokio::spawn(flood(call));
     }
@@ -132,7 +132,7 @@ async fn stalled_reader_yields_to_waiting_requests() {
     for mut client in waiting {
         assert_eq!(client.response().await.status(), 200);
     }
-    proxy.ended("client_stalled", 200, 2).await;
+    proxy.await_outcome("client_stalled", 200, 2).await;
     drop(stalled);
     proxy.stop(&[("client_stalled", 2), ("completed", 4)]).await;
 }

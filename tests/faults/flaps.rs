@@ -145,12 +145,12 @@ async fn flapping_pod_serves_while_it_is_ready() {
     let cluster = FakeCluster::speaking(Protocol::Http1);
     let proxy = cluster.proxy(None, "").await;
     for flap in 0..200 {
-        cluster.says(&[(upstream.address, FakePodState::NotReady)]);
+        cluster.publish_pods(&[(upstream.address, FakePodState::NotReady)]);
         until("it to be closed", async || !proxy.gate().await.target().is_up()).await;
         let mut held = proxy.sent(chat(&format!("{flap}"))).await;
         let gate = proxy.gate().await;
         until("one to be held", async || gate.held() == 1).await;
-        cluster.says(&[(upstream.address, FakePodState::Ready)]);
+        cluster.publish_pods(&[(upstream.address, FakePodState::Ready)]);
         upstream.call().await.echo().await;
         assert_eq!(held.response().await.json()["text"], format!("{flap}"));
     }

@@ -99,7 +99,7 @@ async fn invalid_response_leaves_the_next_request_alone() {
         good(&mut upstream).await;
     }
     let failed = (heads.len() + BODIES.len()) as u64;
-    proxy.in_flight(0).await;
+    proxy.await_tiny_in_flight(0).await;
     proxy.stop(&[("completed", completed), ("upstream_error", failed)]).await;
 }
 
