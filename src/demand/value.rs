@@ -147,9 +147,9 @@ mod tests {
     prop_compose! {
         fn counts()(
             held in 0..10_000_u64,
-            soon in 0..10_000_u64,
+            room in 0..10_000_u64,
             in_flight in 0..10_000_u64,
-            lasting: bool,
+            kept_alive: bool,
             server_queue in 0..100_u64,
             ready: bool,
         ) -> Counts {
