@@ -233,7 +233,11 @@ mod tests {
         let depth = || queue_depth(&gate.counts(), Capacity::from(&**gate.policy()));
         assert_eq!(depth(), 5.0, "at zero: one replica, of 5");
         gate.target().ready(&endpoint, Some(4));
-        assert_eq!((gate.counts().held, gate.counts().held_with_room, depth()), (44, 44, 3.75), "48 × 5 ÷ 64");
+        assert_eq!(
+            (gate.counts().held, gate.counts().held_with_room, depth()),
+            (44, 44, 3.75),
+            "48 × 5 ÷ 64"
+        );
         let secs = Duration::from_secs;
         tokio::time::advance(secs(9)).await;
         assert_eq!(depth(), 3.75, "9 s after it opened");
@@ -247,7 +251,11 @@ mod tests {
         assert_eq!(depth(), 44.3125);
         first.suspect();
         gate.target().ready(&endpoint, None);
-        assert_eq!((endpoint.limit(), gate.counts().held_with_room), (5, 0), "one beside the 4, and no progress");
+        assert_eq!(
+            (endpoint.limit(), gate.counts().held_with_room),
+            (5, 0),
+            "one beside the 4, and no progress"
+        );
     }
 
     const ROUNDS: usize = 30_000;

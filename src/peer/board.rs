@@ -238,7 +238,8 @@ impl Board {
     fn expiry(&self, replica: &Replica, listed: &BTreeSet<SocketAddr>) -> Instant {
         let is_believed =
             listed.contains(&replica.address) && replica.routes.values().any(BoardEntry::has_requests);
-        replica.last_report_at + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
+        replica.last_report_at
+            + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
     }
 
     /// Drops everything but the requests of replicas that have been silent for the timeout and are not forgotten: a
@@ -248,7 +249,8 @@ impl Board {
         let mut replicas = self.replicas.lock();
         let mut touched = Vec::new();
         for (id, replica) in replicas.iter_mut() {
-            let is_due = !replica.is_connected && !replica.is_kept && replica.last_report_at + self.timeout <= now;
+            let is_due =
+                !replica.is_connected && !replica.is_kept && replica.last_report_at + self.timeout <= now;
             if !is_due || self.expiry(replica, &listed) <= now {
                 continue;
             }

@@ -165,7 +165,11 @@ impl Reports {
                     return Some(Report { replica: self.id.to_string(), routes });
                 }
             }
-            let look = if self.active.is_empty() { self.next_full_scan } else { self.next_full_scan.min(self.next_count_scan) };
+            let look = if self.active.is_empty() {
+                self.next_full_scan
+            } else {
+                self.next_full_scan.min(self.next_count_scan)
+            };
             tokio::select! {
                 // Shutdown first, or a busy route would keep the stream open.
                 biased;

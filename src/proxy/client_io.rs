@@ -324,7 +324,11 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                 }
             }
         }
-        if is_later || self.read_ahead.len() < MAX_AHEAD_BYTES { Poll::Pending } else { self.poll_hang_up(cx) }
+        if is_later || self.read_ahead.len() < MAX_AHEAD_BYTES {
+            Poll::Pending
+        } else {
+            self.poll_hang_up(cx)
+        }
     }
 
     /// Detects a disconnect behind bytes that stay in the kernel. The end of the sending side counts as a disconnect

@@ -206,7 +206,8 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
     call.reply("served").await;
     assert_eq!(client.response().await.json()["text"], "served");
     // Without any prefill pod, requests are held.
-    cluster.publish_pods_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
+    cluster
+        .publish_pods_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
     await_ready_endpoints(&proxy, 0).await;
     let mut client = proxy.sent(chat("waits")).await;
     proxy.await_tiny_held(1).await;

@@ -246,7 +246,8 @@ async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     assert_eq!(client.response().await.status(), 200);
     let mut busy = proxy.sent(chat("busy")).await;
     let call = slow.call().await;
-    cluster.publish_pods(&[(slow.address, FakePodState::Ready), (fast.upstream.address, FakePodState::Ready)]);
+    cluster
+        .publish_pods(&[(slow.address, FakePodState::Ready), (fast.upstream.address, FakePodState::Ready)]);
     let mut pinned = proxy.sent(make(r#","previous_response_id":"resp_slow""#)).await;
     proxy.await_tiny_held(1).await;
     for _ in 0..3 {

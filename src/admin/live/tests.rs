@@ -241,13 +241,18 @@ async fn no_watchers_renders_no_state() {
     next(&mut watcher).await;
     drop(watcher);
     sleep(TICK_INTERVAL).await;
-    let (looks, version) = (world.routes.gate_calls.load(Ordering::Relaxed), world.live.shown.borrow().version());
+    let (looks, version) =
+        (world.routes.gate_calls.load(Ordering::Relaxed), world.live.shown.borrow().version());
     let _held = world.hold(3);
     world.gate(0).cold_starts().begin(Instant::now(), 3);
     sleep(TICK_INTERVAL / 2).await;
     assert_eq!(world.routes.gate_calls.load(Ordering::Relaxed), looks, "edges are not even heard");
     sleep(TICK_INTERVAL).await;
-    assert_eq!(world.routes.gate_calls.load(Ordering::Relaxed), looks + 1, "one look a tick, for the samples");
+    assert_eq!(
+        world.routes.gate_calls.load(Ordering::Relaxed),
+        looks + 1,
+        "one look a tick, for the samples"
+    );
     assert_eq!(world.live.shown.borrow().version(), version);
     assert!(world.cold_starts.recent(None, 1).is_empty());
     let mut watcher = world.live.watch().unwrap();

@@ -190,7 +190,13 @@ async fn unwritable_object_backs_off() {
     replica.verdict = Verdict::Invalid("it cannot be read".into());
     let unread = Observed { generation: Some(1), status: None };
     let plan = |replica: &mut PlanReplica, unread: &Observed| {
-        replica.status_history.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
+        replica.status_history.plan(
+            &replica.object,
+            &replica.verdict,
+            &replica.report,
+            unread,
+            Instant::now(),
+        )
     };
     let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
     assert_eq!(status.state, Some(RouteState::Refused));
