@@ -53,7 +53,7 @@ pub(super) fn decode<'a>(
         let texts = source.expansions.iter().map(|(path, expansion)| (path.clone(), &*expansion.value));
         let (path, error) = match decode_edited(text, Edits::new(&source.faults, texts.collect())) {
             Ok(config) => return Ok((config, source)),
-            Err(failed) => failed,
+            Err(failed) => *failed,
         };
         let place = match error.without_snippet() {
             Error::SerdeMissingField { field, .. } => path.key(*field),
@@ -92,7 +92,8 @@ pub(super) fn decode_masked(source: &SourceFile<'_>) -> Option<Config> {
         match decode_edited(source.text(), Edits::new(&source.faults, texts.clone())) {
             Ok(config) => return Some(config),
             // The value has another type than text, so it appears as it takes effect.
-            Err((path, _)) => {
+            Err(failed) => {
+                let (path, _) = *failed;
                 let value = &*expansions.get(&path)?.value;
                 if texts.insert(path, value) == Some(value) {
                     return None;
@@ -103,11 +104,11 @@ pub(super) fn decode_masked(source: &SourceFile<'_>) -> Option<Config> {
 }
 
 /// Decodes an edited file. Returns the path of the value that fails, and the error.
-fn decode_edited(text: &str, edits: Edits<'_>) -> Result<Config, (KeyPath, Error)> {
+fn decode_edited(text: &str, edits: Edits<'_>) -> Result<Config, Box<(KeyPath, Error)>> {
     let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
         Config::deserialize(Overlay::new(deserializer, &edits))
     });
-    config.map_err(|error| (edits.failed(), error))
+    config.map_err(|error| Box::new((edits.failed(), error)))
 }
 
 /// Expands the references to environment variables in all values.
