@@ -3,12 +3,14 @@
 mod bench;
 mod connect;
 mod fail;
+mod generate;
 mod session;
 mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::sync::mpsc;
 
 use fail::fail;
@@ -54,6 +56,18 @@ enum Subcommands {
     Bench(bench::BenchCommand),
     /// Run a simulated vLLM server without a model, for demos and tests.
     Sim(SimArgs),
+    /// Print the completion script of a shell.
+    Completions {
+        /// Shell that loads the script.
+        shell: Shell,
+    },
+    /// Write a man page for each command.
+    #[command(hide = true)]
+    Man {
+        /// Folder for the pages, created if missing.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Terminate a process group when the proxy dies.
     #[command(hide = true)]
     Guardian(GuardianArgs),
@@ -107,6 +121,14 @@ pub fn main() -> ExitCode {
                 |()| ExitCode::SUCCESS,
             )
         }),
+        Subcommands::Completions { shell } => {
+            print(&generate::completions(shell, Cli::command()));
+            ExitCode::SUCCESS
+        }
+        Subcommands::Man { folder } => match generate::man_pages(Cli::command(), &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(format!("error: cannot write man pages to {}: {error}", folder.display())),
+        },
         Subcommands::Guardian(args) => guardian::run(&args),
     }
 }

@@ -1,20 +1,25 @@
-//! Commands that only print, as a binary: `check`, `schema` and `crds`.
+//! Commands that only print or write files, as a binary: `check`, `schema`, `crds`, `completions` and `man`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     process::{Command, Output, Stdio},
 };
 
+use anteroom::cli::Cli;
+use clap::CommandFactory as _;
+
 const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 
 /// Every command that prints without a cluster or a model server.
-fn printing_commands() -> [Vec<&'static str>; 5] {
+fn printing_commands() -> [Vec<&'static str>; 6] {
     [
         vec!["check", "-c", "docs/example.yaml"],
         vec!["schema"],
         vec!["crds"],
+        vec!["completions", "bash"],
         vec!["bench", "compare", "docs/bench/vllm-cpu.json", "docs/bench/vllm-cpu.json"],
         vec!["bench", "trace", "office-week"],
     ]
@@ -117,4 +122,86 @@ fn process_settings_are_shown_without_secrets() {
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
+}
+
+/// Returns the program and its visible subcommands by the names of their man pages, such as `anteroom-bench-compare`.
+fn visible_commands() -> BTreeMap<String, clap::Command> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![("anteroom".to_owned(), Cli::command())];
+    while let Some((name, definition)) = open.pop() {
+        for subcommand in definition.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+            open.push((format!("{name}-{}", subcommand.get_name()), subcommand.clone()));
+        }
+        found.insert(name, definition);
+    }
+    assert!(found.contains_key("anteroom-bench-compare"), "{:?}", found.keys());
+    found
+}
+
+/// Returns the completion script of a shell.
+fn completions(shell: &str) -> String {
+    let output = command(&["completions", shell]).output().unwrap();
+    assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn completions_name_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = completions(shell);
+        let words = script.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect::<BTreeSet<_>>();
+        for (name, definition) in visible_commands() {
+            assert!(words.contains(definition.get_name()), "{shell}: {name}");
+        }
+    }
+}
+
+#[test]
+fn bash_completes_subcommands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("anteroom.bash");
+    fs::write(&path, completions("bash")).unwrap();
+    let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+    assert!(parsed.status.success(), "{}", String::from_utf8_lossy(&parsed.stderr));
+
+    // Calls the script's function as bash does for `anteroom bench co<TAB>`.
+    let complete = ". \"$1\"; COMP_WORDS=(anteroom bench co); COMP_CWORD=2; _anteroom anteroom co bench; \
+                    echo \"${COMPREPLY[*]}\"";
+    let output = Command::new("bash").args(["-c", complete, "bash"]).arg(&path).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "cold-start compare\n", "{errors}");
+}
+
+#[test]
+fn every_visible_command_has_a_man_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("share/man1");
+    let output = command(&["man", pages.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut expected = BTreeSet::new();
+    for (name, definition) in visible_commands() {
+        let file = format!("{name}.1");
+        let page = fs::read_to_string(pages.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        // roff needs a backslash before a hyphen.
+        let page = page.replace("\\-", "-");
+        let arguments = definition.get_arguments().filter(|argument| !argument.is_hide_set());
+        for flag in arguments.filter_map(|argument| argument.get_long()) {
+            assert!(page.contains(&format!("--{flag}")), "--{flag} in {file}");
+        }
+        if name == "anteroom-serve" {
+            assert!(page.contains("ANTEROOM_CONFIG"), "{page}");
+        }
+        expected.insert(file);
+    }
+    let written =
+        fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(written.collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn man_reports_a_folder_it_cannot_write() {
+    let output = command(&["man", "/dev/null/man1"]).output().unwrap();
+    let message = "error: cannot write man pages to /dev/null/man1: Not a directory (os error 20)\n";
+    assert_eq!(String::from_utf8_lossy(&output.stderr), message);
+    assert_eq!(output.status.code(), Some(1));
 }
