@@ -221,6 +221,7 @@ fn values_match_their_schema() {
         "profile: prod",
         "image: { tags: a }",
         "keda: { fallback: {} }",
+        "monitoring: { serviceMonitor: { enabled: maybe } }",
         "models: [{ name: a, port: 8000 }]",
         "models: [{ name: a, inferencePool: { name: p }, service: { port: 8000 } }]",
         "models: [{ name: a, route: { target: {} } }]",
@@ -250,6 +251,20 @@ fn every_value_has_a_default_and_is_documented() {
     let items = schema["properties"]["models"]["items"]["properties"].as_object().unwrap();
     for key in items.keys() {
         assert!(readme.contains(&format!("`models[].{key}`")), "models[].{key} is not in the chart's README");
+    }
+}
+
+/// The values of `helm install` in the documents must work on a cluster without the Prometheus operator.
+#[test]
+fn documented_values_need_no_prometheus_operator() {
+    let values = yaml("deploy/examples/anteroom-values.yaml");
+    let monitoring = values["monitoring"].as_object().unwrap();
+    assert!(monitoring.values().all(|monitor| monitor["enabled"] == "auto"), "{monitoring:?}");
+    for path in files(&format!("{CHART}/templates"), ".yaml") {
+        let template = read(&path);
+        let kinds = template.matches("apiVersion: monitoring.coreos.com/v1").count();
+        let guards = template.matches("{{- if include \"anteroom.monitored\" (list $ .enabled) }}").count();
+        assert_eq!(kinds, guards, "{path}");
     }
 }
 

@@ -88,13 +88,16 @@ pub(super) async fn every_chart_object_is_accepted(it: Scenario) {
     values["nodeSelector"]["pool"] = json!("nowhere");
     // There is no Prometheus operator here, which defines these kinds.
     for monitor in ["serviceMonitor", "modelServers", "prometheusRule"] {
-        values["monitoring"][monitor]["enabled"] = json!(false);
+        values["monitoring"][monitor]["enabled"] = json!("auto");
     }
     let file = it.world.plane.folders.run.join(format!("{}.values.json", it.namespace));
     std::fs::write(&file, values.to_string()).unwrap();
     let mut release = Release::new(&it, &[]);
     release.values = vec![format!("file:{}", file.display())];
-    release.helm("install", &[]).await;
+    let said = release.helm("install", &[]).await;
+    let left_out = "monitoring.modelServers, monitoring.prometheusRule, monitoring.serviceMonitor";
+    assert!(said.contains(left_out), "{said}");
+    assert!(said.contains("KEDA reads Prometheus at https://prometheus.example.com"), "{said}");
     release.assert_objects_exist().await;
     let made = release
         .shell

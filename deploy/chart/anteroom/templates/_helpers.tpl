@@ -127,3 +127,13 @@ traces:
 {{- $served := first (default (list $model.name) $model.models) -}}
 {{- printf "{namespace=%q,model_name=%q}" (default (index . 0).Release.Namespace $model.namespace) $served -}}
 {{- end -}}
+
+{{/* "true" if an object of the Prometheus operator is rendered, by its `enabled`: (list root enabled); else empty. */}}
+{{- define "anteroom.monitored" -}}
+{{- $root := index . 0 -}}
+{{- $enabled := toString (index . 1) -}}
+{{- $installed := $root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}
+{{- if or (eq $enabled "true") (and (eq $enabled "auto") $installed) -}}
+true
+{{- end -}}
+{{- end -}}
