@@ -131,7 +131,7 @@ impl KnownPaths {
             if let [PathToken::Name(word), PathToken::Name(child)] = pair
                 && word == "mod"
             {
-                let path = [&["crate".to_owned()], &known.module[..], &[child.clone()]].concat();
+                let path = [&["crate".to_owned()], &known.module[..], std::slice::from_ref(child)].concat();
                 known.names.insert(child.clone(), path);
             }
         }
