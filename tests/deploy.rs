@@ -1,5 +1,5 @@
-//! The files in `deploy/`, checked without a cluster: they parse, fit their schemas, and agree with the program and
-//! each other.
+//! The files in `deploy/` and what releases them, checked without a cluster: they parse, fit their schemas, and agree
+//! with the program and each other.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -9,6 +9,8 @@ mod exported;
 mod monitoring;
 #[path = "deploy/promql.rs"]
 mod promql;
+#[path = "deploy/systemd.rs"]
+mod systemd;
 
 use std::{
     collections::BTreeSet,
