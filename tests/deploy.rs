@@ -9,6 +9,8 @@ mod exported;
 mod monitoring;
 #[path = "deploy/promql.rs"]
 mod promql;
+#[path = "deploy/release.rs"]
+mod release;
 #[path = "deploy/systemd.rs"]
 mod systemd;
 
