@@ -13,6 +13,8 @@ mod promql;
 mod release;
 #[path = "deploy/systemd.rs"]
 mod systemd;
+#[path = "deploy/workflows.rs"]
+mod workflows;
 
 use std::{
     collections::BTreeSet,
