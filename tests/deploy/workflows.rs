@@ -1,6 +1,6 @@
-//! `.github` names parts, scripts, tests and actions that exist.
+//! `.github` and the justfile name parts, scripts, tests and actions that exist.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, process::Command};
 
 use serde_json::Value;
 
@@ -114,4 +114,36 @@ fn issue_forms_have_distinct_fields() {
         }
     }
     assert_eq!(yaml(".github/ISSUE_TEMPLATE/config.yml")["blank_issues_enabled"], false);
+}
+
+#[test]
+fn recipes_run_what_exists() {
+    let justfile = read("justfile");
+    let mut seen = 0;
+    for line in justfile.lines().filter_map(|line| line.strip_prefix("    ")) {
+        let mut words =
+            line.trim_start_matches('@').split(' ').skip_while(|word| word.starts_with("UPDATE_DOCS="));
+        let program = words.next().unwrap();
+        let words: Vec<_> = words.collect();
+        seen += 1;
+        match program {
+            "just" => continue,
+            "cargo" => assert!(["clippy", "fmt", "run", "test"].contains(&words[0]), "{line}"),
+            script => assert_script(script),
+        }
+        for pair in words.windows(2) {
+            let exists = match pair {
+                ["--test", name] => in_tree(&format!("tests/{name}.rs")).exists(),
+                ["--lib", filter] => in_tree(&format!("src/{}/tests.rs", filter.replace("::", "/"))).exists(),
+                ["--", command] if !command.starts_with('-') => {
+                    let help =
+                        Command::new(env!("CARGO_BIN_EXE_anteroom")).args([*command, "--help"]).output();
+                    help.unwrap().status.success()
+                }
+                _ => true,
+            };
+            assert!(exists, "{line}");
+        }
+    }
+    assert!(seen >= 8, "{seen} commands were found");
 }
