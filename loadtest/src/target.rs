@@ -40,7 +40,7 @@ pub(crate) struct TargetServer {
     pub(crate) seen: TargetStats,
 }
 
-/// Observations since the last [`TargetServer::forget`].
+/// Observations since the last [`TargetServer::reset_stats`].
 #[derive(Debug, Default)]
 pub(crate) struct TargetStats {
     /// Time of the first 200 from `/health`.

@@ -13,7 +13,7 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
         .split_once(BY_HAND_BEGIN)
         .and_then(|(_, rest)| Some(rest.split_once(BY_HAND_END)?.0))
         .unwrap_or("\n## Request headers\n\nTo be written.\n\n");
-    let mut text = format!(
+    let mut text = String::from(
         "# Configuration\n\n\
          <!-- Generated from the types by `UPDATE_DOCS=1 cargo test --test config`, except the part between the marks at \
          the end. -->\n\n\
@@ -22,8 +22,8 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          # yaml-language-server: $schema=./anteroom.schema.json\n\
          routes:\n  \
          - name: qwen\n    \
-         match: {{ models: [qwen] }}\n    \
-         target: {{ process: {{ command: [vllm, serve, ./qwen, --port, \"{{port}}\"] }} }}\n\
+         match: { models: [qwen] }\n    \
+         target: { process: { command: [vllm, serve, ./qwen, --port, \"{port}\"] } }\n\
          ```\n\n\
          [example.yaml](example.yaml) has every key, mostly with its default.\n\n\
          | to | use |\n| --- | --- |\n\
@@ -41,9 +41,9 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          | address | IP address and port: `0.0.0.0:8080`, `[::]:8080`; port 0 picks a free one |\n\
          | map | arbitrary names, each with a text |\n\n\
          Unknown and duplicate keys are errors.\n\n\
-         `${{env:NAME}}` in a value stands for an environment variable of the proxy, also for numbers and durations; one that \
+         `${env:NAME}` in a value stands for an environment variable of the proxy, also for numbers and durations; one that \
          is not set is an error. Values of variables are texts, never YAML, and errors and `anteroom check` show the \
-         reference instead of a text. Quote it between `[` `]` and `{{` `}}`. `$${{env:` is the text `${{env:`. Nothing else is \
+         reference instead of a text. Quote it between `[` `]` and `{` `}`. `$${env:` is the text `${env:`. Nothing else is \
          expanded: not `$NAME`, not `~`. Editors that use the schema complain about a reference in place of a number or \
          duration. A `ModelRoute` cannot refer to variables.\n\n"
     );
