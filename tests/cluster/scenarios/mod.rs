@@ -26,7 +26,7 @@ use crate::runner::ScenarioEntry;
 /// Builds a list of scenarios; each is an `async fn(Scenario)` of a submodule.
 macro_rules! scenarios {
     ($($module:ident :: $name:ident),* $(,)?) => {
-        &[$(Entry {
+        &[$(ScenarioEntry {
             name: concat!(stringify!($module), "::", stringify!($name)),
             run: |scenario| Box::pin($module::$name(scenario)),
         }),*]
