@@ -93,7 +93,7 @@ pub enum BodyError {
     Broken(hyper::Error),
     #[error("the endpoint paused its answer for more than {}", Period::from(*.0))]
     Paused(Duration),
-    #[error("the request took longer than its route allows")]
+    #[error("the request exceeded `timeouts.request` of the route")]
     TookTooLong,
     #[error(
         "the endpoint encoded its answer as `{0}`, which it was asked not to and which cannot be decoded here"

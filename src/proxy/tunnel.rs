@@ -136,15 +136,15 @@ impl TunnelEnd {
         let route = route.clone();
         Some(match self {
             Self::Closed | Self::ClientBroke => return None,
-            Self::UpstreamBroke => {
-                ProxyError::UpstreamError { route, reason: "the endpoint broke its connection off".into() }
-            }
-            Self::TookTooLong => {
-                ProxyError::UpstreamTimeout { route, reason: "timeouts.request of the route is over".into() }
-            }
-            Self::Quiet => {
-                ProxyError::UpstreamTimeout { route, reason: "nothing was said for too long".into() }
-            }
+            Self::UpstreamBroke => ProxyError::UpstreamError {
+                route,
+                reason: "the endpoint closed the connection without a close frame".into(),
+            },
+            Self::TookTooLong => ProxyError::UpstreamTimeout {
+                route,
+                reason: "the request exceeded `timeouts.request` of the route".into(),
+            },
+            Self::Quiet => ProxyError::UpstreamTimeout { route, reason: "no traffic for too long".into() },
             Self::Draining => ProxyError::Draining { admitted: true },
         })
     }

@@ -89,7 +89,7 @@ pub(super) struct RecordedBody<B> {
 type ConnectionFailure = Arc<Mutex<Option<Box<dyn Error + Send + Sync>>>>;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the request body broke off")]
+#[error("the request body was aborted")]
 pub(super) struct BodyFailed;
 
 // === impl Pool ===

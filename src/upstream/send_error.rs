@@ -23,7 +23,7 @@ pub enum SendError {
     /// answer it.
     #[error("{0} is gone: its pod was deleted or has died")]
     Gone(Box<str>),
-    #[error("the request body broke off: {0}")]
+    #[error("the request body was aborted: {0}")]
     #[strum(serialize = "request_body")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error(

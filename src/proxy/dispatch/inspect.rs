@@ -106,7 +106,8 @@ impl Proxy {
                 front.require_probe();
             }
             permit.suspect();
-            let reason = format!("it answered {}, as a gateway without a server does", head.status.as_u16());
+            let reason =
+                format!("it answered {}, like a gateway without a running server", head.status.as_u16());
             let again = if may_have_run {
                 request.retries.record_reset(permit.endpoint(), &reason)
             } else {
