@@ -45,7 +45,7 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          is not set is an error. Values of variables are texts, never YAML, and errors and `anteroom check` show the \
          reference instead of a text. Quote it between `[` `]` and `{` `}`. `$${env:` is the text `${env:`. Nothing else is \
          expanded: not `$NAME`, not `~`. Editors that use the schema complain about a reference in place of a number or \
-         duration. A `ModelRoute` cannot refer to variables.\n\n"
+         duration. A `ModelRoute` cannot refer to variables.\n\n",
     );
     for section in sections {
         write_section(&mut text, section).unwrap();
