@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{state::Endpoint, upstream::Reuse};
+use crate::{domain::Backoff, state::Endpoint, upstream::Reuse};
 
 /// Counts the failed dispatches of a request.
 ///
@@ -40,8 +40,8 @@ const MAX_RESETS: u8 = 2;
 /// Writes of one request, over all endpoints.
 const MAX_WRITES: u8 = 4;
 
-/// Upper bound of the backoff between two writes. It starts at [`Endpoint::BACKOFF`] and doubles.
-const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(1);
+/// Backoff between two writes.
+const RETRY_BACKOFF: Backoff = Backoff::new(Endpoint::BACKOFF, Duration::from_secs(1));
 
 // === impl RetryBudget ===
 
@@ -91,8 +91,8 @@ impl RetryBudget {
 
     /// Returns the backoff before the next write to the endpoint that reset the last one.
     pub(super) fn backoff(&self) -> Duration {
-        let writes = self.failures.as_ref().map_or(0, |failed| failed.writes);
-        MAX_RETRY_BACKOFF.min(Endpoint::BACKOFF * 2_u32.saturating_pow(u32::from(writes.saturating_sub(1))))
+        let writes = self.failures.as_ref().map_or(1, |failed| failed.writes.max(1));
+        RETRY_BACKOFF.after(writes.into())
     }
 
     /// Returns the number of writes and the reason for not retrying, as a suffix to the last error. `can_resend`: the body
